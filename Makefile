@@ -1,0 +1,35 @@
+# distill: `make run` gives a distilled student, `make test` a green test run. Both start from nothing.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+
+help:  ## List every target
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+install: .venv/installed  ## Create .venv and install what the lock file pins
+
+.venv/installed: pyproject.toml requirements.lock
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[test]'
+	@touch $@
+
+run: install  ## Distil the embedded teacher on the embedded corpus (args="key=value …" to override)
+	$(BIN)/python -m distill $(args)
+
+test: install lint types  ## Lint, check types, run every test
+	$(BIN)/python -m pytest
+
+lint: install  ## Check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install  ## Check types
+	$(BIN)/mypy
+
+lock: install  ## Write down what is installed now
+	$(BIN)/python -m pip freeze --exclude-editable | sed -E 's/\+cpu$$//' > requirements.lock
+
+clean:  ## Remove the virtual environment and caches; outputs/ stays
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache
+
+.PHONY: help install run test lint types lock clean
