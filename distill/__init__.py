@@ -1,0 +1,1 @@
+"""Distil pretrained softmax Transformers into linear-attention students."""

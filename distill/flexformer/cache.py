@@ -1,0 +1,86 @@
+"""The cache that `generate` carries: one fixed-size state per layer instead of a growing list of keys and values."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from .engine import State
+
+
+class StateLayer(CacheLayerMixin):
+    """One layer's engine state, in float32, and how many tokens went into it."""
+
+    is_sliding = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.state: State | None = None
+        self.seen = 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Counts the new tokens and hands them on: the mixer itself folds them into the state."""
+        self.is_initialized = True
+        self.seen += key_states.shape[-2]
+        return key_states, value_states
+
+    def get_seq_length(self, *args: Any) -> int:
+        return self.seen
+
+    def get_mask_sizes(self, query_length: int | Tensor) -> tuple[int, int]:
+        # Before transformers 5.6 the argument is the tensor of cache positions.
+        new = query_length if isinstance(query_length, int) else query_length.shape[0]
+        return self.seen + new, 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+    # The name of the same in transformers 5.0 to 5.12.
+    get_max_cache_shape = get_max_length
+
+    def reset(self) -> None:
+        self.state, self.seen = None, 0
+
+    def _select(self, indices: Tensor) -> None:
+        if self.state is not None:
+            self.state = State(*(part.index_select(0, indices.to(part.device)) for part in self.state))
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self._select(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self._select(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        if self.state is not None:
+            self.state = State(*(part.repeat_interleave(repeats, 0) for part in self.state))
+
+    def crop(self, max_length: int) -> None:
+        raise ValueError("a linear-attention state cannot be cropped: what went into it cannot be taken out again")
+
+    def offload(self) -> None:
+        self._move(torch.device("cpu"))
+
+    def prefetch(self) -> None:
+        raise ValueError("a linear-attention state is small and is not offloaded")
+
+    def _move(self, device: torch.device) -> None:
+        if self.state is not None:
+            self.state = State(*(part.to(device) for part in self.state))
+
+
+class FlexformerCache(Cache):
+    """The states of all layers; `nbytes` is independent of the number of tokens seen."""
+
+    def __init__(self, layers: int):
+        self.states = [StateLayer() for _ in range(layers)]
+        super().__init__(layers=list(self.states))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by the states."""
+        return sum(part.nbytes for layer in self.states if layer.state is not None for part in layer.state)

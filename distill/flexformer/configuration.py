@@ -1,0 +1,44 @@
+"""The configuration of a student: its teacher's own, which attention layers are swapped, and for what mixer."""
+
+from typing import Any
+
+from transformers import AutoConfig, PretrainedConfig
+
+#: Read by generation and by serving tools off the top level; the student shares them with its base.
+SHARED = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "max_position_embeddings",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+)
+
+
+class FlexformerConfig(PretrainedConfig):
+    """base: the teacher's configuration as a dictionary.
+    mixer: {"map": …, "key_weight": …, the map's arguments}.
+    layers: one {"module", "heads", "kv_heads", "head_dim"} per swapped attention module, in the order of the model.
+    """
+
+    model_type = "flexformer"
+
+    def __init__(
+        self,
+        base: dict[str, Any] | None = None,
+        mixer: dict[str, Any] | None = None,
+        layers: list[dict[str, Any]] | None = None,
+        **kwargs: Any,
+    ):
+        self.base, self.mixer, self.layers = base or {}, mixer or {}, layers or []
+        # Off the configuration object and not the dictionary: GPT-2 calls its hidden_size n_embd.
+        base_config = self.base_config() if self.base else None
+        shared = {name: getattr(base_config, name) for name in SHARED if hasattr(base_config, name)}
+        # Tied by the base model itself; the wrapper owns no embedding.
+        super().__init__(**{"tie_word_embeddings": False, **shared, **kwargs})
+
+    def base_config(self) -> PretrainedConfig:
+        """A fresh configuration object of the base model."""
+        options = dict(self.base)
+        return AutoConfig.for_model(options.pop("model_type"), **options)

@@ -1,0 +1,81 @@
+"""The contract that every feature map keeps.
+
+Shape suffixes used in this folder: B batch, H query heads, K key-value heads, N tokens, D head_dim,
+M atoms (frequencies), F feature dimension.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class HeadShape(NamedTuple):
+    """What a mixer has to know of the attention that it replaces."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+    @property
+    def group(self) -> int:
+        """Query heads that share one key-value head."""
+        return self.heads // self.kv_heads
+
+
+class FeatureMap(nn.Module):
+    """A kernel κ(q, k) = φ_q(q)·φ_k(k), with φ_q, φ_k: R^D → R^F.
+
+    Queries and keys arrive after projection and position encoding, each scaled by √scaling. A key's features may
+    come with a log-scale c(k), so that the kernel is e^{c(k)} φ_q(q)·φ_k(k): the engine carries it in a running
+    maximum, and nothing overflows.
+    """
+
+    #: Kernel values can be negative: no log loss, and denominators can vanish.
+    signed = False
+    #: Denominators below this in magnitude are replaced by it (with their sign).
+    epsilon = 1e-20
+
+    def __init__(self, shape: HeadShape, feature_dim: int):
+        super().__init__()
+        self.shape = shape
+        self.feature_dim = feature_dim
+
+    def query_features(self, query: Tensor) -> Tensor:
+        """(B, H, N, D) → (B, H, N, F)."""
+        raise TypeError(f"{type(self).__name__} defines no query features")
+
+    def key_features(self, key: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(B, K, N, D) → features (B, K, N, F) and their log-scale (B, K, N), None where it is 0."""
+        raise TypeError(f"{type(self).__name__} defines no key features")
+
+    def minimum(self) -> Tensor | float:
+        """The exact minimum of κ (broadcasts to (H, N, N)); rounding must not take a kernel below it."""
+        return 0.0
+
+
+def project(x: Tensor, frequency: Tensor) -> Tensor:
+    """Per head ω_m·x: (B, H, N, D) and (H, M, D) → (B, H, N, M)."""
+    # A model served in half precision has such parameters; the arithmetic stays in that of x, which is float32.
+    return x @ frequency.transpose(-1, -2).to(x.dtype)
+
+
+def atoms(features: int, per_atom: int, name: str) -> int:
+    """How many atoms of `per_atom` features each fit into `features`; the rest is left unused."""
+    if features < per_atom:
+        raise ValueError(f"mixer.features={features} is too small for {name}: it needs at least {per_atom}")
+    return features // per_atom
+
+
+def draw_frequencies(heads: int, rows: int, head_dim: int, scale: float) -> Tensor:
+    """Frequencies (heads, rows, head_dim) ~ N(0, scale² I), orthogonal in blocks of head_dim.
+
+    Each block is a random rotation whose rows get the lengths of independent Gaussian vectors, so that every
+    row alone is exactly Gaussian and the rows of a block repel each other (Yu et al. 2016, arXiv:1610.09072).
+    """
+    blocks = -(-rows // head_dim)
+    rotation, upper = torch.linalg.qr(torch.randn(heads, blocks, head_dim, head_dim))
+    # QR as libraries compute it prefers some signs; with the diagonal of R positive its Q is uniform.
+    rotation = rotation * upper.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]
+    lengths = torch.randn(heads, blocks, head_dim, head_dim).norm(dim=-1, keepdim=True)
+    return scale * (rotation * lengths).flatten(1, 2)[:, :rows].clone()

@@ -1,0 +1,138 @@
+"""The student as transformers sees it: the teacher's own architecture with mixers in place of softmax."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, PreTrainedModel
+from transformers.generation import GenerationMixin
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from .cache import FlexformerCache
+from .configuration import FlexformerConfig
+from .feature_map import HeadShape
+from .mixer import Mixer
+
+#: The name under which base models find the swapped attention.
+ATTENTION = "flexformer"
+
+
+def attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    flexformer_cache: FlexformerCache | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: q (B, H, N, D), k and v (B, K, N, D) → (B, N, H, D).
+
+    The registry that holds this function is global while mixers are not: it answers with the mixer of the module
+    that calls, so that several students live in one process.
+    """
+    if attention_mask is not None:
+        if attention_mask.dim() != 2:
+            raise ValueError("a flexformer takes a 2-D padding mask (batch, tokens), no other")
+        attention_mask = attention_mask[:, -key.shape[2] :]
+    layer = None if flexformer_cache is None else flexformer_cache.states[module.layer_idx]
+    out, state = module.mixer(
+        query,
+        key,
+        value,
+        query.shape[-1] ** -0.5 if scaling is None else scaling,
+        attention_mask,
+        None if layer is None else layer.state,
+    )
+    if layer is not None:
+        layer.state = state
+    return out.transpose(1, 2).contiguous(), None
+
+
+def padding_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+    """transformers' mask interface. Without one of its own, an attention would never be told of the padding."""
+    return attention_mask
+
+
+AttentionInterface.register(ATTENTION, attend)
+AttentionMaskInterface.register(ATTENTION, padding_mask)
+
+
+class FlexformerForCausalLM(PreTrainedModel, GenerationMixin):
+    """A causal language model whose attention layers are linear: `config.layers` names them, `config.mixer` how."""
+
+    config_class = FlexformerConfig
+    base_model_prefix = "lm"
+    supports_gradient_checkpointing = True
+    # What went into a state cannot be taken out again: assisted decoding, which rolls back, is refused.
+    _is_stateful = True
+
+    def __init__(self, config: FlexformerConfig):
+        super().__init__(config)
+        self.lm = AutoModelForCausalLM.from_config(config.base_config(), attn_implementation=ATTENTION)
+        for layer in config.layers:
+            shape = HeadShape(layer["heads"], layer["kv_heads"], layer["head_dim"])
+            self.lm.get_submodule(layer["module"]).mixer = Mixer(shape, config.mixer)
+        self.post_init()
+
+    @property
+    def mixers(self) -> list[Mixer]:
+        """The mixers in the order of `config.layers`."""
+        return [self.lm.get_submodule(layer["module"]).mixer for layer in self.config.layers]
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: FlexformerCache | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """As the base model's own; `past_key_values` is a FlexformerCache and grows with the batch alone.
+
+        position_ids is named because `generate` gives a padded batch its positions only where it finds the name.
+        """
+        use_cache = not self.training if use_cache is None else use_cache
+        if past_key_values is None and use_cache:
+            past_key_values = self.new_cache()
+        if past_key_values is not None and not hasattr(past_key_values, "nbytes"):
+            raise ValueError(f"a flexformer keeps states, and cannot use a {type(past_key_values).__name__}")
+        return self.lm(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            flexformer_cache=past_key_values,
+            **kwargs,
+        )
+
+    def new_cache(self) -> FlexformerCache:
+        return FlexformerCache(len(self.config.layers))
+
+    def _prepare_cache_for_generation(  # type: ignore[override]  # its arguments change between versions
+        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
+        if generation_config.cache_implementation is not None:
+            kind = generation_config.cache_implementation
+            raise ValueError(f"cache_implementation={kind}: a flexformer has one fixed-size state; leave it out")
+        if generation_config.use_cache and model_kwargs.get("past_key_values") is None:
+            model_kwargs["past_key_values"] = self.new_cache()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Mixers draw their own parameters when built, and everything else is the teacher's."""
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.lm.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.lm.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.lm.set_output_embeddings(new_embeddings)
