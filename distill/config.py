@@ -1,0 +1,154 @@
+"""What a run may be told, typed. The values stand in `conf/` and `recipes/`; this file says which there are.
+
+A DictConfig stops here: `read` turns what Hydra composed into these dataclasses, and the rest of the program sees
+nothing else.
+"""
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from .errors import UserError
+
+
+@dataclass
+class Teacher:
+    """path: a directory or a hub name. architecture, vocabulary: what `goal=teacher` builds and trains instead."""
+
+    path: str | None
+    dtype: str
+    architecture: dict[str, Any] | None
+    vocabulary: int | None
+
+
+@dataclass
+class Domain:
+    """One kind of text. path: `python` (the embedded corpus), a local file or folder, or a hub data set.
+
+    name: the hub configuration, or the part of the embedded corpus. validation: a split or a local file; null holds
+    out a part of the training text. weight: its share of the training blocks, relative to the others'.
+    """
+
+    path: str
+    name: str | None = None
+    split: str = "train"
+    validation: str | None = None
+    column: str = "text"
+    weight: float = 1.0
+
+
+@dataclass
+class Data:
+    """path, name: shorthand for a single domain, replacing `domains`. context: tokens in a block."""
+
+    path: str | None
+    name: str | None
+    validation: str | None
+    domains: dict[str, Domain]
+    context: int
+    validation_blocks: int
+    streaming: bool
+    workers: int
+
+
+@dataclass
+class Pretrain:
+    """The training of a teacher from scratch: next-token cross-entropy."""
+
+    max_steps: int
+    batch_size: int
+    learning_rate: float
+    warmup: float
+    weight_decay: float
+
+
+@dataclass
+class Attention:
+    """Stage 1. loss: kl | output | both. negative: μ, the price of negative weights in signed maps.
+
+    queries: how many of a block's queries, drawn anew each step, have their KL taken; null for all.
+    """
+
+    max_steps: int
+    batch_size: int
+    learning_rate: float
+    warmup: float
+    loss: str
+    queries: int | None
+    negative: float
+
+
+@dataclass
+class Lora:
+    rank: int
+    alpha: int
+
+
+@dataclass
+class Logits:
+    """Stage 2. train: all | lora | mixers. cross_entropy: weight of the next-token loss beside the teacher's KL."""
+
+    max_steps: int
+    batch_size: int
+    learning_rate: float
+    mixer_learning_rate: float
+    warmup: float
+    weight_decay: float
+    temperature: float
+    cross_entropy: float
+    train: str
+    lora: Lora
+
+
+@dataclass
+class Stages:
+    pretrain: Pretrain
+    attention: Attention
+    logits: Logits
+
+
+@dataclass
+class Measure:
+    """batch_size of evaluations; fidelity_blocks per domain; map_tokens: side of the attention maps kept to look at.
+
+    teacher_tuned: run the control, the teacher trained on the tokens of stage 2.
+    """
+
+    batch_size: int
+    fidelity_blocks: int
+    map_tokens: int
+    teacher_tuned: bool
+
+
+@dataclass
+class Report:
+    sections: list[str]
+
+
+@dataclass
+class Config:
+    """One run. goal: `student` distils, `teacher` trains a teacher. trainer, logger: Hydra nodes with a _target_."""
+
+    recipe: str
+    goal: str
+    seed: int
+    run_dir: str
+    teacher: Teacher
+    data: Data
+    mixer: dict[str, Any]
+    stages: Stages
+    measure: Measure
+    report: Report
+    trainer: dict[str, Any]
+    logger: dict[str, Any] | None
+
+
+def read(composed: DictConfig) -> Config:
+    """The composed configuration as a `Config`; UserError names the key that does not fit."""
+    try:
+        return cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), composed)))
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or "the configuration"
+        raise UserError(f"{key}: {str(error).splitlines()[0]}") from error

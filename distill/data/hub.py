@@ -1,0 +1,52 @@
+"""A hub data set → its texts; all that can go wrong on the way is said in one line."""
+
+import datasets
+import httpx
+from datasets import Dataset, IterableDataset
+from datasets.exceptions import DatasetsError
+
+from ..config import Domain
+from ..errors import UserError
+
+
+def load(domain: Domain, split: str, streaming: bool) -> Dataset | IterableDataset:
+    """The split's texts in the single column `text`.
+
+    UserError if the hub or the data set cannot be reached, or if it lacks the configuration, split or column.
+    """
+    try:
+        return _text_column(_load(domain, split, streaming), domain)
+    except (OSError, httpx.HTTPError) as error:
+        raise UserError(
+            f"data.path={domain.path} could not be reached ({_first_line(error)}): check the name and the network, "
+            "or give a local file or folder instead"
+        ) from error
+    except (ValueError, RuntimeError, DatasetsError) as error:
+        raise UserError(f"data.path={domain.path}: {_first_line(error.__cause__ or error)}") from error
+
+
+def has_split(domain: Domain, split: str, streaming: bool) -> bool:
+    """Whether a data set that has been loaded before has this split too."""
+    try:
+        _load(domain, split, streaming)
+    except ValueError:
+        # Another split came from the same place, so what is wrong is the split.
+        return False
+    return True
+
+
+def _load(domain: Domain, split: str, streaming: bool) -> Dataset | IterableDataset:
+    return datasets.load_dataset(domain.path, domain.name, split=split, streaming=streaming)
+
+
+def _text_column(texts: Dataset | IterableDataset, domain: Domain) -> Dataset | IterableDataset:
+    # A stream may not know its columns before its first row.
+    columns = texts.column_names or list(next(iter(texts), {}))
+    if domain.column not in columns:
+        raise UserError(f"{domain.path} has no column {domain.column}: set `column` to one of {', '.join(columns)}")
+    texts = texts.select_columns([domain.column])
+    return texts if domain.column == "text" else texts.rename_column(domain.column, "text")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

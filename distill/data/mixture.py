@@ -1,0 +1,155 @@
+"""Several domains → the batches that a stage trains on, mixed by weight, and the blocks that it is measured on."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import torch
+from datasets import Dataset, IterableDataset, interleave_datasets
+from torch.utils.data import DataLoader, RandomSampler
+from transformers import PreTrainedTokenizerBase
+
+from ..config import Data, Domain
+from ..errors import UserError
+from .packing import pack
+from .sources import is_local, load
+
+#: Of the training blocks, the share that is held out where a domain has no validation text.
+HELD_OUT = 0.05
+#: Blocks of a stream among which the next one is drawn.
+BUFFER = 1000
+
+Blocks: TypeAlias = Dataset | IterableDataset
+
+
+class Packed(NamedTuple):
+    train: Blocks
+    validation: Dataset
+
+
+@dataclass
+class Corpus:
+    """Blocks of `context` tokens by domain, in the column `input_ids`.
+
+    train: streams where the configuration asked for streaming. validation: in the order of the text.
+    weights: each domain's share of the training blocks; they sum to one. seed: decides how domains take turns.
+    workers: processes that load batches.
+    """
+
+    train: dict[str, Blocks]
+    validation: dict[str, Dataset]
+    weights: dict[str, float]
+    seed: int
+    workers: int
+
+    def batches(self, steps: int, batch_size: int, seed: int) -> DataLoader:
+        """Exactly `steps` batches {"input_ids": (batch_size, context), int64}, the same ones for the same seed.
+
+        Text that is too short is read again, each time in a new order.
+        """
+        if isinstance(self._mixed, IterableDataset):
+            stream = self._mixed.shuffle(seed=seed, buffer_size=BUFFER).take(steps * batch_size)
+            # A second worker would read the same stream beside the first.
+            return self._loader(stream, batch_size, seed, workers=min(self.workers, 1))
+        order = torch.Generator().manual_seed(seed)
+        sampler = RandomSampler(self._mixed, num_samples=steps * batch_size, generator=order)
+        return self._loader(self._mixed, batch_size, seed, self.workers, sampler)
+
+    def evaluation(self, domain: str, batch_size: int) -> DataLoader:
+        """The domain's validation blocks in order; the last batch may be smaller."""
+        return self._loader(self.validation[domain], batch_size, self.seed, workers=0)
+
+    @cached_property
+    def _mixed(self) -> Blocks:
+        """All domains in one data set. A stream has no end: each domain starts again when it is through."""
+        domains, shares = list(self.train.values()), list(self.weights.values())
+        endless = [domain.repeat(None) if isinstance(domain, IterableDataset) else domain for domain in domains]
+        mixed = interleave_datasets(endless, probabilities=shares, seed=self.seed, stopping_strategy="all_exhausted")
+        # Interleaving streams loses their format.
+        return mixed.with_format("torch")
+
+    def _loader(
+        self, blocks: Blocks, batch_size: int, seed: int, workers: int, sampler: RandomSampler | None = None
+    ) -> DataLoader:
+        # A generator of its own: the loader would otherwise draw from the program's.
+        generator = torch.Generator().manual_seed(seed)
+        return DataLoader(blocks, batch_size, sampler=sampler, num_workers=workers, generator=generator)
+
+
+def prepare(config: Data, tokenizer: PreTrainedTokenizerBase, seed: int) -> Corpus:
+    """Loads, tokenises and packs every domain; a second run with the same text and tokenizer reads it from disk.
+
+    Where a domain has no validation text, the last 5 % of its packed blocks (at least one) are held out, or, of a
+    stream, the first `validation_blocks`. At most `validation_blocks` are kept, evenly spread over the text; of a
+    stream the first ones. UserError names the key or file that does not fit.
+    """
+    domains = _checked(config)
+    packed = {name: _packed(name, domain, config, tokenizer) for name, domain in domains.items()}
+    total = sum(domain.weight for domain in domains.values())
+    return Corpus(
+        train={name: blocks.train for name, blocks in packed.items()},
+        validation={name: blocks.validation for name, blocks in packed.items()},
+        weights={name: domain.weight / total for name, domain in domains.items()},
+        seed=seed,
+        workers=config.workers,
+    )
+
+
+def training_texts(config: Data) -> Iterator[str]:
+    """Every document that `prepare` would train on, domain by domain: what a tokenizer is made from."""
+    for domain in _checked(config).values():
+        for row in load(domain, config.streaming).train:
+            yield row["text"]
+
+
+def _checked(config: Data) -> dict[str, Domain]:
+    if config.context < 2:
+        raise UserError(f"data.context={config.context} leaves no token to predict: give at least 2")
+    if config.validation_blocks < 1:
+        raise UserError(f"data.validation_blocks={config.validation_blocks} measures nothing: give at least 1")
+    domains = config.domains if config.path is None else _single(config.path, config)
+    if not domains:
+        raise UserError("data has no domain: give data.path, or an entry in data.domains")
+    for name, domain in domains.items():
+        if domain.weight <= 0:
+            raise UserError(f"data.domains.{name}.weight={domain.weight}: give a positive weight, or leave it out")
+    return domains
+
+
+def _single(path: str, config: Data) -> dict[str, Domain]:
+    """`data.path` as a domain, named after the part of the embedded corpus, the file without extensions, or the hub."""
+    local = Path(path).expanduser().resolve().name.split(".")[0]
+    name = config.name or path if path == "python" else local if is_local(path) else path.split("/")[-1]
+    return {name: Domain(path, name=config.name, validation=config.validation)}
+
+
+def _packed(name: str, domain: Domain, config: Data, tokenizer: PreTrainedTokenizerBase) -> Packed:
+    texts, wanted = load(domain, config.streaming), config.validation_blocks
+    train = pack(texts.train, tokenizer, config.context, name)
+    if texts.validation is not None:
+        return Packed(train, _spread(pack(texts.validation, tokenizer, config.context, f"{name} (validation)"), wanted))
+    if isinstance(train, IterableDataset):
+        return Packed(_some(train.skip(wanted), name, config), _spread(train, wanted))
+    held_out = max(1, int(HELD_OUT * len(train)))
+    rest = _some(train.select(range(len(train) - held_out)), name, config)
+    return Packed(rest, _spread(train.select(range(len(train) - held_out, len(train))), wanted))
+
+
+def _spread(blocks: Blocks, wanted: int) -> Dataset:
+    """At most `wanted` blocks, evenly spread over the text; of a stream, whose length is unknown, the first ones."""
+    if isinstance(blocks, IterableDataset):
+        return Dataset.from_list(list(blocks.with_format(None).take(wanted))).with_format("torch")
+    kept = min(wanted, len(blocks))
+    return blocks.select([i * len(blocks) // kept for i in range(kept)])
+
+
+def _some(train: Blocks, name: str, config: Data) -> Blocks:
+    """What is left to train on once blocks are held out."""
+    if next(iter(train), None) is None:
+        raise UserError(
+            f"domain {name} has no block of data.context={config.context} left to train on once some are held out "
+            "for validation: give more text, a smaller context, or data.validation"
+        )
+    return train
