@@ -1,0 +1,60 @@
+"""What a section hands to the page. All text is plain: the page escapes it."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Fact:
+    """A value with its name, and what helps to read it."""
+
+    label: str
+    value: str
+    detail: str = ""
+
+
+@dataclass
+class Table:
+    """rows: cells as they are to be read. labels: how many leading columns name a row; the others are numbers."""
+
+    caption: str
+    columns: list[str]
+    rows: list[list[str]]
+    labels: int = 1
+
+
+@dataclass
+class Figure:
+    """name: becomes part of a file name. svg: a drawing with its alternative text, see `figures.draw`."""
+
+    name: str
+    caption: str
+    alt: str
+    svg: str
+
+
+@dataclass
+class Section:
+    """One part of the report.
+
+    intro: what the numbers mean. data: goes into report.json as it is. verdict: the answer in a sentence or two,
+    computed from the data. numbers: what the eye should meet first. figures: rows of those to be compared.
+    notes: what is absent or must not be misread.
+    """
+
+    title: str
+    intro: str
+    data: dict[str, Any]
+    verdict: str = ""
+    numbers: list[Fact] = field(default_factory=list)
+    facts: list[Fact] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    figures: list[list[Figure]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Skipped:
+    """A section that is not in the report, and why."""
+
+    reason: str

@@ -1,0 +1,128 @@
+"""The decision on one screen: how good the student is, what it cost to make and when its state is smaller."""
+
+from typing import Any
+
+from ..losses import loss_figures
+from ..plots import staircase
+from ..quantities import DASH, count, duration, number, share, size, times, with_error
+from ..run import ArtefactError, Run
+from ..section import Fact, Figure, Section, Table
+from ..verdict import verdict
+
+#: The perplexities on the way from teacher to student, in order.
+STEPS = {"teacher_ppl": "teacher", "swapped_ppl": "swapped in", "stage1_ppl": "after stage 1", "student_ppl": "student"}
+STAGES = {"attention": "stage 1, attention maps", "logits": "stage 2, logits"}
+
+
+def section(run: Run) -> Section:
+    data = complete(run.json("measurements/headline.json"))
+    figures, notes = [steps_figure(data)], []
+    try:
+        figures += loss_figures(run)
+    except ArtefactError as error:
+        notes.append(f"No loss curves: {error}.")
+    if not data["teacher_tuned_ppl"]:
+        notes.append(f"No control, the teacher trained on the same tokens: {why_untuned(run)}.")
+    return Section(
+        title="Headline",
+        intro="Perplexity on held-out text: the same text and context for teacher and student. The ratio is student "
+        "over teacher, so 1.00× loses nothing; ± is one standard error over the blocks read. Swapped in: with the "
+        "mixers as initialised, before any training.",
+        data=data,
+        verdict=verdict(data),
+        numbers=[domain_number(data, domain) for domain in data["teacher_ppl"]],
+        facts=facts(data),
+        tables=[perplexity_table(data), stage_table(data)],
+        figures=[figures],
+        notes=notes,
+    )
+
+
+def complete(found: dict[str, Any]) -> dict[str, Any]:
+    """What was measured, null where a domain was not, and the two quotients that follow from it."""
+    domains = list(found["teacher_ppl"])
+    data = dict(found)
+    for name in (*STEPS, "ratio", "ratio_error", "agreement", "evaluation_tokens"):
+        data[name] = {domain: (found.get(name) or {}).get(domain) for domain in domains}
+    data["teacher_tuned_ppl"] = tuned = found.get("teacher_tuned_ppl")
+    data["student_over_tuned"] = {d: over(data["student_ppl"][d], (tuned or {}).get(d)) for d in domains}
+    state, cache = data["state_bytes"], data["cache_bytes_per_token"]
+    data["state_smaller_from_tokens"] = state // cache + 1 if cache else None
+    return data
+
+
+def over(value: float | None, base: float | None) -> float | None:
+    return None if value is None or not base else value / base
+
+
+def domain_number(data: dict[str, Any], domain: str) -> Fact:
+    error = data["ratio_error"][domain]
+    parts = [
+        "" if error is None else f"± {error:.3f}",
+        f"perplexity {number(data['teacher_ppl'][domain])} → {number(data['student_ppl'][domain])}",
+        f"same first choice for {share(data['agreement'][domain])} of tokens",
+    ]
+    return Fact(domain, times(data["ratio"][domain]), " · ".join(filter(None, parts)))
+
+
+def facts(data: dict[str, Any]) -> list[Fact]:
+    cache, tokens, parameters = data["cache_bytes_per_token"], data["state_smaller_from_tokens"], data["parameters"]
+    return [
+        Fact("State", size(data["state_bytes"]), "one sequence, any length"),
+        Fact("Teacher's cache", size(cache * data["context"]), f"at {data['context']:,} tokens; {size(cache)} each"),
+        Fact("State is smaller from", f"{tokens:,} tokens" if tokens else DASH, "of context"),
+        Fact("Trained on", f"{count(total(data['tokens']))} tokens", "both stages"),
+        Fact("Took", duration(total(data["seconds"])), "from data to measurements"),
+        Fact(
+            "Parameters",
+            count(parameters["student"]),
+            f"teacher {count(parameters['teacher'])}; mixers {count(parameters['mixers'])}",
+        ),
+    ]
+
+
+def perplexity_table(data: dict[str, Any]) -> Table:
+    tuned = data["teacher_tuned_ppl"]
+    columns = ["Domain", *map(str.capitalize, STEPS.values()), "Ratio", "Same first choice"]
+    columns += ["Teacher tuned", "Student / tuned"] if tuned else []
+    rows = []
+    for domain in data["teacher_ppl"]:
+        row = [domain, *(number(data[step][domain]) for step in STEPS)]
+        row += [with_error(data["ratio"][domain], data["ratio_error"][domain]), share(data["agreement"][domain])]
+        row += [number(tuned.get(domain)), times(data["student_over_tuned"][domain])] if tuned else []
+        rows.append([*row, count(data["evaluation_tokens"][domain])])
+    return Table(f"Perplexity at {data['context']:,} tokens of context", [*columns, "Tokens read"], rows)
+
+
+def stage_table(data: dict[str, Any]) -> Table:
+    tokens, seconds = data["tokens"], data["seconds"]
+    rows = [
+        [
+            STAGES.get(stage, stage),
+            count(tokens.get(stage)),
+            duration(seconds.get(stage)),
+            count(over(tokens.get(stage), seconds.get(stage))),
+        ]
+        for stage in dict.fromkeys([*seconds, *tokens])
+    ]
+    return Table("Tokens and time by stage", ["Stage", "Tokens", "Time", "Tokens per second"], rows)
+
+
+def steps_figure(data: dict[str, Any]) -> Figure:
+    values = {
+        domain: [over(data[step][domain], teacher) for step in STEPS] for domain, teacher in data["teacher_ppl"].items()
+    }
+    told = "; ".join(f"{domain} {', '.join(map(times, heights))}" for domain, heights in values.items())
+    alt = f"Perplexity over the teacher's, {' → '.join(STEPS.values())}: {told}."
+    caption = "From teacher to student: perplexity as a multiple of the teacher's, on a logarithmic scale."
+    return Figure("staircase", caption, alt, staircase(list(STEPS.values()), values, "perplexity / teacher's", alt))
+
+
+def total(by_stage: dict[str, float | None]) -> float:
+    return sum(value or 0 for value in by_stage.values())
+
+
+def why_untuned(run: Run) -> str:
+    if run.setting("measure.teacher_tuned") is False:
+        return "measure.teacher_tuned was off"
+    return "measurements/headline.json holds none"

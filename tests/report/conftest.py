@@ -1,0 +1,134 @@
+"""A run directory with believable numbers, as the pipeline leaves one."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+LAYERS, HEADS, CONTEXT, MAP_TOKENS = 4, 4, 512, 64
+
+CONFIG = """\
+recipe: quick
+seed: 3
+teacher: {path: teachers/books-6x512}
+mixer: {map: spectral, features: 126, key_weight: linear}
+stages: {attention: {loss: kl}}
+measure: {teacher_tuned: true}
+report: {sections: [headline, fidelity]}
+"""
+
+
+def write_run(path: Path, domains: tuple[str, ...] = ("code", "prose")) -> Path:
+    """Write every artefact of a run on `domains`."""
+    (path / "measurements").mkdir(parents=True)
+    (path / "student").mkdir()
+    (path / "config.yaml").write_text(CONFIG)
+    dump(path / "measurements/headline.json", headline(domains))
+    fidelity, maps = heads(domains)
+    dump(path / "measurements/fidelity.json", fidelity)
+    save_file(maps, path / "measurements/fidelity_maps.safetensors")
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in steps()))
+    dump(path / "student/provenance.json", {"teacher": {"name": "books-6x512", "weights": "5f2c"}, "seeds": [3]})
+    return path
+
+
+def dump(file: Path, content: Any) -> None:
+    file.write_text(json.dumps(content))
+
+
+def headline(domains: tuple[str, ...]) -> dict[str, Any]:
+    def by_domain(first: float, growth: float) -> dict[str, float]:
+        return {domain: first * growth**place for place, domain in enumerate(domains)}
+
+    return {
+        "teacher_ppl": by_domain(9.42, 2.3),
+        "swapped_ppl": by_domain(70.1, 1.7),
+        "stage1_ppl": by_domain(15.9, 1.7),
+        "student_ppl": by_domain(11.13, 2.18),
+        "ratio": by_domain(1.1815, 0.948),
+        "ratio_error": by_domain(0.0093, 0.6),
+        "teacher_tuned_ppl": by_domain(9.17, 2.28),
+        "agreement": by_domain(0.823, 0.95),
+        "evaluation_tokens": {domain: 131072 for domain in domains},
+        "context": CONTEXT,
+        "tokens": {"attention": 1228800, "logits": 1638400},
+        "seconds": {"data": 14.2, "attention": 213.5, "logits": 402.8, "measure": 61.0},
+        "parameters": {"teacher": 44730368, "student": 45123584, "mixers": 393216},
+        "state_bytes": 3120 * 1024,
+        "cache_bytes_per_token": 12288,
+        "mixer": {"map": "spectral", "features": 126},
+    }
+
+
+def heads(domains: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """fidelity.json and the maps of a best, a median and a worst head."""
+    random = np.random.default_rng(0)
+    measured, shown, maps = {}, [], {}
+    for domain in domains:
+        kl = random.gamma(1.3, 0.12, (LAYERS, HEADS))
+        entropy = random.uniform(0.6, 4.2, (LAYERS, HEADS))
+        measured[domain] = {
+            "kl": kl.tolist(),
+            "output_error": (0.4 * kl * random.uniform(0.6, 1.4, kl.shape)).tolist(),
+            "entropy_teacher": entropy.tolist(),
+            "entropy_student": (entropy + 0.8 * kl).tolist(),
+            "negative_share": np.zeros_like(kl).tolist(),
+            "smallest_denominator": (10.0 ** random.uniform(-5, -1, kl.shape)).tolist(),
+        }
+        order = np.argsort(kl, axis=None)
+        for why, place in (("best", 0), ("median", len(order) // 2), ("worst", -1)):
+            layer, head = (int(index) for index in np.unravel_index(order[place], kl.shape))
+            shown.append({"domain": domain, "layer": layer, "head": head, "why": why})
+            for whose, blur in (("teacher", 0.0), ("student", float(kl[layer, head]))):
+                maps[f"{domain}.{layer}.{head}.{whose}"] = attention(random, blur)
+    fidelity = {"layers": LAYERS, "heads": HEADS, "comparable": True, "domains": measured, "shown": shown}
+    return fidelity | {"tokens": 8192}, maps
+
+
+def attention(random: np.random.Generator, blur: float) -> np.ndarray:
+    """Causal weights: near tokens, the first token and a few distant ones, flattened by `blur`."""
+    query, key = np.ogrid[:MAP_TOKENS, :MAP_TOKENS]
+    scores = -(query - key) / 3.0 + 9 * (key == 0) + 7 * (random.random((MAP_TOKENS, MAP_TOKENS)) > 0.97)
+    weights = np.where(key <= query, np.exp(scores / (1 + 2 * blur)), 0)
+    shares: np.ndarray = weights / weights.sum(1, keepdims=True)
+    return shares.astype(np.float32)
+
+
+def steps() -> list[dict[str, Any]]:
+    """300 logged steps of stage 1, with layers, and 400 of stage 2."""
+    random = np.random.default_rng(1)
+    lines: list[dict[str, Any]] = []
+    for stage, number, start, end in (("attention", 300, 1.6, 0.14), ("logits", 400, 0.9, 0.11)):
+        for step in range(1, number + 1):
+            loss = (end + (start - end) * step**-0.7) * random.uniform(0.93, 1.07)
+            line = {
+                "stage": stage,
+                "step": step,
+                "tokens": 4096 * step,
+                "loss": loss,
+                "lr": 0.03,
+                "seconds": 0.7 * step,
+            }
+            layers = [loss * size for size in (0.5, 0.8, 1.1, 1.6)]
+            lines.append(line | ({"layers": layers} if stage == "attention" else {}))
+    return lines
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a run below the test's folder: make_run(name="run", domains=("code", "prose"))."""
+
+    def make(name: str = "run", domains: tuple[str, ...] = ("code", "prose")) -> Path:
+        return write_run(tmp_path / name, domains)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete run, to read only."""
+    return write_run(tmp_path_factory.mktemp("runs") / "run")

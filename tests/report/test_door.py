@@ -1,0 +1,63 @@
+"""`python -m distill.report`: exit codes and the one line that a mistake is worth."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from distill.report.__main__ import main
+
+MakeRun = Callable[..., Path]
+
+
+def test_the_module_runs_and_imports_no_training_code(make_run: MakeRun) -> None:
+    run = make_run()
+    code = (
+        "import sys; from distill.report.__main__ import main; code = main(sys.argv[1:]); "
+        "sys.exit(code or any(name in sys.modules for name in ('torch', 'lightning', 'transformers')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"{run / 'report' / 'report.html'}\n"
+
+
+def test_without_sections_those_of_the_run_are_rebuilt(make_run: MakeRun) -> None:
+    run = make_run()
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("sections: [headline, fidelity]", "sections: [headline]"))
+    assert main([str(run)]) == 0
+    assert "not asked for" in (run / "report/report.md").read_text().split("fidelity:")[1].splitlines()[0]
+    (run / "config.yaml").unlink()
+    assert main([str(run)]) == 0
+    assert "fidelity:" not in (run / "report/report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nowhere"], "nowhere: no such run directory"),
+        (["empty"], "empty: not a run directory"),
+        (["run", "--sections", "headline,colour"], "'colour' is unknown; there are fidelity, headline, provenance"),
+        (["run", "--sections", "../run"], "'../run' is unknown"),
+        (["torn"], "config.yaml: not readable as YAML"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    make_run: MakeRun,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    said: str,
+) -> None:
+    make_run()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn/config.yaml").write_text("recipe: [")
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert said in printed.err and printed.err.count("\n") == 1
+    assert printed.out == "" and not list(tmp_path.glob("*/report"))

@@ -1,0 +1,165 @@
+"""What the sections say about the numbers they are given."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from distill.report.run import Run
+from distill.report.section import Section
+from distill.report.sections import load
+
+MakeRun = Callable[..., Path]
+HEADLINE, FIDELITY = "measurements/headline.json", "measurements/fidelity.json"
+
+
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These tests read what is said; drawing takes most of the time of a report."""
+    monkeypatch.setattr("distill.report.plots.draw", lambda paint, height, alt: "")
+
+
+def section(name: str, run: Path, **changes: Any) -> Section:
+    """A section after changes to its JSON artefact."""
+    file = run / f"measurements/{name}.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    return load(name)(Run(run))
+
+
+def test_the_verdict_is_computed(make_run: MakeRun) -> None:
+    verdict = section("headline", make_run()).verdict
+    assert verdict.replace("\N{NO-BREAK SPACE}", " ") == (
+        "Perplexity is 1.18× the teacher's on code and 1.12× on prose. "
+        "Against the teacher trained on the same tokens it is 1.21× on code and 1.16× on prose. "
+        "The decoding state stays at 3.05 MiB; the teacher's cache is larger from 261 tokens on."
+    )
+
+
+@pytest.mark.parametrize(("state", "tokens"), [(999, 10), (1000, 11), (1001, 11)])
+def test_the_cache_must_be_larger_not_equal(make_run: MakeRun, state: int, tokens: int) -> None:
+    data = section("headline", make_run(), state_bytes=state, cache_bytes_per_token=100).data
+    assert data["state_smaller_from_tokens"] == tokens
+    assert 100 * (tokens - 1) <= state < 100 * tokens
+
+
+def test_a_gain_beyond_the_measured_context_is_called_so(make_run: MakeRun) -> None:
+    verdict = section("headline", make_run(), state_bytes=12288 * 600).verdict
+    assert verdict.endswith("from 601 tokens on, which is beyond the 512 measured here.")
+
+
+def test_a_difference_within_its_error_is_not_sold_as_one(make_run: MakeRun) -> None:
+    verdict = section(
+        "headline", make_run(), ratio={"code": 1.01, "prose": 1.1}, ratio_error={"code": 0.006, "prose": 0.01}
+    ).verdict
+    assert "1.10× on prose; on code the two are level within two standard errors." in verdict
+
+
+def test_a_diverged_domain_is_in_the_verdict(make_run: MakeRun) -> None:
+    run = make_run()
+    text = (run / HEADLINE).read_text()
+    found = json.loads(text)
+    found["ratio"]["code"] = found["student_ppl"]["code"] = float("inf")
+    (run / HEADLINE).write_text(json.dumps(found))
+    shown = load("headline")(Run(run))
+    assert "On code it has no finite ratio." in shown.verdict
+    assert shown.data["ratio"]["code"] is None
+
+
+def test_many_domains_are_told_by_their_extremes(make_run: MakeRun) -> None:
+    verdict = section("headline", make_run(domains=("a", "b", "c", "d"))).verdict
+    assert verdict.startswith("Perplexity is between 1.01× (d) and 1.18× (a) the teacher's, over 4 domains.")
+
+
+def test_without_a_control_the_reason_is_given(make_run: MakeRun) -> None:
+    run = make_run()
+    shown = section("headline", run, teacher_tuned_ppl=None)
+    assert shown.notes == ["No control, the teacher trained on the same tokens: measurements/headline.json holds none."]
+    assert "Teacher tuned" not in shown.tables[0].columns
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("teacher_tuned: true", "teacher_tuned: false"))
+    assert "measure.teacher_tuned was off" in load("headline")(Run(run)).notes[0]
+
+
+def test_a_stage_that_was_not_run_leaves_dashes(make_run: MakeRun) -> None:
+    table = section("headline", make_run(), stage1_ppl=None).tables[0]
+    assert [row[3] for row in table.rows] == ["–", "–"]
+
+
+def test_loss_curves_survive_a_line_cut_off_and_go_without_a_log(make_run: MakeRun) -> None:
+    run = make_run()
+    log = run / "metrics.jsonl"
+    log.write_text(log.read_text()[:-40])
+    names = [figure.name for row in section("headline", run).figures for figure in row]
+    assert names == ["staircase", "loss-attention", "loss-logits"]
+    log.unlink()
+    shown = load("headline")(Run(run))
+    assert [figure.name for row in shown.figures for figure in row] == ["staircase"]
+    assert shown.notes == ["No loss curves: metrics.jsonl is missing."]
+
+
+def test_the_worst_heads_come_first(make_run: MakeRun) -> None:
+    run = make_run()
+    found = json.loads((run / FIDELITY).read_text())
+    found["domains"]["prose"]["kl"][2][1] = 9.87
+    found["domains"]["code"]["kl"][0][0] = 8.76
+    rows = section("fidelity", run, domains=found["domains"]).tables[0].rows
+    assert [row[:4] for row in rows[:2]] == [["prose", "2", "1", "9.87"], ["code", "0", "0", "8.76"]]
+    assert len(rows) == 10
+
+
+def test_the_summary_is_over_heads(make_run: MakeRun) -> None:
+    run = make_run()
+    found = json.loads((run / FIDELITY).read_text())
+    found["domains"]["code"]["kl"] = [[0.0, 0.1, 0.2, None]] * 3 + [[0.0, 0.1, 0.2, 0.9]]
+    summary = section("fidelity", run, domains=found["domains"]).data["summary"]["code"]["kl"]
+    assert summary == pytest.approx({"mean": (4 * 0.3 + 0.9) / 13, "median": 0.1, "worst": 0.9})
+
+
+def test_a_signed_map_is_ordered_by_output_error_and_called_not_comparable(make_run: MakeRun) -> None:
+    run = make_run()
+    shown = section("fidelity", run, comparable=False)
+    assert any("not comparable" in note for note in shown.notes)
+    errors = [float(row[4]) for row in shown.tables[0].rows]
+    assert errors == sorted(errors, reverse=True)
+    assert shown.numbers[0].label == "code, output error"
+
+
+def test_a_mixer_without_kl_is_shown_by_output_error(make_run: MakeRun) -> None:
+    run = make_run()
+    found = json.loads((run / FIDELITY).read_text())
+    for kinds in found["domains"].values():
+        kinds["kl"] = [[None] * 4] * 4
+    shown = section("fidelity", run, domains=found["domains"])
+    assert "No KL: this mixer has none." in shown.notes
+    assert shown.data["summary"]["code"]["kl"] == {"mean": None, "median": None, "worst": None}
+    assert [figure.name for figure in shown.figures[0]] == ["output_error-code", "output_error-prose"]
+
+
+def test_attention_maps_missing_damaged_or_signed(make_run: MakeRun) -> None:
+    run = make_run()
+    file = run / "measurements/fidelity_maps.safetensors"
+    maps = load_file(file)
+    student = next(key for key in maps if key.endswith("student"))
+
+    save_file(maps | {student: maps[student] - 0.01}, file)
+    captions = [figure.caption for row in load("fidelity")(Run(run)).figures for figure in row]
+    assert sum("negative weights are pink" in caption for caption in captions) == 1
+
+    save_file({key: weights for key, weights in maps.items() if key != student}, file)
+    assert f"has no '{student}'" in load("fidelity")(Run(run)).notes[0]
+
+    file.write_bytes(file.read_bytes()[:100])
+    assert "fidelity_maps.safetensors is damaged or cut off" in load("fidelity")(Run(run)).notes[0]
+
+    file.unlink()
+    shown = load("fidelity")(Run(run))
+    assert shown.notes == ["No attention maps: measurements/fidelity_maps.safetensors is missing."]
+    assert len(shown.figures) == 2
+
+
+def test_provenance_is_flattened(make_run: MakeRun) -> None:
+    rows = load("provenance")(Run(make_run())).tables[0].rows
+    assert rows == [["teacher.name", "books-6x512"], ["teacher.weights", "5f2c"], ["seeds", "3"]]
