@@ -1,0 +1,102 @@
+"""The door: `python -m distill recipe=NAME [key=value …]`. Hydra composes, `config.read` types, a pipeline runs."""
+
+import difflib
+import os
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from .config import read
+from .errors import UserError
+
+
+def folder(name: str) -> Path:
+    """`conf` or `recipes`: inside the package where it was installed from a wheel, else beside it."""
+    package = Path(__file__).parent
+    return package / name if (package / name).is_dir() else package.parent / name
+
+
+def register_recipes() -> None:
+    """Make every recipes/NAME.yaml an option of the group `recipe`, laid over the whole configuration."""
+    for path in sorted(folder("recipes").glob("*.yaml")):
+        ConfigStore.instance().store(group="recipe", name=path.stem, node=OmegaConf.load(path), package="_global_")
+
+
+def run_directory(composed: DictConfig) -> str:
+    """run_dir as asked for, or outputs/<recipe>/<date_time>; each job of a sweep has one of its own."""
+    if composed.run_dir is not None:
+        return composed.run_dir
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        return HydraConfig.get().runtime.output_dir
+    return f"outputs/{composed.recipe}/{datetime.now():%Y-%m-%d_%H-%M-%S}"
+
+
+def run(composed: DictConfig) -> None:
+    try:
+        composed.run_dir = run_directory(composed)
+        config = read(composed)
+        # Imported late: torch and transformers take seconds, and --help or a mistyped key need neither.
+        from .pipeline import PIPELINES
+
+        if config.goal not in PIPELINES:
+            raise UserError(f"goal={config.goal} is unknown; known: {', '.join(PIPELINES)}")
+        PIPELINES[config.goal](config)
+    except UserError as error:
+        # Here and not in `main`, because Hydra announces every exception that reaches it.
+        sys.exit(fail(str(error)))
+
+
+def explain(error: Exception, known: list[str]) -> str:
+    """Hydra's message on one line, with the nearest known key where one was mistyped."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        group, _, option = (error.missing_cfg_file or "").rpartition("/")
+        return f"{group}={option} is unknown; known: {', '.join(error.options)}"
+    if lines and lines[0].startswith("Could not override"):
+        key = lines[0].split("'")[1]
+        near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
+        return f"unknown key {key}" + (f"; did you mean {', '.join(near)}?" if near else "; see --help")
+    return " ".join(lines)
+
+
+def known_keys() -> list[str]:
+    """Every dotted key of the default configuration."""
+    with hydra.initialize_config_dir(str(folder("conf")), version_base="1.3"):
+        composed = OmegaConf.to_container(hydra.compose("config"), resolve=False)
+    keys: list[str] = []
+
+    def walk(node: Any, prefix: str) -> None:
+        for name, value in node.items():
+            keys.append(f"{prefix}{name}")
+            if isinstance(value, dict):
+                walk(value, f"{prefix}{name}.")
+
+    walk(composed, "")
+    return keys
+
+
+def main() -> None:
+    register_recipes()
+    # Otherwise Hydra prints a page of its own about an error and exits with 1.
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    try:
+        hydra.main(version_base="1.3", config_path=str(folder("conf")), config_name="config")(run)()
+    except HydraException as error:
+        sys.exit(fail(explain(error, known_keys())))
+
+
+def fail(message: str) -> int:
+    print(f"distill: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""The hand-off: student/ with all that another machine needs to run it, and where it came from."""
+
+import json
+import platform
+import shutil
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from .config import Config
+from .flexformer.configuration import FlexformerConfig
+from .flexformer.model import FlexformerForCausalLM
+from .rundir import RunDirectory
+from .teacher import Teacher
+
+#: Whose versions a result depends on.
+PACKAGES = ("distill", "torch", "transformers", "datasets", "lightning", "hydra-core", "peft")
+
+FlexformerConfig.register_for_auto_class()
+FlexformerForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+
+
+def export(student: FlexformerForCausalLM, teacher: Teacher, config: Config, run: RunDirectory) -> Path:
+    """Writes student/: configuration, weights, the flexformer files, tokenizer, model card, provenance.
+
+    Written under another name and renamed when whole, so that a student/ that exists is complete.
+    """
+    unfinished = run.student.with_suffix(".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    student.cpu().save_pretrained(unfinished)
+    teacher.tokenizer.save_pretrained(unfinished)
+    source = provenance(teacher, config)
+    (unfinished / "provenance.json").write_text(json.dumps(source, indent=1), encoding="utf-8")
+    (unfinished / "README.md").write_text(student_card(config, run), encoding="utf-8")
+    unfinished.rename(run.student)
+    return run.student
+
+
+def provenance(teacher: Teacher, config: Config) -> dict[str, Any]:
+    """Where a student comes from: enough to make it again."""
+    return {
+        "teacher": {
+            "name": teacher.name,
+            "model_type": teacher.model.config.model_type,
+            "parameters": teacher.model.num_parameters(),
+            "weights_sha256": teacher.weights_hash(),
+        },
+        "recipe": config.recipe,
+        "seed": config.seed,
+        "data": {
+            "path": config.data.path,
+            "domains": {name: vars(domain) for name, domain in config.data.domains.items()},
+            "context": config.data.context,
+        },
+        "mixer": config.mixer,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "git_commit": git_commit(),
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that distill runs from, marked + where it has changes; None outside one."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+STUDENT_CARD = """---
+library_name: transformers
+tags: [flexformer, linear-attention, distillation]
+---
+# {name}
+
+A linear-attention student of `{teacher}`, made by `distill` with recipe `{recipe}` (mixer `{mixer}`, F ≤ {features}).
+It decodes with a state of {state:.2f} MiB per sequence at any length.
+
+| text | teacher perplexity | student perplexity | ratio | same next token |
+|---|---|---|---|---|
+{rows}
+
+Measured on {tokens} held-out tokens at context {context}; the text is named in `provenance.json`.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+inputs = tokenizer("def ", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))
+```
+
+The code that runs it lies beside the weights; `distill` is not needed. Trained and measured on the text above alone:
+perplexity on it says little about recall over long distances.
+"""
+
+
+def student_card(config: Config, run: RunDirectory) -> str:
+    """The student's README.md, from measurements/headline.json."""
+    headline = json.loads((run.path / "measurements" / "headline.json").read_text(encoding="utf-8"))
+    rows = [
+        f"| {domain} | {headline['teacher_ppl'][domain]:.2f} | {headline['student_ppl'][domain]:.2f} "
+        f"| {headline['ratio'][domain]:.3f} | {headline['agreement'][domain]:.1%} |"
+        for domain in headline["ratio"]
+    ]
+    return STUDENT_CARD.format(
+        name="student",
+        teacher=config.teacher.path,
+        recipe=config.recipe,
+        mixer=config.mixer["map"],
+        features=config.mixer["features"],
+        state=headline["state_bytes"] / 2**20,
+        rows="\n".join(rows),
+        tokens=sum(headline["evaluation_tokens"].values()),
+        context=config.data.context,
+    )

@@ -1,0 +1,101 @@
+"""The whole story on one screen: from a configuration to a distilled student and a report."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from lightning import seed_everything
+from safetensors.torch import save_file
+
+from .checkpoint import export
+from .config import Config, Pretrain
+from .data import Corpus, prepare
+from .flexformer.model import FlexformerForCausalLM
+from .measure.fidelity import measure_fidelity
+from .measure.headline import Readings, measure_headline
+from .measure.perplexity import Reading, read
+from .pretrain import train_teacher
+from .report import render
+from .rundir import RunDirectory
+from .stages.attention import AttentionStage
+from .stages.fit import device_of, fit
+from .stages.language import LanguageStage
+from .stages.logits import LogitsStage
+from .student import build_student, check_mixer
+from .teacher import Teacher, load_teacher
+
+
+def distil(config: Config) -> Path:
+    """Runs a recipe; returns the run directory with student/ and report/ in place."""
+    check_mixer(config.mixer)
+    seed_everything(config.seed)
+    teacher = load_teacher(config.teacher, config.data.context)
+    run = RunDirectory.create(config)
+    with run.timed("data"):
+        corpus = prepare(config.data, teacher.tokenizer, config.seed)
+    student = build_student(teacher, config.mixer)
+    readings: Readings = {}
+    tokens: dict[str, int] = {}
+
+    readings["teacher"] = read_domains(teacher.model, corpus, config, run)
+    readings["swapped"] = read_domains(student, corpus, config, run)
+    tokens["attention"] = match_maps(teacher, student, corpus, config, run)
+    readings["stage1"] = read_domains(student, corpus, config, run)
+    with run.timed("measure"):
+        measure_fidelity(teacher, student.mixers, corpus, config.measure, run, device_of(config))
+    student, tokens["logits"] = match_logits(teacher, student, corpus, config, run)
+    readings["student"] = read_domains(student, corpus, config, run)
+    if config.measure.teacher_tuned:
+        readings["teacher_tuned"] = tune_teacher(teacher, corpus, config, run)
+
+    measure_headline(teacher, student, readings, tokens, config, run)
+    export(student, teacher, config, run)
+    render(run.path, config.report.sections)
+    return run.path
+
+
+def match_maps(
+    teacher: Teacher, student: FlexformerForCausalLM, corpus: Corpus, config: Config, run: RunDirectory
+) -> int:
+    """Stage 1; leaves the fitted mixers in kernels/ and returns the tokens seen."""
+    tokens = 0
+    if config.stages.attention.max_steps:
+        stage = AttentionStage(teacher, student.mixers, config.stages.attention)
+        tokens = fit(stage, "attention", config.stages.attention, corpus, config, run)
+    kernels = torch.nn.ModuleList(student.mixers).state_dict()
+    save_file({name: each.cpu() for name, each in kernels.items()}, run.folder("kernels") / "mixture.safetensors")
+    return tokens
+
+
+def match_logits(
+    teacher: Teacher, student: FlexformerForCausalLM, corpus: Corpus, config: Config, run: RunDirectory
+) -> tuple[FlexformerForCausalLM, int]:
+    """Stage 2; returns the student and the tokens seen."""
+    if not config.stages.logits.max_steps:
+        return student, 0
+    stage = LogitsStage(teacher, student, config.stages.logits)
+    tokens = fit(stage, "logits", config.stages.logits, corpus, config, run)
+    return stage.finished(), tokens
+
+
+def tune_teacher(teacher: Teacher, corpus: Corpus, config: Config, run: RunDirectory) -> dict[str, Reading]:
+    """The control: the teacher itself, trained on the tokens of stage 2 for as many steps."""
+    logits = config.stages.logits
+    wanted = Pretrain(logits.max_steps, logits.batch_size, logits.learning_rate, logits.warmup, logits.weight_decay)
+    tuned = copy.deepcopy(teacher.model).float()
+    fit(LanguageStage(tuned, wanted), "teacher_tuned", wanted, corpus, config, run)
+    return read_domains(tuned, corpus, config, run)
+
+
+def read_domains(model: torch.nn.Module, corpus: Corpus, config: Config, run: RunDirectory) -> dict[str, Reading]:
+    """The model's reading of every domain's held-out text."""
+    with run.timed("measure"):
+        return {
+            domain: read(model, corpus.evaluation(domain, config.measure.batch_size), device_of(config))
+            for domain in corpus.validation
+        }
+
+
+#: What a run can be for, by the name used in `goal`.
+PIPELINES: dict[str, Callable[[Config], Path]] = {"student": distil, "teacher": train_teacher}

@@ -1,0 +1,128 @@
+"""The story of `goal=teacher`: a tokenizer and a softmax model trained from scratch, ready to be a teacher."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import seed_everything
+from tokenizers import ByteLevelBPETokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from .config import Config
+from .config import Teacher as Wanted
+from .data import prepare, training_texts
+from .errors import UserError
+from .measure.perplexity import Reading, read
+from .rundir import RunDirectory
+from .stages.fit import device_of, fit
+from .stages.language import LanguageStage
+from .teacher import check_context
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+def train_teacher(config: Config) -> Path:
+    """Runs a teacher recipe; returns the run directory with teacher/ in place."""
+    seed_everything(config.seed)
+    if config.teacher.vocabulary is None or config.teacher.architecture is None:
+        raise UserError("goal=teacher needs teacher.vocabulary and teacher.architecture")
+    run = RunDirectory.create(config)
+    with run.timed("data"):
+        tokenizer = train_tokenizer(training_texts(config.data), config.teacher.vocabulary)
+        corpus = prepare(config.data, tokenizer, config.seed)
+    model = build_model(config.teacher, tokenizer, config.data.context)
+
+    tokens = fit(LanguageStage(model, config.stages.pretrain), "pretrain", config.stages.pretrain, corpus, config, run)
+
+    # Measured in the precision that is saved.
+    model.to(torch.bfloat16).float()
+    readings = {
+        domain: read(model, corpus.evaluation(domain, config.measure.batch_size), device_of(config))
+        for domain in corpus.validation
+    }
+    save(model, tokenizer, readings, tokens, config, run)
+    return run.path
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer (GPT-2's kind) of `vocabulary` entries; entry 0 ends a text."""
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(texts, vocab_size=vocabulary, special_tokens=[END_OF_TEXT])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe._tokenizer, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, unk_token=END_OF_TEXT
+    )
+
+
+def build_model(wanted: Wanted, tokenizer: PreTrainedTokenizerFast, context: int) -> Any:
+    """The untrained model of teacher.architecture; UserError where transformers refuses it."""
+    architecture = dict(wanted.architecture or {})
+    end = tokenizer.eos_token_id
+    try:
+        model_config = AutoConfig.for_model(
+            architecture.pop("model_type", ""),
+            **{"vocab_size": len(tokenizer), "bos_token_id": end, "eos_token_id": end, **architecture},
+        )
+        check_context(model_config, context)
+        return AutoModelForCausalLM.from_config(model_config, dtype=torch.float32)
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"teacher.architecture: {str(error).splitlines()[0]}") from error
+
+
+def save(
+    model: Any,
+    tokenizer: PreTrainedTokenizerFast,
+    readings: dict[str, Reading],
+    tokens: int,
+    config: Config,
+    run: RunDirectory,
+) -> None:
+    """teacher/: configuration, bfloat16 weights, tokenizer and a model card with training and perplexities."""
+    model.cpu().to(torch.bfloat16).save_pretrained(run.teacher)
+    tokenizer.model_max_length = config.data.context
+    tokenizer.save_pretrained(run.teacher)
+    (run.teacher / "README.md").write_text(card(model, readings, tokens, config, run), encoding="utf-8")
+
+
+CARD = """# {name}
+
+A softmax language model to distil from, trained from scratch by `python -m distill recipe={recipe}`.
+
+- Architecture: {model_type}, {parameters:.2f} M parameters, bfloat16. {architecture}
+- Tokenizer: byte-level BPE, {vocabulary} entries, trained on the same text.
+- Text: {text}
+- Training: {steps} steps of {batch} blocks of {context} tokens ({tokens:.1f} M tokens), AdamW, learning rate {lr:g},
+  {warmup:.0%} warm-up then cosine, weight decay {decay:g}, seed {seed}, {seconds:.0f} s on {device}.
+
+| held-out text | tokens | perplexity at context {context} |
+|---|---|---|
+{rows}
+
+Perplexities are of this model's own vocabulary and cannot be compared with those of another tokenizer.
+"""
+
+
+def card(model: Any, readings: dict[str, Reading], tokens: int, config: Config, run: RunDirectory) -> str:
+    wanted, device = config.stages.pretrain, device_of(config)
+    rows = [f"| {name} | {reading.tokens} | {reading.perplexity:.2f} |" for name, reading in readings.items()]
+    return CARD.format(
+        name=config.recipe,
+        recipe=config.recipe,
+        model_type=model.config.model_type,
+        parameters=model.num_parameters() / 1e6,
+        architecture=json.dumps(config.teacher.architecture),
+        vocabulary=model.config.vocab_size,
+        text="; ".join(f"{name} (`{domain.path}`)" for name, domain in config.data.domains.items()),
+        steps=wanted.max_steps,
+        batch=wanted.batch_size,
+        context=config.data.context,
+        tokens=tokens / 1e6,
+        lr=wanted.learning_rate,
+        warmup=wanted.warmup,
+        decay=wanted.weight_decay,
+        seed=config.seed,
+        seconds=run.seconds["pretrain"],
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "a CPU",
+        rows="\n".join(rows),
+    )

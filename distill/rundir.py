@@ -1,0 +1,80 @@
+"""The run directory: what a run leaves behind, and where."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from .config import Config
+from .errors import UserError
+
+
+class RunDirectory:
+    """Names the parts of a run directory, writes the small ones, and keeps the clock of the stages."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.seconds: dict[str, float] = {}
+
+    @classmethod
+    def create(cls, config: Config) -> "RunDirectory":
+        """A new run directory holding config.yaml; UserError where a run already lives or nothing can be written."""
+        path = Path(config.run_dir).expanduser()
+        if (path / "config.yaml").exists():
+            raise UserError(f"run_dir={path} already holds a run; choose another directory or remove it")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            (path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(asdict(config))), encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"run_dir={path} cannot be written: {error.strerror}") from error
+        return cls(path)
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def student(self) -> Path:
+        return self.path / "student"
+
+    @property
+    def teacher(self) -> Path:
+        return self.path / "teacher"
+
+    def folder(self, name: str) -> Path:
+        path = self.path / name
+        path.mkdir(exist_ok=True)
+        return path
+
+    def write_measurement(self, section: str, values: dict[str, Any]) -> None:
+        """measurements/SECTION.json, which the report renders. NaN has no place in JSON and becomes null."""
+        path = self.folder("measurements") / f"{section}.json"
+        path.write_text(json.dumps(_finite(values), indent=1), encoding="utf-8")
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Adds the wall-clock time of the block to `seconds[stage]`."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.monotonic() - start
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [_finite(entry) for entry in value]
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return None
+    return value

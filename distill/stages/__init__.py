@@ -1,0 +1,1 @@
+"""The stages as Lightning modules: `language` trains a teacher, `attention` and `logits` distil it."""

@@ -1,0 +1,64 @@
+"""Stage 1: each layer's mixer is fitted to its own layer's attention map, all layers from one teacher pass."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import config
+from ..errors import UserError
+from ..flexformer.mixer import Mixer
+from ..maploss import log_student, log_teacher, map_kl, negative_share, output_error
+from ..teacher import Heads, Teacher
+from .stage import Stage, warmup_cosine
+
+LOSSES = ("kl", "output", "both")
+
+
+class AttentionStage(Stage):
+    """Trains mixers on the teacher's own queries, keys and values; no copy of the student takes part."""
+
+    def __init__(self, teacher: Teacher, mixers: list[Mixer], wanted: config.Attention):
+        super().__init__()
+        if wanted.loss not in LOSSES:
+            raise UserError(f"stages.attention.loss={wanted.loss} is unknown; known: {', '.join(LOSSES)}")
+        self.teacher, self.wanted = teacher, wanted
+        self.mixers = nn.ModuleList(mixers)
+
+    def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
+        heads = self.teacher.heads(batch["input_ids"])
+        queries = self.draw_queries(batch["input_ids"].shape[1])
+        with torch.autocast(self.device.type, enabled=False):
+            layers = [self.layer_loss(mixer, each, queries) for mixer, each in zip(self.mixers, heads, strict=True)]
+        losses = torch.stack(layers)
+        self.losses = {f"layer {i}": loss for i, loss in enumerate(losses.detach())}
+        # A sum, although layers differ by orders of magnitude: no parameter belongs to two layers, and Adam divides
+        # every gradient by its own size.
+        return losses.sum()
+
+    def draw_queries(self, length: int) -> Tensor | None:
+        """The positions whose attention is compared in this step: an unbiased sample of all, None for all."""
+        if self.wanted.queries is None or self.wanted.queries >= length:
+            return None
+        return torch.randperm(length, device=self.device)[: self.wanted.queries]
+
+    def layer_loss(self, mixer: Any, heads: Heads, queries: Tensor | None) -> Tensor:
+        """Mean over heads, queries and batch of the loss of one layer."""
+        features = mixer.features(heads.query.float(), heads.key.float(), heads.scaling)
+        if mixer.map.signed:
+            # log A is undefined where A ≤ 0.
+            return (output_error(heads, features) + self.wanted.negative * negative_share(features)).mean()
+        loss = torch.zeros((), device=self.device)
+        if self.wanted.loss in ("kl", "both"):
+            loss = loss + map_kl(log_teacher(heads, queries), log_student(mixer, features, queries)).mean()
+        if self.wanted.loss in ("output", "both"):
+            loss = loss + output_error(heads, features).mean()
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.Adam(trainable, lr=self.wanted.learning_rate)
+        return warmup_cosine(optimizer, self.wanted.max_steps, self.wanted.warmup)
+
+    def on_fit_start(self) -> None:
+        self.teacher.to(self.device)

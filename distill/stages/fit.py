@@ -1,0 +1,58 @@
+"""Running a stage: the Trainer from the configuration, with what every stage wants beside it."""
+
+import logging
+from typing import Any, Protocol
+
+import hydra
+import torch
+from lightning import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from ..config import Config
+from ..data import Corpus
+from ..rundir import RunDirectory
+from .callbacks import Meter, NumberGuard, ProgressBar
+from .stage import Stage
+
+# What remains are warnings; that there is no TPU is none.
+logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+
+
+class Wanted(Protocol):
+    """What every stage's configuration has."""
+
+    max_steps: int
+    batch_size: int
+
+
+def fit(stage: Stage, name: str, wanted: Wanted, corpus: Corpus, config: Config, run: RunDirectory) -> int:
+    """Runs one stage of `wanted.max_steps` optimiser steps; returns the tokens it has seen."""
+    steps = wanted.max_steps * config.trainer["accumulate_grad_batches"]
+    meter = Meter(name, run, config.trainer["log_every_n_steps"])
+    trainer = make_trainer(
+        config,
+        max_steps=wanted.max_steps,
+        callbacks=[meter, NumberGuard(name), ProgressBar(name), checkpoints(name, wanted.max_steps, run)],
+        logger=hydra.utils.instantiate(config.logger, save_dir=str(run.path)) if config.logger else False,
+        default_root_dir=str(run.path),
+    )
+    with run.timed(name):
+        trainer.fit(stage, corpus.batches(steps, wanted.batch_size, config.seed))
+    return meter.tokens
+
+
+def make_trainer(config: Config, **kwargs: Any) -> Trainer:
+    """The configured lightning.Trainer, without what it would print about itself."""
+    quiet = {"enable_model_summary": False, "num_sanity_val_steps": 0, "_convert_": "all"}
+    return hydra.utils.instantiate(config.trainer, **kwargs, **quiet)
+
+
+def device_of(config: Config) -> torch.device:
+    """The device that the configured Trainer trains on."""
+    trainer = make_trainer(config, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    return trainer.strategy.root_device
+
+
+def checkpoints(name: str, steps: int, run: RunDirectory) -> ModelCheckpoint:
+    """The newest state of the stage, every quarter of it."""
+    return ModelCheckpoint(run.checkpoints, f"{name}-{{step}}", every_n_train_steps=max(1, steps // 4))

@@ -1,0 +1,91 @@
+"""Stage 2: the whole student on the teacher's logits."""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import peft
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from .. import config
+from ..errors import UserError
+from ..flexformer.model import FlexformerForCausalLM
+from ..teacher import Teacher
+from .stage import Stage, warmup_cosine
+
+
+class LogitsStage(Stage):
+    """Minimises T² KL(teacher‖student) at temperature T, mean over tokens, plus an optional next-token loss."""
+
+    def __init__(self, teacher: Teacher, student: FlexformerForCausalLM, wanted: config.Logits):
+        super().__init__()
+        if wanted.train not in TRAIN:
+            raise UserError(f"stages.logits.train={wanted.train} is unknown; known: {', '.join(TRAIN)}")
+        self.teacher, self.wanted = teacher, wanted
+        self.student = TRAIN[wanted.train](student, wanted)
+
+    def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
+        input_ids = batch["input_ids"]
+        logits = self.student(input_ids=input_ids, use_cache=False).logits.float()
+        loss = logit_kl(self.teacher.logits(input_ids).float(), logits, self.wanted.temperature)
+        if self.wanted.cross_entropy:
+            next_token = cross_entropy(logits[:, :-1].flatten(0, 1), input_ids[:, 1:].flatten())
+            loss = loss + self.wanted.cross_entropy * next_token
+        self.losses = {"logits": loss.detach()}
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        wanted = self.wanted
+        trainable = [(name, each) for name, each in self.student.named_parameters() if each.requires_grad]
+        mixers = [each for name, each in trainable if ".mixer." in name]
+        rest = [each for name, each in trainable if ".mixer." not in name]
+        groups = [
+            {"params": mixers, "lr": wanted.mixer_learning_rate, "weight_decay": 0.0},
+            {"params": rest, "lr": wanted.learning_rate, "weight_decay": wanted.weight_decay},
+        ]
+        optimizer = torch.optim.AdamW([group for group in groups if group["params"]])
+        return warmup_cosine(optimizer, wanted.max_steps, wanted.warmup)
+
+    def on_fit_start(self) -> None:
+        self.teacher.to(self.device)
+
+    def finished(self) -> FlexformerForCausalLM:
+        """The trained student, adapters merged into its weights."""
+        merged = self.student.merge_and_unload() if isinstance(self.student, peft.PeftModel) else self.student
+        return cast(FlexformerForCausalLM, merged)
+
+
+def logit_kl(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
+    """T² Σ_v p (log p − log s) with p = softmax(teacher/T), s = softmax(student/T): (B, N, V) → mean over B and N."""
+    target = (teacher / temperature).log_softmax(-1)
+    gap = target - (student / temperature).log_softmax(-1)
+    return temperature**2 * (target.exp() * gap).sum(-1).mean()
+
+
+def train_all(student: FlexformerForCausalLM, wanted: config.Logits) -> nn.Module:
+    return student.requires_grad_(True)
+
+
+def train_mixers(student: FlexformerForCausalLM, wanted: config.Logits) -> nn.Module:
+    student.requires_grad_(False)
+    for mixer in student.mixers:
+        mixer.requires_grad_(True)
+    return student
+
+
+def train_lora(student: FlexformerForCausalLM, wanted: config.Logits) -> nn.Module:
+    """Adapters on every linear layer, and the mixers whole."""
+    options = peft.LoraConfig(r=wanted.lora.rank, lora_alpha=wanted.lora.alpha, target_modules="all-linear")
+    adapted = peft.get_peft_model(student, options)
+    for mixer in student.mixers:
+        mixer.requires_grad_(True)
+    return adapted
+
+
+#: What stage 2 may change, by the name used in stages.logits.train.
+TRAIN: dict[str, Callable[[FlexformerForCausalLM, config.Logits], nn.Module]] = {
+    "all": train_all,
+    "lora": train_lora,
+    "mixers": train_mixers,
+}

@@ -1,0 +1,30 @@
+"""What all stages share: named losses, and a learning rate that warms up and then falls to nought."""
+
+import math
+from typing import Any
+
+from lightning import LightningModule
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+
+class Stage(LightningModule):
+    """A stage's `training_step` leaves the parts of its loss in `losses`: they are logged, and name where a NaN is."""
+
+    losses: dict[str, Tensor]
+
+
+def warmup_cosine(optimizer: Optimizer, max_steps: int, warmup: float) -> dict[str, Any]:
+    """Linear warm-up, then a cosine to 0, as Lightning's optimiser dictionary.
+
+    warmup: the share of `max_steps` that the rise takes.
+    """
+    rise = max(1, round(warmup * max_steps))
+
+    def factor(step: int) -> float:
+        if step < rise:
+            return (step + 1) / rise
+        return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, max_steps - rise)))
+
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}

@@ -1,0 +1,39 @@
+"""The student: the teacher's architecture and weights, with mixers in the place of softmax."""
+
+import copy
+from typing import Any
+
+from .errors import UserError
+from .flexformer.configuration import FlexformerConfig
+from .flexformer.mixer import check_options
+from .flexformer.model import FlexformerForCausalLM
+from .teacher import Teacher
+
+
+def build_student(teacher: Teacher, mixer: dict[str, Any]) -> FlexformerForCausalLM:
+    """A student that equals the teacher in all but its attention; its mixers are as drawn.
+
+    Works on copies: an architecture built from the teacher's own configuration object would switch the teacher's
+    attention as well.
+    """
+    base = teacher.model.config.to_dict()
+    base["dtype"] = "float32"
+    try:
+        config = FlexformerConfig(base=base, mixer=mixer, layers=copy.deepcopy(teacher.layers))
+        student = FlexformerForCausalLM(config)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    missing, unexpected = student.lm.load_state_dict(teacher.model.state_dict(), strict=False)
+    strangers = [name for name in missing if ".mixer." not in name] + list(unexpected)
+    if strangers:
+        raise UserError(f"teacher.path={teacher.name}: the student has no place for {strangers[0]}")
+    student.generation_config = copy.deepcopy(teacher.model.generation_config)
+    return student.float()
+
+
+def check_mixer(mixer: dict[str, Any]) -> None:
+    """UserError for an unknown or missing mixer key, before anything slow begins."""
+    try:
+        check_options(mixer)
+    except ValueError as error:
+        raise UserError(str(error)) from error
