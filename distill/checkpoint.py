@@ -4,7 +4,7 @@ import json
 import platform
 import shutil
 import subprocess
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +54,17 @@ def provenance(teacher: Teacher, config: Config) -> dict[str, Any]:
             "context": config.data.context,
         },
         "mixer": config.mixer,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "versions": {"python": platform.python_version(), **{name: installed(name) for name in PACKAGES}},
         "git_commit": git_commit(),
     }
+
+
+def installed(package: str) -> str | None:
+    """Its version; None for a distill that runs from a checkout without being installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def git_commit() -> str | None:

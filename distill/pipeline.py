@@ -60,7 +60,8 @@ def match_maps(
 ) -> int:
     """Stage 1; leaves the fitted mixers in kernels/ and returns the tokens seen."""
     tokens = 0
-    if config.stages.attention.max_steps:
+    learns = any(True for mixer in student.mixers for _ in mixer.parameters())
+    if config.stages.attention.max_steps and learns:
         stage = AttentionStage(teacher, student.mixers, config.stages.attention)
         tokens = fit(stage, "attention", config.stages.attention, corpus, config, run)
     kernels = torch.nn.ModuleList(student.mixers).state_dict()

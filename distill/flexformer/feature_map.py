@@ -78,4 +78,4 @@ def draw_frequencies(heads: int, rows: int, head_dim: int, scale: float) -> Tens
     # QR as libraries compute it prefers some signs; with the diagonal of R positive its Q is uniform.
     rotation = rotation * upper.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]
     lengths = torch.randn(heads, blocks, head_dim, head_dim).norm(dim=-1, keepdim=True)
-    return scale * (rotation * lengths).flatten(1, 2)[:, :rows].clone()
+    return scale * (rotation * lengths).flatten(1, 2)[:, :rows].contiguous()
