@@ -68,11 +68,13 @@ class Pretrain:
 class Attention:
     """Stage 1. loss: kl | output | both. negative: μ, the price of negative weights in signed maps.
 
+    place: start the maps that can from centroids of the teacher's keys instead of at random.
     queries: how many of a block's queries, drawn anew each step, have their KL taken; null for all.
     """
 
     max_steps: int
     batch_size: int
+    place: bool
     learning_rate: float
     warmup: float
     loss: str

@@ -15,6 +15,7 @@ from .flexformer.model import FlexformerForCausalLM
 from .measure.fidelity import measure_fidelity
 from .measure.headline import Readings, measure_headline
 from .measure.perplexity import Reading, read
+from .placement import place_kernels
 from .pretrain import train_teacher
 from .report import render
 from .rundir import RunDirectory
@@ -35,6 +36,8 @@ def distil(config: Config) -> Path:
     with run.timed("data"):
         corpus = prepare(config.data, teacher.tokenizer, config.seed)
     student = build_student(teacher, config.mixer)
+    if config.stages.attention.place:
+        place_kernels(teacher, student.mixers, corpus, config.seed, device_of(config))
     readings: Readings = {}
     tokens: dict[str, int] = {}
 

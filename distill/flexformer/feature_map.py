@@ -35,6 +35,8 @@ class FeatureMap(nn.Module):
     signed = False
     #: Denominators below this in magnitude are replaced by it (with their sign).
     epsilon = 1e-20
+    #: How many points of key space `place` takes; 0 for a map whose frequencies are no such points.
+    centroids = 0
 
     def __init__(self, shape: HeadShape, feature_dim: int):
         super().__init__()
@@ -48,6 +50,10 @@ class FeatureMap(nn.Module):
     def key_features(self, key: Tensor) -> tuple[Tensor, Tensor | None]:
         """(B, K, N, D) → features (B, K, N, F) and their log-scale (B, K, N), None where it is 0."""
         raise TypeError(f"{type(self).__name__} defines no key features")
+
+    def place(self, centroids: Tensor) -> None:
+        """Start from these points among the scaled keys, (K, `centroids`, D), instead of from the draw."""
+        raise TypeError(f"{type(self).__name__} has no frequencies to place")
 
     def minimum(self) -> Tensor | float:
         """The exact minimum of κ (broadcasts to (H, N, N)); rounding must not take a kernel below it."""

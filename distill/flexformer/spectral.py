@@ -14,12 +14,13 @@ class Spectral(FeatureMap):
     φ_q = s ⊗ [1, √η cos(ωq + β), √η sin(ωq + β)] and φ_k = t ⊗ [1, √η cos νk, √η sin νk].
 
     `frequency_scale` is the standard deviation of the initial phase frequencies, `amplitude_scale` that of the
-    initial amplitude ones.
+    initial amplitude ones; these may start from centroids of the keys instead, as in `Exponential`.
     """
 
     def __init__(self, shape: HeadShape, features: int, frequency_scale: float, amplitude_scale: float):
         count = atoms(features, 3, "spectral")
         super().__init__(shape, 3 * count)
+        self.centroids = count
         amplitude = draw_frequencies(shape.kv_heads, count, shape.head_dim, amplitude_scale)
         phase = draw_frequencies(shape.kv_heads, count, shape.head_dim, frequency_scale)
         # One projection serves both parts of a side: rows [0, M) are amplitudes, [M, 2M) phases.
@@ -34,6 +35,12 @@ class Spectral(FeatureMap):
     def depth(self) -> Tensor:
         """η (K, M)."""
         return MAX_DEPTH * self.raw_depth.sigmoid()
+
+    @torch.no_grad()
+    def place(self, centroids: Tensor) -> None:
+        self.query_frequency[:, : self.centroids] = centroids.repeat_interleave(self.shape.group, 0)
+        self.key_frequency[:, : self.centroids] = centroids
+        self.key_bias.copy_(-0.5 * centroids.square().sum(-1))
 
     def _features(self, amplitude: Tensor, angle: Tensor, depth: Tensor) -> Tensor:
         amplitude = amplitude.softmax(-1)

@@ -1,0 +1,83 @@
+"""What the tests of this folder share: teachers on disk, a text, and configurations as the door composes them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import datasets
+import hydra
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from distill.__main__ import folder, register_recipes
+from distill.config import Config, read
+
+from . import tiny
+
+# Tensors are tiny: threads would only fight with the other test workers.
+torch.set_num_threads(1)
+
+Compose = Callable[..., Config]
+#: Every option of the group `mixer`.
+MIXERS = sorted(path.stem for path in folder("conf").glob("mixer/*.yaml"))
+#: A run of seconds: few short steps, and one layer of everything else.
+SMALL = [
+    f"data.context={tiny.CONTEXT}",
+    "data.validation_blocks=6",
+    "stages.attention.max_steps=3",
+    "stages.attention.batch_size=2",
+    "stages.attention.queries=null",
+    "stages.logits.max_steps=3",
+    "stages.logits.batch_size=2",
+    "stages.pretrain.max_steps=3",
+    "stages.pretrain.batch_size=2",
+    "trainer.accelerator=cpu",
+    "trainer.log_every_n_steps=1",
+    "measure.fidelity_blocks=2",
+    "measure.map_tokens=8",
+    "mixer.features=12",
+]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        yield
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("texts") / "prose.txt"
+    path.write_text(tiny.prose(0, 150))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return tiny.train_tokenizer(tiny.prose(0, 150))
+
+
+@pytest.fixture(scope="session")
+def teachers(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> dict[str, Path]:
+    home = tmp_path_factory.mktemp("teachers")
+    return {family: tiny.save(home / family, config, tokenizer) for family, config in tiny.CONFIGS.items()}
+
+
+def compose(*overrides: str) -> Config:
+    """The configuration that the door would run with these arguments."""
+    register_recipes()
+    with hydra.initialize_config_dir(str(folder("conf").resolve()), version_base="1.3"):
+        composed = hydra.compose("config", ["run_dir=somewhere", *overrides])
+    return read(composed)
+
+
+@pytest.fixture
+def small(teachers: dict[str, Path], text: Path, tmp_path: Path) -> Compose:
+    """Composes a small run of the tiny GPT-2 below the test's folder; further overrides have the last word."""
+
+    def make(*overrides: str) -> Config:
+        given = [f"teacher.path={teachers['gpt2']}", f"data.path={text}", f"run_dir={tmp_path / 'run'}"]
+        return compose("recipe=pocket", *SMALL, *given, *overrides)
+
+    return make

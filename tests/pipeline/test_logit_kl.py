@@ -1,0 +1,60 @@
+"""The loss of stage 2 against an explicit loop."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from distill.stages.logits import logit_kl
+
+
+def draw(seed: int, batch: int = 2, length: int = 3, vocabulary: int = 5) -> Tensor:
+    source = torch.Generator().manual_seed(seed)
+    return 3 * torch.randn(batch, length, vocabulary, generator=source, dtype=torch.float64)
+
+
+def softmax(logits: list[float], temperature: float) -> list[float]:
+    powers = [math.exp(x / temperature) for x in logits]
+    return [x / sum(powers) for x in powers]
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
+def test_against_a_loop(temperature: float):
+    teacher, student = draw(0), draw(1)
+    rows = zip(teacher.flatten(0, 1).tolist(), student.flatten(0, 1).tolist(), strict=True)
+    kls = []
+    for of_teacher, of_student in rows:
+        p, s = softmax(of_teacher, temperature), softmax(of_student, temperature)
+        kls.append(sum(a * (math.log(a) - math.log(b)) for a, b in zip(p, s, strict=True)))
+    expected = temperature**2 * sum(kls) / len(kls)
+    assert logit_kl(teacher, student, temperature).item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_gradient(temperature: float):
+    """∂/∂student = T (softmax(student/T) − softmax(teacher/T)) / tokens."""
+    teacher, student = draw(0), draw(1).requires_grad_()
+    logit_kl(teacher, student, temperature).backward()
+    gap = (student / temperature).softmax(-1) - (teacher / temperature).softmax(-1)
+    torch.testing.assert_close(student.grad, temperature * gap.detach() / 6)
+
+
+def test_equal_logits_cost_nothing():
+    teacher = draw(0)
+    assert logit_kl(teacher, teacher.clone(), 1.0).item() == 0
+    assert logit_kl(teacher, teacher + 7.0, 2.0).item() == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("repeats", [(3, 1, 1), (1, 4, 1)])
+def test_neither_batch_nor_length_scales_it(repeats: tuple[int, int, int]):
+    teacher, student = draw(0), draw(1)
+    once, again = logit_kl(teacher, student, 1.0), logit_kl(teacher.repeat(repeats), student.repeat(repeats), 1.0)
+    torch.testing.assert_close(once, again)
+
+
+def test_extreme_logits_stay_finite():
+    teacher, student = 1e4 * draw(0).float(), (1e4 * draw(1).float()).requires_grad_()
+    loss = logit_kl(teacher, student, 1.0)
+    loss.backward()
+    assert loss.isfinite() and student.grad.isfinite().all()

@@ -1,0 +1,74 @@
+"""The student as built: its teacher in all but attention."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from distill.errors import UserError
+from distill.student import build_student, check_mixer
+from distill.teacher import Teacher
+
+from .conftest import MIXERS, compose
+from .test_teacher import ids, load
+
+GOOD = {"map": "exponential", "features": 4, "frequency_scale": 0.3, "key_weight": "none"}
+
+
+@pytest.fixture(params=["gpt2", "llama"])
+def teacher(request: pytest.FixtureRequest, teachers: dict[str, Path]) -> Teacher:
+    return load(teachers[request.param])
+
+
+def test_all_weights_but_the_mixers_are_the_teachers(teacher: Teacher):
+    student, theirs = build_student(teacher, GOOD), teacher.model.state_dict()
+    ours = {name: each for name, each in student.lm.state_dict().items() if ".mixer." not in name}
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert len(student.mixers) == 2
+    assert student.generation_config.eos_token_id == teacher.model.generation_config.eos_token_id
+
+
+def test_nothing_is_shared_with_the_teacher(teacher: Teacher):
+    before = teacher.weights_hash()
+    student = build_student(teacher, GOOD)
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.add_(1.0)
+    student.config.layers[0]["heads"] = 99
+    assert teacher.weights_hash() == before and teacher.layers[0]["heads"] != 99
+
+
+def test_tied_weights_stay_tied(teachers: dict[str, Path]):
+    student = build_student(load(teachers["gpt2"]), GOOD)
+    assert student.get_input_embeddings().weight is student.get_output_embeddings().weight
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_it_runs_untrained_with_any_mixer(teacher: Teacher, name: str):
+    student = build_student(teacher, compose(f"mixer={name}", "mixer.features=27").mixer).eval()
+    with torch.no_grad():
+        logits = student(ids()).logits
+    assert logits.shape == teacher.logits(ids()).shape and logits.isfinite().all()
+    assert not torch.equal(logits, teacher.logits(ids()))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"map": "softmax"}, "mixer.map=softmax is unknown.*exponential"),
+        ({"colour": "red"}, "mixer.colour is unknown.*features"),
+        ({"key_weight": "cubic"}, "mixer.key_weight=cubic is unknown.*quadratic"),
+        ({"features": 0}, "mixer.features=0 is too small"),
+    ],
+)
+def test_a_wrong_mixer_is_a_mistake(teacher: Teacher, change: dict, message: str):
+    with pytest.raises(UserError, match=message):
+        build_student(teacher, GOOD | change)
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_a_missing_mixer_key_is_a_mistake(name: str):
+    check_mixer(GOOD)
+    with pytest.raises(UserError, match=f"mixer.{name}"):
+        check_mixer({key: value for key, value in GOOD.items() if key != name})
