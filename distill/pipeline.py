@@ -18,24 +18,28 @@ from .measure.perplexity import Reading, read
 from .placement import place_kernels
 from .pretrain import train_teacher
 from .report import render
+from .report.sections import check as check_sections
 from .rundir import RunDirectory
 from .stages.attention import AttentionStage
 from .stages.fit import device_of, fit
 from .stages.language import LanguageStage
 from .stages.logits import LogitsStage
 from .student import build_student, check_mixer
+from .summary import summary
 from .teacher import Teacher, load_teacher
 
 
 def distil(config: Config) -> Path:
     """Runs a recipe; returns the run directory with student/ and report/ in place."""
     check_mixer(config.mixer)
-    seed_everything(config.seed)
+    check_sections(config.report.sections)
+    run = RunDirectory(config)
+    seed_everything(config.seed, verbose=False)
     teacher = load_teacher(config.teacher, config.data.context)
-    run = RunDirectory.create(config)
     with run.timed("data"):
         corpus = prepare(config.data, teacher.tokenizer, config.seed)
     student = build_student(teacher, config.mixer)
+    run.create()
     if config.stages.attention.place:
         place_kernels(teacher, student.mixers, corpus, config.seed, device_of(config))
     readings: Readings = {}
@@ -55,6 +59,7 @@ def distil(config: Config) -> Path:
     measure_headline(teacher, student, readings, tokens, config, run)
     export(student, teacher, config, run)
     render(run.path, config.report.sections)
+    print(summary(run))
     return run.path
 
 

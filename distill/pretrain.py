@@ -25,14 +25,15 @@ END_OF_TEXT = "<|endoftext|>"
 
 def train_teacher(config: Config) -> Path:
     """Runs a teacher recipe; returns the run directory with teacher/ in place."""
-    seed_everything(config.seed)
     if config.teacher.vocabulary is None or config.teacher.architecture is None:
         raise UserError("goal=teacher needs teacher.vocabulary and teacher.architecture")
-    run = RunDirectory.create(config)
+    run = RunDirectory(config)
+    seed_everything(config.seed, verbose=False)
     with run.timed("data"):
         tokenizer = train_tokenizer(training_texts(config.data), config.teacher.vocabulary)
         corpus = prepare(config.data, tokenizer, config.seed)
     model = build_model(config.teacher, tokenizer, config.data.context)
+    run.create()
 
     tokens = fit(LanguageStage(model, config.stages.pretrain), "pretrain", config.stages.pretrain, corpus, config, run)
 
@@ -43,6 +44,7 @@ def train_teacher(config: Config) -> Path:
         for domain in corpus.validation
     }
     save(model, tokenizer, readings, tokens, config, run)
+    print(f"teacher: {run.teacher}")
     return run.path
 
 

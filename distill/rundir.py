@@ -17,22 +17,21 @@ from .errors import UserError
 class RunDirectory:
     """Names the parts of a run directory, writes the small ones, and keeps the clock of the stages."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, config: Config):
+        """Writes nothing yet; UserError where a run already lives."""
+        self.path, self.config = Path(config.run_dir).expanduser(), config
         self.seconds: dict[str, float] = {}
+        if (self.path / "config.yaml").exists():
+            raise UserError(f"run_dir={self.path} already holds a run; choose another directory or remove it")
 
-    @classmethod
-    def create(cls, config: Config) -> "RunDirectory":
-        """A new run directory holding config.yaml; UserError where a run already lives or nothing can be written."""
-        path = Path(config.run_dir).expanduser()
-        if (path / "config.yaml").exists():
-            raise UserError(f"run_dir={path} already holds a run; choose another directory or remove it")
+    def create(self) -> None:
+        """Makes the directory and leaves config.yaml in it; UserError where that cannot be done."""
+        resolved = OmegaConf.to_yaml(OmegaConf.create(asdict(self.config)))
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            (path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(asdict(config))), encoding="utf-8")
+            self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / "config.yaml").write_text(resolved, encoding="utf-8")
         except OSError as error:
-            raise UserError(f"run_dir={path} cannot be written: {error.strerror}") from error
-        return cls(path)
+            raise UserError(f"run_dir={self.path} cannot be written: {error.strerror}") from error
 
     @property
     def metrics(self) -> Path:

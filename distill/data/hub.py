@@ -8,6 +8,10 @@ from datasets.exceptions import DatasetsError
 from ..config import Domain
 from ..errors import UserError
 
+#: Rows looked at to tell lines from documents, and lines put together into one text.
+LOOKED_AT = 100
+LINES = 100_000
+
 
 def load(domain: Domain, split: str, streaming: bool) -> Dataset | IterableDataset:
     """The split's texts in the single column `text`.
@@ -15,7 +19,7 @@ def load(domain: Domain, split: str, streaming: bool) -> Dataset | IterableDatas
     UserError if the hub or the data set cannot be reached, or if it lacks the configuration, split or column.
     """
     try:
-        return _text_column(_load(domain, split, streaming), domain)
+        return _documents(_text_column(_load(domain, split, streaming), domain))
     except (OSError, httpx.HTTPError) as error:
         raise UserError(
             f"data.path={domain.path} could not be reached ({_first_line(error)}): check the name and the network, "
@@ -46,6 +50,21 @@ def _text_column(texts: Dataset | IterableDataset, domain: Domain) -> Dataset | 
         raise UserError(f"{domain.path} has no column {domain.column}: set `column` to one of {', '.join(columns)}")
     texts = texts.select_columns([domain.column])
     return texts if domain.column == "text" else texts.rename_column(domain.column, "text")
+
+
+def _documents(texts: Dataset | IterableDataset) -> Dataset | IterableDataset:
+    """Rows that all end in a line break are the lines of one text (wikitext's are) and are put together again.
+
+    Taken for documents, each line would be followed by the end-of-text token, which the teacher never saw there.
+    """
+    rows = [row["text"] for row in texts.take(LOOKED_AT) if row["text"]]
+    if not rows or not all(row.endswith("\n") for row in rows):
+        return texts
+    return texts.map(_joined, batched=True, batch_size=LINES)
+
+
+def _joined(lines: dict[str, list[str]]) -> dict[str, list[str]]:
+    return {"text": ["".join(lines["text"])]}
 
 
 def _first_line(error: BaseException) -> str:

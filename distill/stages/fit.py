@@ -1,6 +1,7 @@
 """Running a stage: the Trainer from the configuration, with what every stage wants beside it."""
 
 import logging
+import warnings
 from typing import Any, Protocol
 
 import hydra
@@ -36,7 +37,10 @@ def fit(stage: Stage, name: str, wanted: Wanted, corpus: Corpus, config: Config,
         logger=hydra.utils.instantiate(config.logger, save_dir=str(run.path)) if config.logger else False,
         default_root_dir=str(run.path),
     )
-    with run.timed(name):
+    with run.timed(name), warnings.catch_warnings():
+        # Stages share the folder of checkpoints, and Lightning's own use of torch is its business.
+        for harmless in ("Checkpoint directory .* exists", ".*treespec", ".*does not have many workers"):
+            warnings.filterwarnings("ignore", harmless)
         trainer.fit(stage, corpus.batches(steps, wanted.batch_size, config.seed))
     return meter.tokens
 

@@ -153,3 +153,17 @@ def test_a_hub_out_of_reach_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_name_like_those_of_the_hub_is_not_taken_for_a_file():
     assert not any(map(sources.is_local, ("wikitext", "Salesforce/wikitext", "HuggingFaceFW/fineweb-2.1")))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_lines_of_one_text_are_put_together(hub: dict[str, Dataset], streaming: bool):
+    hub["train"] = Dataset.from_dict({"text": ["", " = A title = \n", "", "A line.\n", "Another.\n"]})
+    found = sources.load(Domain("someone/texts", name="small"), streaming).train
+    assert [row["text"] for row in found] == [" = A title = \nA line.\nAnother.\n"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_one_row_without_a_line_break_makes_all_of_them_documents(hub: dict[str, Dataset], streaming: bool):
+    hub["train"] = Dataset.from_dict({"text": ["A line.\n", "A document."]})
+    found = sources.load(Domain("someone/texts", name="small"), streaming).train
+    assert [row["text"] for row in found] == ["A line.\n", "A document."]

@@ -1,0 +1,26 @@
+"""What a run prints when it is done: the headline in a few lines, and where the rest is."""
+
+import json
+
+from .rundir import RunDirectory
+
+#: The columns of the table, and the measurements they show.
+COLUMNS = {"teacher": "teacher_ppl", "swapped": "swapped_ppl", "stage 1": "stage1_ppl", "student": "student_ppl"}
+
+
+def summary(run: RunDirectory) -> str:
+    """Perplexities by domain from measurements/headline.json, then the paths of student and report."""
+    headline = json.loads((run.path / "measurements" / "headline.json").read_text(encoding="utf-8"))
+    lines = [f"{'perplexity':12}" + "".join(f"{name:>10}" for name in COLUMNS) + "     student / teacher"]
+    for domain, ratio in headline["ratio"].items():
+        values = "".join(cell(headline[key][domain], 10, 2) for key in COLUMNS.values())
+        error = headline["ratio_error"][domain]
+        lines.append(f"{domain:12}{values}{cell(ratio, 10, 3)} ± {cell(error, 0, 3)}")
+    seconds = sum(run.seconds.values())
+    lines += ["", f"{sum(headline['tokens'].values()):,} tokens in {seconds:.0f} s"]
+    lines += [f"student  {run.student}", f"report   {run.path / 'report' / 'report.html'}"]
+    return "\n".join(lines)
+
+
+def cell(value: float | None, width: int, digits: int) -> str:
+    return f"{'–' if value is None else format(value, f'.{digits}f'):>{width}}"
