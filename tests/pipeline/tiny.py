@@ -5,8 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedTokenizerFast
+
+from distill.data import Corpus
 
 END = "<|endoftext|>"
 VOCABULARY = 300
@@ -16,9 +19,7 @@ COMMON = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 0, "initi
 
 CONFIGS = {
     # A joint projection, dropout that has to stay off, and a scaling that differs by layer.
-    "gpt2": GPT2Config(
-        n_embd=16, n_layer=2, n_head=2, n_positions=64, scale_attn_by_inverse_layer_idx=True, **COMMON
-    ),
+    "gpt2": GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=64, scale_attn_by_inverse_layer_idx=True, **COMMON),
     # Grouped queries and rotary positions.
     "llama": LlamaConfig(
         hidden_size=32,
@@ -55,3 +56,10 @@ def prose(seed: int, lines: int) -> str:
     draw = random.Random(seed)
     words = ["".join(draw.choices("abcdefghij", k=draw.randint(2, 6))) for _ in range(60)]
     return "".join(" ".join(draw.choices(words, k=9)) + ".\n" for _ in range(lines))
+
+
+def corpus(blocks: int) -> Corpus:
+    """Random tokens; a batch of all `blocks` is the same at every step, but for the order in it."""
+    ids = torch.randint(VOCABULARY, (blocks, CONTEXT), generator=torch.Generator().manual_seed(0))
+    made = Dataset.from_dict({"input_ids": ids.tolist()}).with_format("torch")
+    return Corpus({"random": made}, {"random": made}, {"random": 1.0}, seed=0, workers=0)

@@ -1,0 +1,165 @@
+"""A mistake is worth one line that names the key and the cure, exit code 2, and leaves nothing behind."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from distill.__main__ import main
+from distill.rundir import RunDirectory
+
+from . import tiny
+from .conftest import SMALL
+from .test_teacher import REFUSED
+
+#: What the command line says → what the answer must name, in this order. {texts} and {teacher} are paths.
+MISTAKES: dict[str, tuple[list[str], list[str]]] = {
+    "recipe": (["recipe=nope"], ["recipe=nope", "unknown", "gpt2-small", "pocket"]),
+    "mixer": (["mixer=nope"], ["mixer=nope", "unknown", "favor", "spectral"]),
+    "data group": (["data=nope"], ["data=nope", "unknown", "python", "text"]),
+    "misspelt key": (["stages.attention.max_step=3"], ["stages.attention.max_step", "stages.attention.max_steps"]),
+    "misspelt group": (["techer.path=x"], ["techer.path", "teacher.path"]),
+    "unknown key": (["xyzzy=1"], ["xyzzy", "--help"]),
+    "added key": (["+stages.logits.colour=red"], ["stages.logits.colour"]),
+    "number": (["data.context=many"], ["data.context", "many", "(?i)int"]),
+    "real number": (["stages.logits.learning_rate=fast"], ["stages.logits.learning_rate", "fast", "(?i)float"]),
+    "switch": (["measure.teacher_tuned=maybe"], ["measure.teacher_tuned", "maybe", "(?i)bool"]),
+    "list": (["report.sections=headline"], ["report.sections"]),
+    "no teacher": (["teacher.path=null"], ["teacher.path", "give"]),
+    "teacher that is not there": (["teacher.path=/no/such/teacher"], ["teacher.path=/no/such/teacher", "give"]),
+    "teacher on the hub": (["teacher.path=someone/model"], ["teacher.path=someone/model", "local directory"]),
+    "teacher that is a text": (["teacher.path={texts}"], ["teacher.path"]),
+    "dtype": (["teacher.dtype=float8"], ["teacher.dtype=float8", "float32", "bfloat16"]),
+    "context": (["data.context=65"], ["data.context=65", "64 positions", "lower"]),
+    "short context": (["data.context=1"], ["data.context=1", "at least 2"]),
+    "data that is not there": (["data.path=/no/such/text"], ["data.path=/no/such/text", "give"]),
+    "relative data that is not there": (["data.path=text.txt"], ["data.path=text.txt", "give"]),
+    "data on the hub": (["data.path=someone/texts"], ["data.path=someone/texts", "local file or folder"]),
+    "no data": (["recipe=gpt2-small", "data.path=null"], ["data.path"]),
+    "empty file": (["data.path={texts}/empty.txt"], ["empty.txt", "no text"]),
+    "binary file": (["data.path={texts}/binary.txt"], ["binary.txt", "text"]),
+    "too little text": (["data.path={texts}/short.txt"], ["short", "data.context=32", "more text"]),
+    "validation": (["data.validation=/no/such/text"], ["data.validation=/no/such/text", "give"]),
+    "blocks": (["data.validation_blocks=0"], ["data.validation_blocks=0", "at least 1"]),
+    "loss": (["stages.attention.loss=nope"], ["stages.attention.loss=nope", "kl", "output", "both"]),
+    "train": (["stages.logits.train=nope"], ["stages.logits.train=nope", "all", "lora", "mixers"]),
+    "train in a stage left out": (
+        ["stages.logits.train=nope", "stages.logits.max_steps=0"],
+        ["stages.logits.train=nope", "all"],
+    ),
+    "section": (["report.sections=[headline,nope]"], ["report.sections", "nope", "headline"]),
+    "goal": (["goal=nope"], ["goal=nope", "student", "teacher"]),
+    "features": (["mixer=spectral", "mixer.features=2"], ["mixer.features=2", "too small", "at least 3"]),
+    "order": (["mixer=stationary", "mixer.order=0"], ["mixer.order=0", "1 or more"]),
+    "features of a product": (["mixer=stationary", "mixer.features=20"], ["mixer.features=20", "at least 27"]),
+    "key weight": (["mixer.key_weight=cubic"], ["mixer.key_weight=cubic", "linear"]),
+    "map": (["mixer.map=softmax"], ["mixer.map=softmax", "spectral"]),
+    "option of another map": (["+mixer.order=2"], ["mixer.order", "unknown", "features"]),
+    "below a file": (["run_dir={texts}/short.txt/run"], ["run_dir=.*short.txt/run", "cannot be written"]),
+    "a file": (["run_dir={texts}/short.txt"], ["run_dir=.*short.txt", "cannot be written"]),
+    "no architecture": (["goal=teacher"], ["teacher.vocabulary", "teacher.architecture"]),
+    "architecture": (
+        ["goal=teacher", "teacher.vocabulary=280", "teacher.architecture={{model_type: nope}}"],
+        ["teacher.architecture", "nope"],
+    ),
+    "context of an architecture": (
+        ["goal=teacher", "teacher.vocabulary=280", "teacher.architecture={{model_type: gpt2, n_positions: 16}}"],
+        ["data.context=32", "16 positions"],
+    ),
+}
+
+Said = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("texts")
+    (home / "empty.txt").write_text("")
+    (home / "binary.txt").write_bytes(bytes(range(256)))
+    (home / "short.txt").write_text("abc")
+    return home
+
+
+@pytest.fixture
+def arguments(teachers: dict[str, Path], text: Path) -> list[str]:
+    return [*SMALL, f"teacher.path={teachers['gpt2']}", f"data.path={text}", "run_dir=run"]
+
+
+@pytest.fixture
+def refusal(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Said:
+    """Goes through the door in an empty folder and returns the one line that `distill` answers with."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+
+    def say(*overrides: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["distill", *arguments, *overrides])
+        with pytest.raises(SystemExit) as left:
+            main()
+        said = capfd.readouterr().err.splitlines()
+        assert left.value.code == 2
+        assert [line for line in said if "Traceback" in line or "Error:" in line] == []
+        assert [line.startswith("distill: ") for line in said].count(True) == 1 and said[-1].startswith("distill: ")
+        return said[-1]
+
+    return say
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_named_and_nothing_is_written(name: str, refusal: Said, texts: Path, tmp_path: Path):
+    overrides, named = MISTAKES[name]
+    before = sorted(texts.iterdir())
+    said = refusal(*(override.format(texts=texts) if "{" in override else override for override in overrides))
+    assert all(re.search(each if "*" in each or "(" in each else re.escape(each), said) for each in named), said
+    assert len(said) < 400
+    assert list(tmp_path.iterdir()) == [] and sorted(texts.iterdir()) == before
+
+
+def test_a_directory_that_holds_a_run_is_left_as_it_is(refusal: Said, tmp_path: Path):
+    (tmp_path / "run" / "student").mkdir(parents=True)
+    for name in ("config.yaml", "metrics.jsonl", "student/config.json"):
+        (tmp_path / "run" / name).write_text(f"precious {name}")
+    said = refusal()
+    assert "run_dir=run already holds a run" in said and "choose another" in said
+    assert (tmp_path / "run" / "config.yaml").read_text() == "precious config.yaml"
+    assert len(list((tmp_path / "run").rglob("*"))) == 4
+
+
+def test_a_student_that_was_left_is_not_overwritten(refusal: Said, tmp_path: Path):
+    """Whatever else is missing: weights are precious."""
+    (tmp_path / "run" / "student").mkdir(parents=True)
+    (tmp_path / "run" / "student" / "model.safetensors").write_text("precious")
+    assert "run_dir=run" in refusal()
+
+
+def test_a_teacher_that_cannot_be_swapped(refusal: Said, tmp_path_factory: pytest.TempPathFactory, tokenizer):
+    teacher = tiny.save(tmp_path_factory.mktemp("teacher"), REFUSED["mistral"][0], tokenizer)
+    assert "sliding window" in refusal(f"teacher.path={teacher}")
+
+
+def test_a_full_disk(refusal: Said, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(RunDirectory, "metrics", Path("/dev/full"))
+    assert "No space left on device" in refusal()
+
+
+def typed(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "distill", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def test_an_unknown_recipe_as_typed(tmp_path: Path):
+    done = typed("recipe=nope", cwd=tmp_path)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == "distill: recipe=nope is unknown; known: gpt2-small, pocket, pocket-teacher\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_teacher_as_typed(tmp_path: Path, arguments: list[str]):
+    done = typed(*arguments, "teacher.path=./nowhere", cwd=tmp_path)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.splitlines()[-1].startswith("distill: teacher.path=./nowhere does not exist")
+    assert "Traceback" not in done.stderr and list(tmp_path.iterdir()) == []

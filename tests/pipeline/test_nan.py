@@ -1,0 +1,110 @@
+"""A loss or a gradient that is not a number stops the run before it reaches the weights."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from distill.errors import UserError
+from distill.pipeline import distil
+
+from .conftest import Compose
+from .test_stages import Run
+
+#: Checkpoints are written every quarter: the newest before is that of step 4.
+STEPS, BAD = 8, 6
+EIGHT = [f"stages.{stage}.max_steps={STEPS}" for stage in ("attention", "logits")]
+
+
+def spoil_weight(parameter: torch.Tensor) -> None:
+    with torch.no_grad():
+        parameter.view(-1)[0] = torch.nan
+
+
+def spoil_gradient(parameter: torch.Tensor) -> None:
+    parameter.register_hook(lambda gradient: gradient * torch.nan)
+
+
+def before_step(stage: Any, spoil: Callable[[], Any]) -> Any:
+    stage.on_train_batch_start = lambda batch, index: spoil() if index == BAD - 1 else None
+    return stage
+
+
+def stopped(run: Run, stage: Any, name: str) -> str:
+    """The message, once it is clear that the last good state was kept."""
+    with pytest.raises(UserError, match=rf"^stage {name}, step {BAD}: [^\n]*$") as raised:
+        run.fit(stage, name)
+    message = str(raised.value)
+    kept = Path(re.search(r"checkpoint: (.*\.ckpt)", message)[1])
+    assert kept == run.directory.checkpoints / f"{name}-step=4.ckpt"
+    state = torch.load(kept, weights_only=False)["state_dict"]
+    assert all(each.isfinite().all() for each in state.values())
+    stage.load_state_dict(state)
+    assert "learning rate" in message
+    return message
+
+
+@pytest.fixture
+def run(small: Compose, teachers: dict[str, Path]) -> Run:
+    return Run(small(*EIGHT), teachers["gpt2"])
+
+
+def test_a_weight_of_a_mixer_names_its_layer(run: Run):
+    stage = run.attention()
+    parameter = next(run.student.mixers[1].parameters())
+    assert "layer 1" in stopped(run, before_step(stage, lambda: spoil_weight(parameter)), "attention")
+
+
+def test_a_loss_of_stage_1_names_its_layer(run: Run):
+    stage, layer_loss = run.attention(), run.attention().layer_loss
+
+    def spoiled(mixer, *args):
+        return layer_loss(mixer, *args) * (torch.nan if mixer is run.student.mixers[0] else 1)
+
+    stage = before_step(stage, lambda: setattr(stage, "layer_loss", spoiled))
+    assert "layer 0" in stopped(run, stage, "attention")
+
+
+def test_a_gradient_of_stage_1_names_its_parameter(run: Run):
+    stage = run.attention()
+    name, parameter = list(stage.named_parameters())[-1]
+    assert name in stopped(run, before_step(stage, lambda: spoil_gradient(parameter)), "attention")
+
+
+def test_a_loss_of_stage_2(run: Run, monkeypatch: pytest.MonkeyPatch):
+    stage, logits = run.logits(), run.teacher.logits
+    stage = before_step(stage, lambda: setattr(run.teacher, "logits", lambda batch: logits(batch) * torch.inf))
+    assert "logits" in stopped(run, stage, "logits")
+
+
+@pytest.mark.parametrize("name", ["h.1.attn.c_attn.weight", "h.0.ln_1.bias"])
+def test_a_gradient_of_stage_2_names_its_parameter(run: Run, name: str):
+    stage = run.logits()
+    parameter = stage.get_parameter(f"student.lm.transformer.{name}")
+    assert name in stopped(run, before_step(stage, lambda: spoil_gradient(parameter)), "logits")
+
+
+def test_a_weight_of_stage_2_names_its_layer(run: Run):
+    stage = run.logits()
+    parameter = stage.get_parameter("student.lm.transformer.h.1.mlp.c_fc.weight")
+    assert "h.1." in stopped(run, before_step(stage, lambda: spoil_weight(parameter)), "logits")
+
+
+def test_a_gradient_that_is_infinite_stops_as_well(run: Run):
+    stage = run.attention()
+    parameter = next(run.student.mixers[1].parameters())
+    spoil = before_step(stage, lambda: parameter.register_hook(lambda gradient: gradient + torch.inf))
+    assert "mixers.1." in stopped(run, spoil, "attention")
+
+
+def test_a_whole_run_that_diverges_is_stopped(small: Compose, tmp_path: Path):
+    """No student is left behind that someone might take for one."""
+    with pytest.raises(UserError, match=r"^stage logits, step \d: .* learning rate"):
+        distil(small("stages.logits.learning_rate=1e30", *EIGHT))
+    assert not (tmp_path / "run" / "student").exists() and not (tmp_path / "run" / "report").exists()
+    newest = max((tmp_path / "run" / "checkpoints").iterdir(), key=lambda path: path.stat().st_mtime)
+    state = torch.load(newest, weights_only=False)["state_dict"]
+    assert all(each.isfinite().all() for each in state.values())

@@ -1,0 +1,98 @@
+"""Every recipe and every option composes, and the largest story runs at its own shape."""
+
+import contextlib
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+from transformers import GPT2Config, PreTrainedTokenizerFast
+
+from distill.__main__ import folder, main
+from distill.config import Config, Domain
+from distill.flexformer.feature_map import HeadShape
+from distill.flexformer.mixer import Mixer
+from distill.pipeline import PIPELINES, distil
+
+from . import tiny
+from .conftest import MIXERS, compose
+
+RECIPES = sorted(path.stem for path in folder("recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_composes(name: str):
+    config = compose(f"recipe={name}")
+    assert isinstance(config, Config) and config.recipe == name and config.goal in PIPELINES
+    assert config.data.path or all(isinstance(domain, Domain) for domain in config.data.domains.values())
+    if config.goal == "student":
+        assert config.teacher.path is not None
+        Mixer(HeadShape(4, 2, 64), config.mixer)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_yields_to_the_command_line(name: str):
+    config = compose(f"recipe={name}", "mixer=favor", "mixer.features=7", "stages.attention.max_steps=11", "seed=5")
+    assert config.mixer["map"] == "favor" and config.mixer["features"] == 7
+    assert config.stages.attention.max_steps == 11 and config.seed == 5
+
+
+def test_the_pocket_recipe_is_the_default():
+    assert compose() == compose("recipe=pocket")
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_a_mixer_composes_and_can_be_built(name: str):
+    config = compose(f"mixer={name}")
+    assert config.mixer["map"] == name
+    mixer = Mixer(HeadShape(4, 2, 64), config.mixer)
+    assert 0.9 * config.mixer["features"] <= mixer.map.feature_dim <= config.mixer["features"]
+
+
+@pytest.mark.parametrize("group", ["data", "trainer", "logger"])
+def test_every_option_of_a_group_composes(group: str):
+    for path in folder("conf").glob(f"{group}/*.yaml"):
+        compose(f"{group}={path.stem}")
+
+
+@pytest.mark.parametrize("without", ["data.path=null", "~data.path"])
+def test_domains_on_the_command_line(without: str):
+    """In the place of the recipe's own, as the README says."""
+    notes = ["+data.domains.notes.path=notes.txt", "+data.domains.notes.weight=2"]
+    config = compose("recipe=gpt2-small", without, *notes)
+    assert config.data.path is None and config.data.domains == {"notes": Domain("notes.txt", weight=2.0)}
+
+
+def test_help_lists_recipes_and_keys(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(sys, "argv", ["distill", "--help"])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with contextlib.suppress(SystemExit):
+        main()
+    said = capsys.readouterr().out
+    assert all(name in said for name in [*RECIPES, *MIXERS, "max_steps", "run_dir"])
+
+
+@pytest.mark.xdist_group("large")
+def test_gpt2_small_at_its_own_shape(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, text: Path):
+    """Twelve layers of twelve heads of 64; a small vocabulary, as embeddings are not what is tested."""
+    # All that says how much is trained; shapes, mixer, precision and rates are the recipe's own.
+    shorter = ["stages.attention.max_steps=2", "stages.logits.max_steps=2", "measure.teacher_tuned=false"]
+    smaller = ["data.context=64", "data.validation_blocks=2", "measure.batch_size=1", "measure.fidelity_blocks=1"]
+    smaller += [f"stages.{stage}.batch_size=1" for stage in ("attention", "logits")]
+    try:
+        teacher = tiny.save(tmp_path / "teacher", GPT2Config(vocab_size=512, bos_token_id=0, eos_token_id=0), tokenizer)
+        given = [f"teacher.path={teacher}", f"data.path={text}", "data.name=null", f"run_dir={tmp_path / 'run'}"]
+        config = compose("recipe=gpt2-small", *given, *shorter, *smaller, "trainer.accelerator=cpu")
+        assert OmegaConf.load(folder("recipes") / "gpt2-small.yaml").trainer.precision == config.trainer["precision"]
+        run = distil(config)
+        headline = json.loads((run / "measurements" / "headline.json").read_text())
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        student = json.loads((run / "student" / "config.json").read_text())
+    finally:
+        # Gigabytes, which pytest would keep.
+        shutil.rmtree(tmp_path)
+    assert headline["parameters"]["teacher"] > 85e6 and headline["ratio"]["prose"] > 0
+    assert {line["stage"] for line in lines} == {"attention", "logits"} and len(lines[0]["layers"]) == 12
+    assert student["layers"][11] == {"module": "transformer.h.11.attn", "heads": 12, "kv_heads": 12, "head_dim": 64}

@@ -1,0 +1,313 @@
+"""A whole run, from configuration to report, on a tiny teacher: what it leaves, and that its numbers are true."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from distill.config import Config
+from distill.flexformer.model import FlexformerForCausalLM
+from distill.pipeline import PIPELINES, distil
+
+from . import tiny
+from .conftest import SMALL, Compose, compose
+from .test_teacher import ids, load
+
+#: The tests below read one run, so they belong into one process.
+pytestmark = pytest.mark.xdist_group("run")
+
+REPORT = {"headline", "fidelity", "transfer", "contribution", "length", "cost", "provenance"}
+
+
+@pytest.fixture(scope="module")
+def validation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("texts") / "held_out.txt"
+    path.write_text(tiny.prose(1, 12))
+    return path
+
+
+@pytest.fixture(scope="module")
+def arguments(teachers: dict[str, Path], text: Path, validation: Path) -> list[str]:
+    """A run with everything in it; two batches to an evaluation, the last one smaller."""
+    given = [f"teacher.path={teachers['gpt2']}", f"data.path={text}", f"data.validation={validation}"]
+    return ["recipe=pocket", *SMALL, *given, "measure.batch_size=4", "measure.teacher_tuned=true", "seed=3"]
+
+
+@pytest.fixture(scope="module")
+def config(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Config:
+    return compose(*arguments, f"run_dir={tmp_path_factory.mktemp('runs') / 'run'}")
+
+
+@pytest.fixture(scope="module")
+def run(config: Config) -> Path:
+    return distil(config)
+
+
+@pytest.fixture(scope="module")
+def headline(run: Path) -> dict[str, Any]:
+    return json.loads((run / "measurements" / "headline.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The student as anyone else would load it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+        patch.setattr(sys, "path", list(sys.path))
+        return AutoModelForCausalLM.from_pretrained(run / "student", trust_remote_code=True).eval()
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def checkpoint(run: Path, name: str) -> dict[str, Any]:
+    return torch.load(run / "checkpoints" / name, weights_only=False)["state_dict"]
+
+
+def held_out(validation: Path, teacher: Path) -> torch.Tensor:
+    """The blocks of the validation text, as many as were asked for, evenly spread."""
+    tokenizer = AutoTokenizer.from_pretrained(teacher)
+    tokens = [*tokenizer(validation.read_text())["input_ids"], tokenizer.eos_token_id]
+    blocks = [tokens[i : i + tiny.CONTEXT] for i in range(0, len(tokens) - tiny.CONTEXT + 1, tiny.CONTEXT)]
+    assert len(blocks) > 6
+    return torch.tensor([blocks[i * len(blocks) // 6] for i in range(6)])
+
+
+@torch.no_grad()
+def chances(model: Any, blocks: torch.Tensor) -> torch.Tensor:
+    """log p of every next token."""
+    return torch.cat([model(block[None]).logits[:, :-1] for block in blocks]).double().log_softmax(-1)
+
+
+def perplexity(model: Any, blocks: torch.Tensor) -> float:
+    """Token after token."""
+    log_p = chances(model, blocks)
+    told = [log_p[b, i, blocks[b, i + 1]].item() for b in range(len(blocks)) for i in range(blocks.shape[1] - 1)]
+    return math.exp(-sum(told) / len(told))
+
+
+def test_the_configuration_is_kept_and_complete(run: Path, config: Config):
+    kept = yaml.safe_load((run / "config.yaml").read_text())
+    assert kept["seed"] == 3 and kept["run_dir"] == str(run) and kept["mixer"] == config.mixer
+    assert kept["stages"]["attention"]["max_steps"] == 3 and kept["teacher"]["path"] == config.teacher.path
+
+
+def test_every_step_is_logged(run: Path):
+    lines = metrics(run)
+    assert [(line["stage"], line["step"]) for line in lines] == [
+        (stage, step) for stage in ("attention", "logits", "teacher_tuned") for step in (1, 2, 3)
+    ]
+    for line in lines:
+        assert {"stage", "step", "tokens", "loss", "lr", "seconds"} <= line.keys()
+        assert line["tokens"] == line["step"] * 2 * tiny.CONTEXT
+        assert line["loss"] > 0 and line["seconds"] >= 0
+    assert all(len(line["layers"]) == 2 for line in lines if line["stage"] == "attention")
+
+
+def test_kernels_are_the_mixers_after_stage_1(run: Path):
+    kernels = load_file(run / "kernels" / "mixture.safetensors")
+    fitted = {name.removeprefix("mixers."): each for name, each in checkpoint(run, "attention-step=3.ckpt").items()}
+    assert kernels.keys() == fitted.keys() and all(torch.equal(kernels[name], fitted[name]) for name in kernels)
+
+
+def test_checkpoints_hold_no_teacher(run: Path, config: Config):
+    assert {name.split(".")[0] for name in checkpoint(run, "attention-step=3.ckpt")} == {"mixers"}
+    names = checkpoint(run, "logits-step=3.ckpt")
+    assert all(name.startswith("student.lm.") for name in names)
+    teacher = load(config.teacher.path).model.state_dict()
+    assert len([name for name in names if ".mixer." not in name]) == len(teacher)
+
+
+def test_the_student_gives_the_logits_of_the_run(run: Path, exported: Any):
+    trained = FlexformerForCausalLM(exported.config).eval()
+    trained.load_state_dict(
+        {name.removeprefix("student."): each for name, each in checkpoint(run, "logits-step=3.ckpt").items()}
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(exported(ids()).logits, trained(ids()).logits, rtol=0, atol=1e-5)
+    assert not isinstance(exported, FlexformerForCausalLM)
+
+
+def test_the_student_comes_with_all_it_needs(run: Path, config: Config, exported: Any):
+    folder = run / "student"
+    assert not (run / "student.unfinished").exists()
+    assert {"config.json", "model.safetensors", "model.py", "README.md", "provenance.json"} <= set(
+        path.name for path in folder.iterdir()
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer("abc def").input_ids == AutoTokenizer.from_pretrained(config.teacher.path)("abc def").input_ids
+    generated = exported.generate(**tokenizer("abc", return_tensors="pt"), max_new_tokens=5, do_sample=False)
+    assert generated.shape[1] <= len(tokenizer("abc").input_ids) + 5
+
+
+def test_provenance(run: Path, config: Config):
+    source = json.loads((run / "student" / "provenance.json").read_text())
+    teacher = load(config.teacher.path)
+    assert source["teacher"]["weights_sha256"] == teacher.weights_hash()
+    assert source["teacher"]["parameters"] == teacher.model.num_parameters()
+    assert source["teacher"]["name"] == config.teacher.path and source["seed"] == 3
+    assert source["mixer"] == config.mixer and source["versions"]["torch"] == torch.__version__
+    assert source["data"]["context"] == tiny.CONTEXT and config.data.path in json.dumps(source["data"])
+
+
+def test_the_model_card_says_what_was_measured(run: Path, config: Config, headline: dict[str, Any]):
+    card = (run / "student" / "README.md").read_text()
+    assert config.teacher.path in card and config.mixer["map"] in card and "trust_remote_code=True" in card
+    assert f"{headline['ratio']['prose']:.3f}" in card
+
+
+def test_the_headline_is_true(run: Path, config: Config, validation: Path, exported: Any, headline: dict[str, Any]):
+    """Measured again: the teacher as it lies on disk, the student as exported, token after token."""
+    blocks = held_out(validation, Path(config.teacher.path))
+    teacher = AutoModelForCausalLM.from_pretrained(config.teacher.path).eval()
+    of_teacher, of_student = perplexity(teacher, blocks), perplexity(exported, blocks)
+    assert headline["teacher_ppl"]["prose"] == pytest.approx(of_teacher, rel=1e-4)
+    assert headline["student_ppl"]["prose"] == pytest.approx(of_student, rel=1e-4)
+    assert headline["ratio"]["prose"] == pytest.approx(of_student / of_teacher, rel=1e-4)
+    same = (chances(teacher, blocks).argmax(-1) == chances(exported, blocks).argmax(-1)).double().mean()
+    assert headline["agreement"]["prose"] == pytest.approx(same.item(), abs=2.5 / blocks.numel())
+    assert headline["evaluation_tokens"]["prose"] == 6 * (tiny.CONTEXT - 1)
+
+
+def test_the_error_of_the_ratio_is_that_of_paired_blocks(
+    config: Config, validation: Path, exported: Any, headline: dict[str, Any]
+):
+    teacher = AutoModelForCausalLM.from_pretrained(config.teacher.path).eval()
+    gaps = []
+    for block in held_out(validation, Path(config.teacher.path)):
+        gaps.append(math.log(perplexity(exported, block[None]) / perplexity(teacher, block[None])))
+    mean = sum(gaps) / 6
+    error = math.sqrt(sum((gap - mean) ** 2 for gap in gaps) / 5 / 6)
+    assert headline["ratio_error"]["prose"] == pytest.approx(error * math.exp(mean), rel=1e-3)
+
+
+def test_swapped_and_stage_1_are_other_students(
+    run: Path, config: Config, validation: Path, exported: Any, headline: dict[str, Any]
+):
+    """stage1_ppl is that of the teacher's weights with the mixers in kernels/."""
+    student = FlexformerForCausalLM(exported.config).eval()
+    student.lm.load_state_dict(load(config.teacher.path).model.state_dict(), strict=False)
+    torch.nn.ModuleList(student.mixers).load_state_dict(load_file(run / "kernels" / "mixture.safetensors"))
+    expected = perplexity(student, held_out(validation, Path(config.teacher.path)))
+    assert headline["stage1_ppl"]["prose"] == pytest.approx(expected, rel=1e-4)
+    steps = ["teacher_ppl", "swapped_ppl", "stage1_ppl", "student_ppl", "teacher_tuned_ppl"]
+    assert len({headline[step]["prose"] for step in steps}) == 5
+
+
+def test_the_headline_counts(config: Config, exported: Any, headline: dict[str, Any]):
+    assert headline["tokens"] == {"attention": 3 * 2 * tiny.CONTEXT, "logits": 3 * 2 * tiny.CONTEXT}
+    assert {"data", "attention", "logits", "measure"} <= headline["seconds"].keys()
+    mixers = sum(each.numel() for name, each in exported.named_parameters() if ".mixer." in name)
+    whole = sum(each.numel() for each in exported.parameters())
+    assert headline["parameters"] == {"teacher": whole - mixers, "student": whole, "mixers": mixers}
+    with torch.no_grad():
+        cache = exported(ids()[:1], use_cache=True).past_key_values
+    states = [layer.state for layer in cache.layers]
+    assert headline["state_bytes"] == sum(each.numel() * 4 for state in states for each in state)
+    # Keys and values of two heads of eight numbers in two layers.
+    assert headline["cache_bytes_per_token"] == 2 * 2 * 8 * 2 * 4
+
+
+def test_the_report(run: Path, headline: dict[str, Any]):
+    told = json.loads((run / "report" / "report.json").read_text())
+    assert told.keys() == REPORT
+    assert told["headline"]["ratio"] == headline["ratio"] and "domains" in told["fidelity"]
+    assert told["provenance"]["seed"] == 3
+    assert all(told[name].keys() == {"skipped"} for name in ("transfer", "contribution", "length", "cost"))
+    assert {"report.html", "report.md", "figures"} <= {path.name for path in (run / "report").iterdir()}
+
+
+def test_fidelity_is_that_of_every_head(run: Path):
+    found = json.loads((run / "measurements" / "fidelity.json").read_text())
+    assert found["comparable"] and found["tokens"] == 2 * tiny.CONTEXT
+    for values in found["domains"]["prose"].values():
+        assert len(values) == 2 and all(len(row) == 2 for row in values)
+    maps = load_file(run / "measurements" / "fidelity_maps.safetensors")
+    assert len(found["shown"]) == 3 and len(maps) == 2 * len({(s["layer"], s["head"]) for s in found["shown"]})
+    for each in maps.values():
+        assert each.shape == (8, 8)
+        torch.testing.assert_close(each.sum(-1), torch.ones(8))
+
+
+def test_the_same_seed_gives_the_same_run(run: Path, arguments: list[str], tmp_path: Path):
+    again = distil(compose(*arguments, f"run_dir={tmp_path / 'again'}"))
+    without_time = [[{**line, "seconds": 0} for line in metrics(each)] for each in (run, again)]
+    assert without_time[0] == without_time[1]
+    for name in ("kernels/mixture.safetensors", "student/model.safetensors"):
+        first, second = load_file(run / name), load_file(again / name)
+        assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_another_seed_gives_another_run(run: Path, arguments: list[str], tmp_path: Path):
+    other = distil(compose(*arguments, "seed=4", "measure.teacher_tuned=false", f"run_dir={tmp_path / 'other'}"))
+    assert metrics(other)[0]["loss"] != metrics(run)[0]["loss"]
+    assert json.loads((other / "measurements" / "headline.json").read_text())["teacher_tuned_ppl"] is None
+
+
+def test_the_teacher_is_left_as_it_was(run: Path, config: Config):
+    """Its folder, that is: the control trains a copy."""
+    expected = load(config.teacher.path).weights_hash()
+    assert json.loads((run / "student" / "provenance.json").read_text())["teacher"]["weights_sha256"] == expected
+    assert sorted(path.name for path in Path(config.teacher.path).iterdir()) == [
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+
+
+@pytest.mark.parametrize("stage", ["attention", "logits"])
+def test_a_stage_can_be_left_out(small: Compose, stage: str):
+    run = distil(small(f"stages.{stage}.max_steps=0"))
+    assert stage not in {line["stage"] for line in metrics(run)}
+    measured = json.loads((run / "measurements" / "headline.json").read_text())
+    before, after = {"attention": ("swapped", "stage1"), "logits": ("stage1", "student")}[stage]
+    assert measured[f"{before}_ppl"] == measured[f"{after}_ppl"] and measured["tokens"][stage] == 0
+    assert (run / "student" / "model.safetensors").exists() and (run / "kernels" / "mixture.safetensors").exists()
+
+
+@pytest.mark.parametrize("train", ["lora", "mixers"])
+def test_adapters_leave_no_trace_in_the_student(small: Compose, train: str):
+    run = distil(small(f"stages.logits.train={train}"))
+    whole = distil(small(f"run_dir={run}-all"))
+    names = [set(load_file(each / "student" / "model.safetensors")) for each in (run, whole)]
+    assert names[0] == names[1]
+
+
+@pytest.mark.parametrize("mixer", [["mixer=favor"], ["mixer=stationary", "mixer.positive=false"]])
+def test_maps_that_do_not_learn_or_are_signed_go_through(small: Compose, mixer: list[str]):
+    run = distil(small(*mixer, "mixer.features=12"))
+    told = json.loads((run / "report" / "report.json").read_text())
+    assert "ratio" in told["headline"] and "domains" in told["fidelity"]
+
+
+def test_a_tiny_teacher_from_scratch_can_be_distilled(small: Compose, tmp_path: Path):
+    shape = "{model_type: llama, hidden_size: 16, intermediate_size: 16, num_hidden_layers: 1, num_attention_heads: 2}"
+    training = ["goal=teacher", "teacher.path=null", f"teacher.architecture={shape}", "teacher.vocabulary=280"]
+    config = small(*training, f"run_dir={tmp_path / 'made'}")
+    made = PIPELINES[config.goal](config) / "teacher"
+    assert "llama" in (made / "README.md").read_text()
+    assert [line["stage"] for line in metrics(made.parent)] == ["pretrain"] * 3
+    run = distil(small(f"teacher.path={made}"))
+    assert (run / "student" / "model.safetensors").exists()
+
+
+def test_through_the_door(arguments: list[str], run: Path, tmp_path: Path):
+    """As a user types it: in a process of its own, and the same numbers as here."""
+    command = [sys.executable, "-m", "distill", *arguments, f"run_dir={tmp_path / 'typed'}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr and [path.name for path in tmp_path.iterdir()] == ["typed"]
+    assert {path.name for path in (tmp_path / "typed").iterdir()} == {path.name for path in run.iterdir()}
+    for here, there in zip(metrics(run), metrics(tmp_path / "typed"), strict=True):
+        assert there["loss"] == pytest.approx(here["loss"], rel=1e-3)

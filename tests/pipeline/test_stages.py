@@ -1,0 +1,281 @@
+"""Each stage on a tiny teacher: it learns, and changes nothing but what it may."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import seed_everything
+
+from distill.config import Config
+from distill.errors import UserError
+from distill.flexformer.mixer import MAPS
+from distill.flexformer.model import FlexformerForCausalLM
+from distill.rundir import RunDirectory
+from distill.stages.attention import AttentionStage
+from distill.stages.fit import fit
+from distill.stages.language import LanguageStage
+from distill.stages.logits import LogitsStage
+from distill.stages.stage import warmup_cosine
+from distill.student import build_student
+from distill.teacher import Teacher
+
+from . import tiny
+from .conftest import MIXERS, Compose
+from .test_teacher import ids, load
+
+BLOCKS = 2
+
+
+class Run:
+    """A teacher, a student of it, and the run directory that stages write to."""
+
+    def __init__(self, config: Config, path: Path | str):
+        seed_everything(0, verbose=False)
+        self.config, self.teacher = config, load(path)
+        self.student = build_student(self.teacher, config.mixer)
+        self.directory = RunDirectory(config)
+        self.directory.create()
+        self.before = {name: each.clone() for name, each in self.student.state_dict().items()}
+
+    def fit(self, stage: Any, name: str) -> int:
+        return fit(stage, name, stage.wanted, tiny.corpus(BLOCKS), self.config, self.directory)
+
+    def attention(self) -> AttentionStage:
+        return AttentionStage(self.teacher, self.student.mixers, self.config.stages.attention)
+
+    def logits(self) -> LogitsStage:
+        return LogitsStage(self.teacher, self.student, self.config.stages.logits)
+
+    def changed(self, student: FlexformerForCausalLM) -> set[str]:
+        after = student.state_dict()
+        assert after.keys() == self.before.keys()
+        return {name for name, each in after.items() if not torch.equal(each, self.before[name])}
+
+    def metrics(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.directory.metrics.read_text().splitlines()]
+
+    def checkpoint(self, name: str) -> dict[str, Any]:
+        return torch.load(self.directory.checkpoints / name, weights_only=False)
+
+
+@pytest.fixture
+def run(small: Compose, teachers: dict[str, Path]):
+    return lambda *overrides, family="gpt2": Run(small(*overrides), teachers[family])
+
+
+def of_mixers(names) -> set[str]:
+    return {name for name in names if ".mixer." in name}
+
+
+def untouched(teacher: Teacher, before: str) -> bool:
+    return teacher.weights_hash() == before and all(each.grad is None for each in teacher.model.parameters())
+
+
+#: Every map has something to learn here: favor by its key weight.
+LEARNING = [
+    *([f"mixer={name}", "mixer.features=27", "mixer.key_weight=quadratic"] for name in MIXERS),
+    *([f"mixer={name}", "mixer.features=12", "mixer.positive=false"] for name in ("stationary", "nonstationary")),
+]
+
+
+def test_every_map_is_here():
+    assert set(MAPS) == set(MIXERS)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("mixer", LEARNING, ids=lambda mixer: "-".join(each.split("=")[1] for each in mixer))
+def test_stage_1_lowers_its_loss_in_every_layer(run, mixer: list[str], family: str):
+    made = run(*mixer, "stages.attention.max_steps=20", family=family)
+    made.fit(made.attention(), "attention")
+    first, *_, last = (line["layers"] for line in made.metrics())
+    assert len(first) == 2 and all(after < 0.9 * before for before, after in zip(first, last, strict=True))
+
+
+@pytest.mark.parametrize("loss", ["kl", "output", "both"])
+def test_stage_1_trains_the_mixers_alone(run, loss: str):
+    made = run(f"stages.attention.loss={loss}")
+    teacher = made.teacher.weights_hash()
+    stage = made.attention()
+    made.fit(stage, "attention")
+    assert made.changed(made.student) == of_mixers(made.before)
+    assert untouched(made.teacher, teacher)
+    mixers = torch.nn.ModuleList(made.student.mixers).state_dict()
+    assert set(stage.state_dict()) == {f"mixers.{name}" for name in mixers}
+    assert made.checkpoint("attention-step=3.ckpt")["state_dict"].keys() == stage.state_dict().keys()
+
+
+def test_losses_of_stage_1_add_up(run):
+    """`both` is the sum of the two others, and the loss that is followed the sum over layers."""
+    made, found = run(), {}
+    for loss in ("kl", "output", "both"):
+        made.config.stages.attention.loss = loss
+        stage = made.attention()
+        total = stage.training_step({"input_ids": ids()}, 0)
+        found[loss] = torch.stack(list(stage.losses.values()))
+        torch.testing.assert_close(total.detach(), found[loss].sum())
+    torch.testing.assert_close(found["kl"] + found["output"], found["both"])
+
+
+def test_negative_weights_have_their_price(run):
+    made, found = run("mixer=stationary", "mixer.positive=false", "mixer.frequency_scale=1.0"), []
+    for price in (0.0, 1.0, 2.0):
+        made.config.stages.attention.negative = price
+        found.append(made.attention().training_step({"input_ids": ids()}, 0).item())
+    assert found[1] > found[0] and found[2] - found[1] == pytest.approx(found[1] - found[0], rel=1e-4)
+
+
+def test_stage_1_compares_as_many_queries_as_asked_for(run):
+    made = run("stages.attention.queries=5")
+    stage = made.attention()
+    drawn = [stage.draw_queries(19) for _ in range(200)]
+    assert all(len(set(each.tolist())) == 5 for each in drawn)
+    seen = torch.cat(drawn).bincount(minlength=19)
+    assert len(seen) == 19 and seen.min() > 20
+    assert stage.draw_queries(5) is None
+    made.config.stages.attention.queries = None
+    assert stage.draw_queries(19) is None
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_stage_2_trains_all(run, family: str):
+    made = run(family=family)
+    teacher, stage = made.teacher.weights_hash(), made.logits()
+    made.fit(stage, "logits")
+    assert made.changed(stage.finished()) == made.before.keys()
+    assert untouched(made.teacher, teacher)
+    assert set(stage.state_dict()) == {f"student.{name}" for name in made.before}
+    assert made.checkpoint("logits-step=3.ckpt")["state_dict"].keys() == stage.state_dict().keys()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_stage_2_trains_mixers_alone(run, family: str):
+    made = run("stages.logits.train=mixers", family=family)
+    stage = made.logits()
+    made.fit(stage, "logits")
+    assert made.changed(stage.finished()) == of_mixers(made.before)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_stage_2_trains_adapters_and_mixers(run, family: str):
+    """Merged, the adapters change every linear layer, and no embedding, bias, norm or output layer."""
+    made = run("stages.logits.train=lora", "stages.logits.learning_rate=1e-2", family=family)
+    teacher, stage = made.teacher.weights_hash(), made.logits()
+    made.fit(stage, "logits")
+    assert made.checkpoint("logits-step=3.ckpt")["state_dict"].keys() == stage.state_dict().keys()
+    with torch.no_grad():
+        adapted = stage.student.eval()(input_ids=ids()).logits
+        merged = stage.finished().eval()
+        torch.testing.assert_close(merged(ids()).logits, adapted, rtol=0, atol=2e-4)
+    linear = {
+        name
+        for name in made.before
+        if name.endswith("weight") and not any(part in name for part in ("norm", "ln_", "wte", "wpe", "embed", "head"))
+    }
+    assert made.changed(merged) == linear | of_mixers(made.before)
+    assert isinstance(merged, FlexformerForCausalLM) and untouched(made.teacher, teacher)
+
+
+@pytest.mark.parametrize("train", ["all", "lora", "mixers"])
+def test_stage_2_lowers_its_loss(run, train: str):
+    overrides = f"stages.logits.train={train}", "stages.logits.max_steps=20", "stages.logits.learning_rate=3e-3"
+    # A family without dropout: the loss of a fixed batch moves by what is learned alone.
+    made = run(*overrides, family="llama")
+    made.fit(made.logits(), "logits")
+    losses = [line["loss"] for line in made.metrics()]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_mixers_have_a_learning_rate_of_their_own_and_no_decay(run):
+    rates = ["stages.logits.mixer_learning_rate=3e-3", "stages.logits.learning_rate=3e-4"]
+    made = run(*rates, "stages.logits.weight_decay=0.3", "stages.logits.warmup=0.0")
+    stage = made.logits()
+    groups = stage.configure_optimizers()["optimizer"].param_groups
+    of = {id(each): group for group in groups for each in group["params"]}
+    for name, parameter in stage.student.named_parameters():
+        group, mixer = of[id(parameter)], ".mixer." in name
+        assert group["lr"] == (3e-3 if mixer else 3e-4) and group["weight_decay"] == (0.0 if mixer else 0.3)
+
+
+def test_the_next_token_loss_is_added(run):
+    made, found = run(), []
+    made.student.eval()
+    for weight in (0.0, 0.5):
+        made.config.stages.logits.cross_entropy = weight
+        found.append(made.logits().training_step({"input_ids": ids()}, 0).item())
+    chances = made.student(ids()).logits.log_softmax(-1)
+    right = [-chances[b, i, ids()[b, i + 1]] for b in range(2) for i in range(18)]
+    assert found[1] - found[0] == pytest.approx(0.5 * torch.stack(right).mean().item(), rel=1e-4)
+
+
+def test_a_language_model_learns_and_decays_matrices_alone(run):
+    made = run("stages.pretrain.max_steps=20", "stages.pretrain.weight_decay=0.3")
+    model = tiny.model(tiny.CONFIGS["llama"])
+    stage = LanguageStage(model, made.config.stages.pretrain)
+    for group in stage.configure_optimizers()["optimizer"].param_groups:
+        assert {each.dim() >= 2 for each in group["params"]} == {group["weight_decay"] == 0.3}
+    tokens = made.fit(stage, "pretrain")
+    losses = [line["loss"] for line in made.metrics()]
+    assert losses[-1] < 0.9 * losses[0] and tokens == 20 * BLOCKS * tiny.CONTEXT
+    assert all(each.requires_grad for each in model.parameters())
+
+
+def rates(steps: int, warmup: float) -> list[float]:
+    """The learning rate of every step, as a share of the highest."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    schedule = warmup_cosine(optimizer, steps, warmup)["lr_scheduler"]
+    assert schedule["interval"] == "step"
+    found = []
+    for _ in range(steps):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule["scheduler"].step()
+    return found
+
+
+def test_the_learning_rate_rises_and_falls():
+    found = rates(100, 0.1)
+    assert found[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert max(found) == 1.0
+    assert found[10:] == pytest.approx([0.5 * (1 + math.cos(math.pi * i / 90)) for i in range(90)])
+    assert found[55] == pytest.approx(0.5) and 0 < found[-1] < 1e-3
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(1, 0.02), (3, 0.0), (4, 1.0)])
+def test_every_step_of_a_short_run_learns(steps: int, warmup: float):
+    assert all(0 < rate <= 1 for rate in rates(steps, warmup))
+
+
+def test_metrics_hold_the_learning_rate_of_their_step(run):
+    made, used = run("stages.attention.max_steps=5", "stages.attention.warmup=0.4"), []
+    stage = made.attention()
+    stage.on_before_optimizer_step = lambda optimizer: used.append(optimizer.param_groups[0]["lr"])
+    made.fit(stage, "attention")
+    assert [line["lr"] for line in made.metrics()] == pytest.approx(used)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_accumulation_leaves_the_number_of_optimiser_steps(run, accumulate: int):
+    made, used = run(f"trainer.accumulate_grad_batches={accumulate}"), []
+    stage = made.attention()
+    stage.on_before_optimizer_step = lambda optimizer: used.append(optimizer.param_groups[0]["lr"])
+    tokens = made.fit(stage, "attention")
+    assert len(used) == made.checkpoint("attention-step=3.ckpt")["global_step"] == 3
+    assert tokens == made.metrics()[-1]["tokens"] == 3 * accumulate * BLOCKS * tiny.CONTEXT
+
+
+def test_losses_are_logged_as_often_as_asked_for_and_at_the_end(run):
+    made = run("trainer.log_every_n_steps=3", "stages.attention.max_steps=5")
+    made.fit(made.attention(), "attention")
+    lines = made.metrics()
+    assert [line["step"] for line in lines] == [1, 4, 5]
+    assert [line["tokens"] for line in lines] == [step * BLOCKS * tiny.CONTEXT for step in (1, 4, 5)]
+
+
+@pytest.mark.parametrize(("stage", "key", "known"), [("attention", "loss", "output"), ("logits", "train", "lora")])
+def test_an_unknown_option_is_a_mistake(run, stage: str, key: str, known: str):
+    made = run(f"stages.{stage}.{key}=nope")
+    with pytest.raises(UserError, match=f"stages.{stage}.{key}=nope is unknown.*{known}"):
+        getattr(made, stage)()
