@@ -137,6 +137,7 @@ class Config:
     goal: str
     seed: int
     run_dir: str
+    matmul_precision: str
     teacher: Teacher
     data: Data
     mixer: dict[str, Any]

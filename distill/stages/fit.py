@@ -2,6 +2,8 @@
 
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import hydra
@@ -11,12 +13,16 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from ..config import Config
 from ..data import Corpus
+from ..errors import UserError
 from ..rundir import RunDirectory
 from .callbacks import Meter, NumberGuard, ProgressBar
 from .stage import Stage
 
 # What remains are warnings; that there is no TPU is none.
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+
+
+PRECISIONS = ("highest", "high", "medium")
 
 
 class Wanted(Protocol):
@@ -37,12 +43,25 @@ def fit(stage: Stage, name: str, wanted: Wanted, corpus: Corpus, config: Config,
         logger=hydra.utils.instantiate(config.logger, save_dir=str(run.path)) if config.logger else False,
         default_root_dir=str(run.path),
     )
-    with run.timed(name), warnings.catch_warnings():
+    with run.timed(name), warnings.catch_warnings(), matmul_precision(config.matmul_precision):
         # Stages share the folder of checkpoints, and Lightning's own use of torch is its business.
         for harmless in ("Checkpoint directory .* exists", ".*treespec", ".*does not have many workers"):
             warnings.filterwarnings("ignore", harmless)
         trainer.fit(stage, corpus.batches(steps, wanted.batch_size, config.seed))
     return meter.tokens
+
+
+@contextmanager
+def matmul_precision(wanted: str) -> Iterator[None]:
+    """Float32 matrix products at torch's precision `wanted` inside the block; measurements are made outside."""
+    if wanted not in PRECISIONS:
+        raise UserError(f"matmul_precision={wanted} is unknown; known: {', '.join(PRECISIONS)}")
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(wanted)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def make_trainer(config: Config, **kwargs: Any) -> Trainer:
