@@ -1,6 +1,7 @@
 """The door: `python -m distill recipe=NAME [key=value …]`. Hydra composes, `config.read` types, a pipeline runs."""
 
 import difflib
+import errno
 import os
 import sys
 from datetime import datetime
@@ -16,6 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from .config import read
 from .errors import UserError
+
+#: A disk that takes nothing more is the user's to mend.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def folder(name: str) -> Path:
@@ -52,6 +56,10 @@ def run(composed: DictConfig) -> None:
     except UserError as error:
         # Here and not in `main`, because Hydra announces every exception that reaches it.
         sys.exit(fail(str(error)))
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        sys.exit(fail(f"{error.filename or composed.run_dir}: {error.strerror}; make room or set run_dir elsewhere"))
 
 
 def explain(error: Exception, known: list[str]) -> str:

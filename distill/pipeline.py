@@ -9,6 +9,7 @@ from lightning import seed_everything
 from safetensors.torch import save_file
 
 from .checkpoint import export
+from .checks import check
 from .config import Config, Pretrain
 from .data import Corpus, prepare
 from .flexformer.model import FlexformerForCausalLM
@@ -18,21 +19,19 @@ from .measure.perplexity import Reading, read
 from .placement import place_kernels
 from .pretrain import train_teacher
 from .report import render
-from .report.sections import check as check_sections
 from .rundir import RunDirectory
 from .stages.attention import AttentionStage
 from .stages.fit import device_of, fit
 from .stages.language import LanguageStage
 from .stages.logits import LogitsStage
-from .student import build_student, check_mixer
+from .student import build_student
 from .summary import summary
 from .teacher import Teacher, load_teacher
 
 
 def distil(config: Config) -> Path:
     """Runs a recipe; returns the run directory with student/ and report/ in place."""
-    check_mixer(config.mixer)
-    check_sections(config.report.sections)
+    check(config)
     run = RunDirectory(config)
     seed_everything(config.seed, verbose=False)
     teacher = load_teacher(config.teacher, config.data.context)

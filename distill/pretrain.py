@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from lightning import seed_everything
 from tokenizers import ByteLevelBPETokenizer
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from .checks import check
 from .config import Config
 from .config import Teacher as Wanted
 from .data import prepare, training_texts
@@ -25,6 +26,7 @@ END_OF_TEXT = "<|endoftext|>"
 
 def train_teacher(config: Config) -> Path:
     """Runs a teacher recipe; returns the run directory with teacher/ in place."""
+    check(config)
     if config.teacher.vocabulary is None or config.teacher.architecture is None:
         raise UserError("goal=teacher needs teacher.vocabulary and teacher.architecture")
     run = RunDirectory(config)
@@ -60,10 +62,12 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
 def build_model(wanted: Wanted, tokenizer: PreTrainedTokenizerFast, context: int) -> Any:
     """The untrained model of teacher.architecture; UserError where transformers refuses it."""
     architecture = dict(wanted.architecture or {})
-    end = tokenizer.eos_token_id
+    model_type, end = architecture.pop("model_type", None), tokenizer.eos_token_id
+    if model_type not in CONFIG_MAPPING:
+        raise UserError(f"teacher.architecture.model_type={model_type} is unknown to transformers; try llama or gpt2")
     try:
         model_config = AutoConfig.for_model(
-            architecture.pop("model_type", ""),
+            model_type,
             **{"vocab_size": len(tokenizer), "bos_token_id": end, "eos_token_id": end, **architecture},
         )
         check_context(model_config, context)

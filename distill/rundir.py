@@ -21,7 +21,7 @@ class RunDirectory:
         """Writes nothing yet; UserError where a run already lives."""
         self.path, self.config = Path(config.run_dir).expanduser(), config
         self.seconds: dict[str, float] = {}
-        if (self.path / "config.yaml").exists():
+        if any((self.path / part).exists() for part in ("config.yaml", "student", "teacher", "report")):
             raise UserError(f"run_dir={self.path} already holds a run; choose another directory or remove it")
 
     def create(self) -> None:

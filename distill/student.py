@@ -5,7 +5,6 @@ from typing import Any
 
 from .errors import UserError
 from .flexformer.configuration import FlexformerConfig
-from .flexformer.mixer import check_options
 from .flexformer.model import FlexformerForCausalLM
 from .teacher import Teacher
 
@@ -29,11 +28,3 @@ def build_student(teacher: Teacher, mixer: dict[str, Any]) -> FlexformerForCausa
         raise UserError(f"teacher.path={teacher.name}: the student has no place for {strangers[0]}")
     student.generation_config = copy.deepcopy(teacher.model.generation_config)
     return student.float()
-
-
-def check_mixer(mixer: dict[str, Any]) -> None:
-    """UserError for an unknown or missing mixer key, before anything slow begins."""
-    try:
-        check_options(mixer)
-    except ValueError as error:
-        raise UserError(str(error)) from error

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AttentionInterface,
@@ -118,7 +119,7 @@ def load_teacher(wanted: config.Teacher, context: int) -> Teacher:
     check_context(model_config, context)
     if model_config.is_encoder_decoder:
         raise UserError(f"teacher.path={wanted.path}: encoder-decoder models cannot be swapped, only decoders")
-    dtype = _dtype(wanted.dtype)
+    dtype = getattr(torch, wanted.dtype)
     model = _from_hub(AutoModelForCausalLM, path, dtype=dtype, attn_implementation=CAPTURE)
     tokenizer = _from_hub(AutoTokenizer, path)
     return freeze(wanted.path, model, tokenizer)
@@ -139,6 +140,10 @@ def attention_layers(name: str, model: PreTrainedModel) -> list[dict[str, Any]]:
         raise UserError(
             f"teacher.path={name}: {model.config.model_type} does not use transformers' attention interface, "
             "so its attention cannot be swapped"
+        )
+    if any(getattr(heads.module, "is_causal", True) is False for heads in captured):
+        raise UserError(
+            f"teacher.path={name}: {model.config.model_type} is an encoder; only causal decoders are swapped"
         )
     names = {module: path for path, module in model.named_modules()}
     return [
@@ -161,13 +166,6 @@ def check_context(model_config: Any, context: int) -> None:
         )
 
 
-def _dtype(name: str) -> torch.dtype:
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    if name not in known:
-        raise UserError(f"teacher.dtype={name} is unknown; known: {', '.join(known)}")
-    return known[name]
-
-
 def _from_hub(auto: Any, path: str, **kwargs: Any) -> Any:
     """auto.from_pretrained with its many errors as one line."""
     local = Path(path).expanduser()
@@ -177,7 +175,7 @@ def _from_hub(auto: Any, path: str, **kwargs: Any) -> Any:
         raise UserError(f"teacher.path={path} does not exist: give a directory or a hub name")
     try:
         return auto.from_pretrained(path, **kwargs)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         cure = "" if local.is_dir() else "; give a local directory if the hub cannot be reached"
         raise UserError(f"teacher.path={path} cannot be loaded: {reason}{cure}") from error

@@ -13,29 +13,41 @@ from ..rundir import RunDirectory
 
 
 class Meter(Callback):
-    """Loss, rate and learning rate: one object per logged step in metrics.jsonl, and on the progress bar."""
+    """Loss, rate and learning rate: one object per logged step in metrics.jsonl, and on the progress bar.
 
-    def __init__(self, name: str, run: RunDirectory, every: int):
-        self.name, self.run, self.every, self.tokens = name, run, every, 0
+    every: optimiser steps from one line to the next; the first and the last of `steps` are always logged.
+    """
+
+    def __init__(self, name: str, run: RunDirectory, every: int, steps: int):
+        self.name, self.run, self.every, self.steps = name, run, every, steps
+        self.tokens, self.written = 0, 0
 
     def on_train_start(self, trainer: Trainer, module: Any) -> None:
         self.start = time.monotonic()
 
+    def on_train_batch_start(self, trainer: Trainer, module: Any, batch: Any, index: int) -> None:
+        # Afterwards the schedule has already moved on to the next step.
+        self.learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
+
     def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
         self.tokens += batch["input_ids"].numel() * trainer.world_size
-        last = index + 1 == trainer.num_training_batches
-        if not trainer.is_global_zero or (index % self.every and not last):
-            return
+        step = trainer.global_step
+        due = step == 1 or step % self.every == 0 or step == self.steps
+        if trainer.is_global_zero and due and step > self.written:
+            self.written = step
+            self.write(trainer, module, step)
+
+    def write(self, trainer: Trainer, module: Any, step: int) -> None:
         seconds = time.monotonic() - self.start
         losses = [loss.item() for loss in module.losses.values()]
         mean = sum(losses) / len(losses)
         module.log_dict({"loss": mean, "tokens/s": self.tokens / seconds}, prog_bar=True, logger=False)
         line = {
             "stage": self.name,
-            "step": index + 1,
+            "step": step,
             "tokens": self.tokens,
             "loss": mean,
-            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "lr": self.learning_rate,
             "seconds": round(seconds, 3),
         }
         if len(losses) > 1:
@@ -44,7 +56,7 @@ class Meter(Callback):
             file.write(json.dumps(line) + "\n")
         scalars = {f"{self.name}/{key}": line[key] for key in ("loss", "lr", "tokens", "seconds")}
         for extra in trainer.loggers:
-            extra.log_metrics(scalars, step=index + 1)
+            extra.log_metrics(scalars, step=step)
 
 
 class NumberGuard(Callback):
@@ -54,9 +66,11 @@ class NumberGuard(Callback):
         self.name = name
 
     def on_before_backward(self, trainer: Trainer, module: Any, loss: torch.Tensor) -> None:
-        if not torch.isfinite(loss):
-            where = next((part for part, each in module.losses.items() if not torch.isfinite(each)), "the sum")
-            self.stop(trainer, f"loss of {where}")
+        if torch.isfinite(loss):
+            return
+        where = next((part for part, each in module.losses.items() if not torch.isfinite(each)), "the sum")
+        weight = next((name for name, each in module.named_parameters() if not torch.isfinite(each).all()), None)
+        self.stop(trainer, f"loss of {where}" + (f" (through {weight})" if weight else ""))
 
     def on_before_optimizer_step(self, trainer: Trainer, module: Any, optimizer: Any) -> None:
         gradients = [(name, each.grad) for name, each in module.named_parameters() if each.grad is not None]

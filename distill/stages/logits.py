@@ -1,5 +1,6 @@
 """Stage 2: the whole student on the teacher's logits."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -9,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from .. import config
-from ..errors import UserError
 from ..flexformer.model import FlexformerForCausalLM
 from ..teacher import Teacher
 from .stage import Stage, warmup_cosine
@@ -20,10 +20,9 @@ class LogitsStage(Stage):
 
     def __init__(self, teacher: Teacher, student: FlexformerForCausalLM, wanted: config.Logits):
         super().__init__()
-        if wanted.train not in TRAIN:
-            raise UserError(f"stages.logits.train={wanted.train} is unknown; known: {', '.join(TRAIN)}")
         self.teacher, self.wanted = teacher, wanted
-        self.student = TRAIN[wanted.train](student, wanted)
+        # Without dropout: the teacher's logits are exact targets, and what it adds to them would only be noise.
+        self.student = TRAIN[wanted.train](student, wanted).eval()
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         input_ids = batch["input_ids"]
@@ -77,7 +76,11 @@ def train_mixers(student: FlexformerForCausalLM, wanted: config.Logits) -> nn.Mo
 def train_lora(student: FlexformerForCausalLM, wanted: config.Logits) -> nn.Module:
     """Adapters on every linear layer, and the mixers whole."""
     options = peft.LoraConfig(r=wanted.lora.rank, lora_alpha=wanted.lora.alpha, target_modules="all-linear")
-    adapted = peft.get_peft_model(student, options)
+    with warnings.catch_warnings():
+        # peft corrects the one (GPT-2's layers are stored transposed) and asks transformers for the other.
+        for harmless in ("fan_in_fan_out is set to", ".*is_gradient_checkpointing"):
+            warnings.filterwarnings("ignore", harmless)
+        adapted = peft.get_peft_model(student, options)
     for mixer in student.mixers:
         mixer.requires_grad_(True)
     return adapted

@@ -32,6 +32,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "teacher that is not there": (["teacher.path=/no/such/teacher"], ["teacher.path=/no/such/teacher", "give"]),
     "teacher on the hub": (["teacher.path=someone/model"], ["teacher.path=someone/model", "local directory"]),
     "teacher that is a text": (["teacher.path={texts}"], ["teacher.path"]),
+    "precision": (["matmul_precision=low"], ["matmul_precision=low", "highest", "medium"]),
     "dtype": (["teacher.dtype=float8"], ["teacher.dtype=float8", "float32", "bfloat16"]),
     "context": (["data.context=65"], ["data.context=65", "64 positions", "lower"]),
     "short context": (["data.context=1"], ["data.context=1", "at least 2"]),

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from distill.errors import UserError
-from distill.student import build_student, check_mixer
+from distill.flexformer.mixer import check_options
+from distill.student import build_student
 from distill.teacher import Teacher
 
 from .conftest import MIXERS, compose
@@ -21,12 +22,19 @@ def teacher(request: pytest.FixtureRequest, teachers: dict[str, Path]) -> Teache
 
 
 def test_all_weights_but_the_mixers_are_the_teachers(teacher: Teacher):
+    teacher.model.generation_config.top_k = 7
     student, theirs = build_student(teacher, GOOD), teacher.model.state_dict()
     ours = {name: each for name, each in student.lm.state_dict().items() if ".mixer." not in name}
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert len(student.mixers) == 2
-    assert student.generation_config.eos_token_id == teacher.model.generation_config.eos_token_id
+    assert student.generation_config.top_k == 7
+
+
+def test_with_softmax_put_back_it_is_the_teacher(teacher: Teacher):
+    student = build_student(teacher, GOOD).eval()
+    student.lm.set_attn_implementation("sdpa")
+    assert torch.equal(student.lm(ids()).logits, teacher.logits(ids()))
 
 
 def test_nothing_is_shared_with_the_teacher(teacher: Teacher):
@@ -69,6 +77,6 @@ def test_a_wrong_mixer_is_a_mistake(teacher: Teacher, change: dict, message: str
 
 @pytest.mark.parametrize("name", GOOD)
 def test_a_missing_mixer_key_is_a_mistake(name: str):
-    check_mixer(GOOD)
-    with pytest.raises(UserError, match=f"mixer.{name}"):
-        check_mixer({key: value for key, value in GOOD.items() if key != name})
+    check_options(GOOD)
+    with pytest.raises(ValueError, match=f"mixer.{name}"):
+        check_options({key: value for key, value in GOOD.items() if key != name})

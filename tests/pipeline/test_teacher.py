@@ -18,7 +18,7 @@ from transformers import (
 from distill import config
 from distill.errors import UserError
 from distill.student import build_student
-from distill.teacher import Teacher, load_teacher
+from distill.teacher import CAPTURE, Teacher, freeze, load_teacher
 
 from . import tiny
 
@@ -92,6 +92,13 @@ def test_it_is_frozen_and_nothing_is_captured_outside(teachers: dict[str, Path])
     before = teacher.heads(ids())
     teacher.logits(ids())
     assert len(before) == 2 and len(teacher.heads(ids())) == 2
+
+
+def test_a_model_in_memory_is_frozen_too(teachers: dict[str, Path], tokenizer):
+    model = AutoModelForCausalLM.from_pretrained(teachers["gpt2"], attn_implementation=CAPTURE)
+    teacher = freeze("in memory", model.train().requires_grad_(True), tokenizer)
+    assert not any(each.training for each in model.modules()) and len(teacher.layers) == 2
+    assert not any(each.requires_grad for each in model.parameters())
 
 
 def test_low_precision(teachers: dict[str, Path]):
@@ -171,8 +178,3 @@ def test_a_context_beyond_the_positions(teachers: dict[str, Path]):
     assert load(teachers["gpt2"], context=64)
     message = refusal(teachers["gpt2"], context=65)
     assert message.startswith("data.context=65 is longer than the teacher's 64 positions") and "lower" in message
-
-
-def test_an_unknown_dtype(teachers: dict[str, Path]):
-    message = refusal(teachers["gpt2"], dtype="float8")
-    assert message.startswith("teacher.dtype=float8 is unknown") and "bfloat16" in message
