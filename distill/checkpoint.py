@@ -4,11 +4,13 @@ import json
 import platform
 import shutil
 import subprocess
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from .config import Config
+from .data import Corpus
 from .flexformer.configuration import FlexformerConfig
 from .flexformer.model import FlexformerForCausalLM
 from .rundir import RunDirectory
@@ -21,7 +23,7 @@ FlexformerConfig.register_for_auto_class()
 FlexformerForCausalLM.register_for_auto_class("AutoModelForCausalLM")
 
 
-def export(student: FlexformerForCausalLM, teacher: Teacher, config: Config, run: RunDirectory) -> Path:
+def export(student: FlexformerForCausalLM, teacher: Teacher, corpus: Corpus, config: Config, run: RunDirectory) -> Path:
     """Writes student/: configuration, weights, the flexformer files, tokenizer, model card, provenance.
 
     Written under another name and renamed when whole, so that a student/ that exists is complete.
@@ -30,27 +32,27 @@ def export(student: FlexformerForCausalLM, teacher: Teacher, config: Config, run
     shutil.rmtree(unfinished, ignore_errors=True)
     student.cpu().save_pretrained(unfinished)
     teacher.tokenizer.save_pretrained(unfinished)
-    source = provenance(teacher, config)
+    source = provenance(teacher, corpus, config)
     (unfinished / "provenance.json").write_text(json.dumps(source, indent=1), encoding="utf-8")
     (unfinished / "README.md").write_text(student_card(config, run), encoding="utf-8")
     unfinished.rename(run.student)
     return run.student
 
 
-def provenance(teacher: Teacher, config: Config) -> dict[str, Any]:
-    """Where a student comes from: enough to make it again."""
+def provenance(teacher: Teacher, corpus: Corpus, config: Config) -> dict[str, Any]:
+    """Where a student comes from; with the run's config.yaml, enough to make it again."""
     return {
         "teacher": {
             "name": teacher.name,
             "model_type": teacher.model.config.model_type,
             "parameters": teacher.model.num_parameters(),
             "weights_sha256": teacher.weights_hash(),
+            "weights_dtype": config.teacher.dtype,
         },
         "recipe": config.recipe,
         "seed": config.seed,
         "data": {
-            "path": config.data.path,
-            "domains": {name: vars(domain) for name, domain in config.data.domains.items()},
+            "domains": {name: asdict(domain) for name, domain in corpus.domains.items()},
             "context": config.data.context,
         },
         "mixer": config.mixer,
@@ -77,6 +79,8 @@ def git_commit() -> str | None:
         ).stdout.strip()
 
     try:
+        # An installed package may lie below a repository that is not its own.
+        git("ls-files", "--error-unmatch", Path(__file__).name)
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
@@ -101,7 +105,7 @@ Measured on {tokens} held-out tokens at context {context}; the text is named in 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained("{name}")
+tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
 inputs = tokenizer("def ", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))
 ```

@@ -1,29 +1,58 @@
 """What can be refused before anything slow begins or anything is written."""
 
+from typing import Any
+
 from . import config
 from .errors import UserError
 from .flexformer.mixer import check_options
 from .report.sections import check as check_sections
+from .stages.logits import TRAIN
 
 #: Keys that choose by name, and the names there are.
 CHOICES = {
     "teacher.dtype": ("float32", "bfloat16"),
     "matmul_precision": ("highest", "high", "medium"),
     "stages.attention.loss": ("kl", "output", "both"),
-    "stages.logits.train": ("all", "lora", "mixers"),
+    "stages.logits.train": tuple(TRAIN),
+}
+#: Keys that count something, and their least value.
+LEAST = {
+    **{f"stages.{stage}.max_steps": 0 for stage in ("pretrain", "attention", "logits")},
+    **{f"stages.{stage}.batch_size": 1 for stage in ("pretrain", "attention", "logits")},
+    "stages.attention.queries": 1,
+    "stages.logits.lora.rank": 1,
+    "measure.batch_size": 1,
+    "measure.fidelity_blocks": 1,
+    "measure.map_tokens": 1,
+    "data.workers": 0,
+    "trainer.log_every_n_steps": 1,
+    "trainer.accumulate_grad_batches": 1,
 }
 
 
 def check(wanted: config.Config) -> None:
-    """UserError for an unknown choice, mixer key or report section."""
+    """UserError for an unknown choice, a number out of range, a mixer key or a report section."""
     for key, known in CHOICES.items():
-        value = wanted
-        for name in key.split("."):
-            value = getattr(value, name)
-        if value not in known:
+        if (value := look_up(wanted, key)) not in known:
             raise UserError(f"{key}={value} is unknown; known: {', '.join(known)}")
+    for key, least in LEAST.items():
+        if (number := look_up(wanted, key)) is not None and (not isinstance(number, int) or number < least):
+            raise UserError(f"{key}={number} must be a whole number of at least {least}")
+    if wanted.stages.logits.temperature <= 0:
+        raise UserError(f"stages.logits.temperature={wanted.stages.logits.temperature} must be above 0")
+    for key in ("trainer.devices", "trainer.num_nodes"):
+        if (number := look_up(wanted, key)) != 1:
+            raise UserError(f"{key}={number}: a run uses one device; start one run per device, or leave it out")
     try:
         check_options(wanted.mixer)
     except ValueError as error:
         raise UserError(str(error)) from error
     check_sections(wanted.report.sections)
+
+
+def look_up(wanted: config.Config, key: str) -> Any:
+    """The value of a dotted key."""
+    value: Any = wanted
+    for name in key.split("."):
+        value = value[name] if isinstance(value, dict) else getattr(value, name)
+    return value

@@ -32,6 +32,7 @@ from .teacher import Teacher, load_teacher
 def distil(config: Config) -> Path:
     """Runs a recipe; returns the run directory with student/ and report/ in place."""
     check(config)
+    device = device_of(config)
     run = RunDirectory(config)
     seed_everything(config.seed, verbose=False)
     teacher = load_teacher(config.teacher, config.data.context)
@@ -40,23 +41,25 @@ def distil(config: Config) -> Path:
     student = build_student(teacher, config.mixer)
     run.create()
     if config.stages.attention.place:
-        place_kernels(teacher, student.mixers, corpus, config.seed, device_of(config))
+        with run.timed("attention"):
+            place_kernels(teacher, student.mixers, corpus, config.seed, device)
     readings: Readings = {}
     tokens: dict[str, int] = {}
 
     readings["teacher"] = read_domains(teacher.model, corpus, config, run)
     readings["swapped"] = read_domains(student, corpus, config, run)
     tokens["attention"] = match_maps(teacher, student, corpus, config, run)
-    readings["stage1"] = read_domains(student, corpus, config, run)
+    if tokens["attention"]:
+        readings["stage1"] = read_domains(student, corpus, config, run)
     with run.timed("measure"):
-        measure_fidelity(teacher, student.mixers, corpus, config.measure, run, device_of(config))
+        measure_fidelity(teacher, student.mixers, corpus, config.measure, run, device)
     student, tokens["logits"] = match_logits(teacher, student, corpus, config, run)
     readings["student"] = read_domains(student, corpus, config, run)
     if config.measure.teacher_tuned:
         readings["teacher_tuned"] = tune_teacher(teacher, corpus, config, run)
 
     measure_headline(teacher, student, readings, tokens, config, run)
-    export(student, teacher, config, run)
+    export(student, teacher, corpus, config, run)
     render(run.path, config.report.sections)
     print(summary(run))
     return run.path

@@ -13,7 +13,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTr
 from .checks import check
 from .config import Config
 from .config import Teacher as Wanted
-from .data import prepare, training_texts
+from .data import Corpus, prepare, training_texts
 from .errors import UserError
 from .measure.perplexity import Reading, read
 from .rundir import RunDirectory
@@ -45,7 +45,7 @@ def train_teacher(config: Config) -> Path:
         domain: read(model, corpus.evaluation(domain, config.measure.batch_size), device_of(config))
         for domain in corpus.validation
     }
-    save(model, tokenizer, readings, tokens, config, run)
+    save(model, tokenizer, readings, tokens, corpus, config, run)
     print(f"teacher: {run.teacher}")
     return run.path
 
@@ -81,6 +81,7 @@ def save(
     tokenizer: PreTrainedTokenizerFast,
     readings: dict[str, Reading],
     tokens: int,
+    corpus: Corpus,
     config: Config,
     run: RunDirectory,
 ) -> None:
@@ -88,7 +89,7 @@ def save(
     model.cpu().to(torch.bfloat16).save_pretrained(run.teacher)
     tokenizer.model_max_length = config.data.context
     tokenizer.save_pretrained(run.teacher)
-    (run.teacher / "README.md").write_text(card(model, readings, tokens, config, run), encoding="utf-8")
+    (run.teacher / "README.md").write_text(card(model, readings, tokens, corpus, config, run), encoding="utf-8")
 
 
 CARD = """# {name}
@@ -109,7 +110,9 @@ Perplexities are of this model's own vocabulary and cannot be compared with thos
 """
 
 
-def card(model: Any, readings: dict[str, Reading], tokens: int, config: Config, run: RunDirectory) -> str:
+def card(
+    model: Any, readings: dict[str, Reading], tokens: int, corpus: Corpus, config: Config, run: RunDirectory
+) -> str:
     wanted, device = config.stages.pretrain, device_of(config)
     rows = [f"| {name} | {reading.tokens} | {reading.perplexity:.2f} |" for name, reading in readings.items()]
     return CARD.format(
@@ -119,7 +122,7 @@ def card(model: Any, readings: dict[str, Reading], tokens: int, config: Config, 
         parameters=model.num_parameters() / 1e6,
         architecture=json.dumps(config.teacher.architecture),
         vocabulary=model.config.vocab_size,
-        text="; ".join(f"{name} (`{domain.path}`)" for name, domain in config.data.domains.items()),
+        text="; ".join(f"{name} (`{domain.path}`)" for name, domain in corpus.domains.items()),
         steps=wanted.max_steps,
         batch=wanted.batch_size,
         context=config.data.context,

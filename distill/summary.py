@@ -13,11 +13,13 @@ def summary(run: RunDirectory) -> str:
     headline = json.loads((run.path / "measurements" / "headline.json").read_text(encoding="utf-8"))
     lines = [f"{'perplexity':12}" + "".join(f"{name:>10}" for name in COLUMNS) + "     student / teacher"]
     for domain, ratio in headline["ratio"].items():
-        values = "".join(cell(headline[key][domain], 10, 2) for key in COLUMNS.values())
+        values = "".join(cell((headline[key] or {}).get(domain), 10, 2) for key in COLUMNS.values())
         error = headline["ratio_error"][domain]
         lines.append(f"{domain:12}{values}{cell(ratio, 10, 3)} ± {cell(error, 0, 3)}")
-    seconds = sum(run.seconds.values())
-    lines += ["", f"{sum(headline['tokens'].values()):,} tokens in {seconds:.0f} s"]
+    stages = [
+        f"{name} {seen:,} tokens in {run.seconds.get(name, 0):.0f} s" for name, seen in headline["tokens"].items()
+    ]
+    lines += ["", f"{'; '.join(stages)}; {sum(run.seconds.values()):.0f} s in all"]
     lines += [f"student  {run.student}", f"report   {run.path / 'report' / 'report.html'}"]
     return "\n".join(lines)
 

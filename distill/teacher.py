@@ -37,7 +37,7 @@ UNSUPPORTED = {"sliding_window": "sliding windows", "softcap": "soft-capped logi
 class Heads(NamedTuple):
     """What enters one attention layer: q (B, H, N, D), k and v (B, K, N, D), after position encoding."""
 
-    module: nn.Module
+    module: Any
     query: Tensor
     key: Tensor
     value: Tensor
@@ -48,13 +48,15 @@ class Heads(NamedTuple):
 class Teacher:
     """A frozen PreTrainedModel, its tokenizer, and its attention layers as FlexformerConfig wants them.
 
-    Deliberately no nn.Module: a Lightning module that holds one would copy it into every checkpoint.
+    stored: the dtype of its weights on disk, whatever they were loaded as. Deliberately no nn.Module: a Lightning
+    module that holds one would copy it into every checkpoint.
     """
 
     name: str
     model: Any
     tokenizer: PreTrainedTokenizerBase
     layers: list[dict[str, Any]]
+    stored: torch.dtype
 
     def to(self, device: torch.device) -> None:
         self.model.to(device)
@@ -76,7 +78,7 @@ class Teacher:
         digest = hashlib.sha256()
         for name, tensor in self.model.state_dict().items():
             digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
         return digest.hexdigest()
 
 
@@ -122,13 +124,13 @@ def load_teacher(wanted: config.Teacher, context: int) -> Teacher:
     dtype = getattr(torch, wanted.dtype)
     model = _from_hub(AutoModelForCausalLM, path, dtype=dtype, attn_implementation=CAPTURE)
     tokenizer = _from_hub(AutoTokenizer, path)
-    return freeze(wanted.path, model, tokenizer)
+    return freeze(wanted.path, model, tokenizer, model_config.dtype or torch.float32)
 
 
-def freeze(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Teacher:
+def freeze(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stored: torch.dtype) -> Teacher:
     """A Teacher around a model in memory; UserError if its attention cannot be swapped."""
     model.eval().requires_grad_(False)
-    return Teacher(name, model, tokenizer, attention_layers(name, model))
+    return Teacher(name, model, tokenizer, attention_layers(name, model), stored)
 
 
 def attention_layers(name: str, model: PreTrainedModel) -> list[dict[str, Any]]:
@@ -145,6 +147,8 @@ def attention_layers(name: str, model: PreTrainedModel) -> list[dict[str, Any]]:
         raise UserError(
             f"teacher.path={name}: {model.config.model_type} is an encoder; only causal decoders are swapped"
         )
+    if [heads.module.layer_idx for heads in captured] != list(range(model.config.num_hidden_layers)):
+        raise UserError(f"teacher.path={name}: only some layers of {model.config.model_type} are softmax attention")
     names = {module: path for path, module in model.named_modules()}
     return [
         {

@@ -20,11 +20,6 @@ def load(domain: Domain, split: str, streaming: bool) -> Dataset | IterableDatas
     """
     try:
         return _documents(_text_column(_load(domain, split, streaming), domain))
-    except (OSError, httpx.HTTPError) as error:
-        raise UserError(
-            f"data.path={domain.path} could not be reached ({_first_line(error)}): check the name and the network, "
-            "or give a local file or folder instead"
-        ) from error
     except (ValueError, RuntimeError, DatasetsError) as error:
         raise UserError(f"data.path={domain.path}: {_first_line(error.__cause__ or error)}") from error
 
@@ -40,7 +35,13 @@ def has_split(domain: Domain, split: str, streaming: bool) -> bool:
 
 
 def _load(domain: Domain, split: str, streaming: bool) -> Dataset | IterableDataset:
-    return datasets.load_dataset(domain.path, domain.name, split=split, streaming=streaming)
+    try:
+        return datasets.load_dataset(domain.path, domain.name, split=split, streaming=streaming)
+    except (OSError, httpx.HTTPError) as error:
+        raise UserError(
+            f"data.path={domain.path} could not be reached ({_first_line(error)}): check the name and the network, "
+            "or give a local file or folder instead"
+        ) from error
 
 
 def _text_column(texts: Dataset | IterableDataset, domain: Domain) -> Dataset | IterableDataset:

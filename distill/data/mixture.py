@@ -35,9 +35,10 @@ class Corpus:
 
     train: streams where the configuration asked for streaming. validation: in the order of the text.
     weights: each domain's share of the training blocks; they sum to one. seed: decides how domains take turns.
-    workers: processes that load batches.
+    workers: processes that load batches. domains: where the text came from.
     """
 
+    domains: dict[str, Domain]
     train: dict[str, Blocks]
     validation: dict[str, Dataset]
     weights: dict[str, float]
@@ -89,6 +90,7 @@ def prepare(config: Data, tokenizer: PreTrainedTokenizerBase, seed: int) -> Corp
     packed = {name: _packed(name, domain, config, tokenizer) for name, domain in domains.items()}
     total = sum(domain.weight for domain in domains.values())
     return Corpus(
+        domains=domains,
         train={name: blocks.train for name, blocks in packed.items()},
         validation={name: blocks.validation for name, blocks in packed.items()},
         weights={name: domain.weight / total for name, domain in domains.items()},

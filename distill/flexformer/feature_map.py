@@ -56,7 +56,7 @@ class FeatureMap(nn.Module):
         raise TypeError(f"{type(self).__name__} has no frequencies to place")
 
     def minimum(self) -> Tensor | float:
-        """The exact minimum of κ (broadcasts to (H, N, N)); rounding must not take a kernel below it."""
+        """What κ never falls below, (H, 1, 1) or a number: rounding must not take a positive kernel there."""
         return 0.0
 
 

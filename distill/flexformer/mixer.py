@@ -68,15 +68,19 @@ class Mixer(nn.Module):
 
 def check_options(options: Mapping[str, Any]) -> tuple[Callable[..., FeatureMap], dict[str, Any]]:
     """The map's constructor and its arguments; ValueError names what is unknown or missing."""
-    if options.get("map") not in MAPS:
+    if not isinstance(options.get("map"), str) or options["map"] not in MAPS:
         raise ValueError(f"mixer.map={options.get('map')} is unknown; known: {', '.join(MAPS)}")
     build = MAPS[options["map"]]
     arguments = {name: value for name, value in options.items() if name not in ("map", "key_weight")}
-    takes = set(inspect.signature(build).parameters) - {"shape"}
+    kinds = {name: each.annotation for name, each in inspect.signature(build).parameters.items() if name != "shape"}
+    takes = set(kinds)
     for name in sorted(arguments.keys() - takes):
         raise ValueError(f"mixer.{name} is unknown to mixer={options['map']}; it takes {', '.join(sorted(takes))}")
     for name in sorted((takes | {"key_weight"}) - options.keys()):
         raise ValueError(f"mixer.{name} is missing")
+    for name, value in arguments.items():
+        if type(value) not in ((int, float) if kinds[name] is float else (kinds[name],)):
+            raise ValueError(f"mixer.{name}={value} is of the wrong type: give {kinds[name].__name__}")
     return build, arguments
 
 

@@ -10,8 +10,8 @@ from .products import MAX_DEPTH
 class Spectral(FeatureMap):
     """κ(q, k) = Σ_m s_m(q) t_m(k) [1 + η_m cos(ω_m·q − ν_m·k + β_m)],  s, t softmax amplitudes as in `Exponential`.
 
-    η = 0 is `Exponential`; constant amplitudes are the order-1 `PositiveProducts`. Positive and bounded. F = 3M:
-    φ_q = s ⊗ [1, √η cos(ωq + β), √η sin(ωq + β)] and φ_k = t ⊗ [1, √η cos νk, √η sin νk].
+    η = 0 is `Exponential`; constant amplitudes are, up to a factor, the order-1 `PositiveProducts` with equal a.
+    Positive and bounded. F = 3M: φ_q = s ⊗ [1, √η cos(ωq + β), √η sin(ωq + β)] and φ_k = t ⊗ [1, √η cos νk, √η sin νk].
 
     `frequency_scale` is the standard deviation of the initial phase frequencies, `amplitude_scale` that of the
     initial amplitude ones; these may start from centroids of the keys instead, as in `Exponential`.

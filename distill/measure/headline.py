@@ -67,6 +67,6 @@ def state_bytes(student: FlexformerForCausalLM) -> int:
 
 
 def cache_bytes_per_token(teacher: Teacher) -> int:
-    """Bytes by which the teacher's key-value cache grows with each token."""
+    """Bytes by which the teacher's key-value cache grows with each token, in the precision of its checkpoint."""
     width = sum(2 * layer["kv_heads"] * layer["head_dim"] for layer in teacher.layers)
-    return width * teacher.model.dtype.itemsize
+    return width * teacher.stored.itemsize

@@ -28,7 +28,7 @@ class AttentionStage(Stage):
         losses = torch.stack(layers)
         self.losses = {f"layer {i}": loss for i, loss in enumerate(losses.detach())}
         # A sum, although layers differ by orders of magnitude: no parameter belongs to two layers, and Adam divides
-        # every gradient by its own size.
+        # every gradient by its own size. What couples layers is the clipping, which is by their common norm.
         return losses.sum()
 
     def draw_queries(self, length: int) -> Tensor | None:

@@ -65,14 +65,21 @@ class NumberGuard(Callback):
     def __init__(self, name: str):
         self.name = name
 
+    def on_train_batch_start(self, trainer: Trainer, module: Any, batch: Any, index: int) -> None:
+        self.batch = batch
+
     def on_before_backward(self, trainer: Trainer, module: Any, loss: torch.Tensor) -> None:
         if torch.isfinite(loss):
             return
         where = next((part for part, each in module.losses.items() if not torch.isfinite(each)), "the sum")
-        weight = next((name for name, each in module.named_parameters() if not torch.isfinite(each).all()), None)
-        self.stop(trainer, f"loss of {where}" + (f" (through {weight})" if weight else ""))
+        weights = (name for name, each in module.named_parameters() if not torch.isfinite(each).all())
+        through = next(weights, None) or first_bad_module(module, self.batch)
+        self.stop(trainer, f"loss of {where}" + (f" (first in {through})" if through else ""))
 
     def on_before_optimizer_step(self, trainer: Trainer, module: Any, optimizer: Any) -> None:
+        if getattr(trainer.precision_plugin, "scaler", None) is not None:
+            # In float16 such gradients are ordinary: the scaler skips the step and lowers its scale.
+            return
         gradients = [(name, each.grad) for name, each in module.named_parameters() if each.grad is not None]
         norms = torch.stack(torch._foreach_norm([gradient for _, gradient in gradients]))
         if not torch.isfinite(norms).all():
@@ -84,6 +91,27 @@ class NumberGuard(Callback):
             f"stage {self.name}, step {trainer.global_step + 1}: the {where} is not a number; "
             f"lower the learning rate (last good checkpoint: {kept})"
         )
+
+
+@torch.no_grad()
+def first_bad_module(module: Any, batch: Any) -> str | None:
+    """The innermost module that first makes something that is not a number of this batch; None if none does."""
+    found: list[str] = []
+
+    def watch(name: str) -> Any:
+        def hook(each: Any, inputs: Any, output: Any) -> None:
+            if isinstance(output, torch.Tensor) and not torch.isfinite(output).all():
+                found.append(name)
+
+        return hook
+
+    hooks = [each.register_forward_hook(watch(name)) for name, each in module.named_modules() if name]
+    try:
+        module.training_step(batch, 0)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found[0] if found else None
 
 
 class ProgressBar(TQDMProgressBar):

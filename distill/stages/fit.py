@@ -8,11 +8,14 @@ from typing import Any, Protocol
 
 import hydra
 import torch
+from hydra.errors import HydraException
 from lightning import Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from ..config import Config
 from ..data import Corpus
+from ..errors import UserError
 from ..rundir import RunDirectory
 from .callbacks import Meter, NumberGuard, ProgressBar
 from .stage import Stage
@@ -71,8 +74,11 @@ def make_trainer(config: Config, **kwargs: Any) -> Trainer:
 
 
 def device_of(config: Config) -> torch.device:
-    """The device that the configured Trainer trains on."""
-    trainer = make_trainer(config, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    """The device that the configured Trainer trains on; UserError where Lightning refuses the configuration."""
+    try:
+        trainer = make_trainer(config, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    except (HydraException, MisconfigurationException, ValueError) as error:
+        raise UserError(f"trainer: {str(error.__cause__ or error).splitlines()[0]}") from error
     return trainer.strategy.root_device
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from .. import config
+from ..errors import UserError
 from ..flexformer.model import FlexformerForCausalLM
 from ..teacher import Teacher
 from .stage import Stage, warmup_cosine
@@ -70,6 +71,8 @@ def train_mixers(student: FlexformerForCausalLM, wanted: config.Logits) -> nn.Mo
     student.requires_grad_(False)
     for mixer in student.mixers:
         mixer.requires_grad_(True)
+    if not any(each.requires_grad for each in student.parameters()):
+        raise UserError("stages.logits.train=mixers: this mixer has nothing to train; choose all or lora")
     return student
 
 

@@ -96,7 +96,7 @@ def test_it_is_frozen_and_nothing_is_captured_outside(teachers: dict[str, Path])
 
 def test_a_model_in_memory_is_frozen_too(teachers: dict[str, Path], tokenizer):
     model = AutoModelForCausalLM.from_pretrained(teachers["gpt2"], attn_implementation=CAPTURE)
-    teacher = freeze("in memory", model.train().requires_grad_(True), tokenizer)
+    teacher = freeze("in memory", model.train().requires_grad_(True), tokenizer, torch.float32)
     assert not any(each.training for each in model.modules()) and len(teacher.layers) == 2
     assert not any(each.requires_grad for each in model.parameters())
 

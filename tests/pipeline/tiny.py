@@ -62,4 +62,4 @@ def corpus(blocks: int) -> Corpus:
     """Random tokens; a batch of all `blocks` is the same at every step, but for the order in it."""
     ids = torch.randint(VOCABULARY, (blocks, CONTEXT), generator=torch.Generator().manual_seed(0))
     made = Dataset.from_dict({"input_ids": ids.tolist()}).with_format("torch")
-    return Corpus({"random": made}, {"random": made}, {"random": 1.0}, seed=0, workers=0)
+    return Corpus({}, {"random": made}, {"random": made}, {"random": 1.0}, seed=0, workers=0)

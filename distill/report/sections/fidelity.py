@@ -32,7 +32,8 @@ def section(run: Run) -> Section:
         notes.append(f"No attention maps: {error}.")
     return Section(
         title="Fidelity",
-        intro=f"Each head of the student against the teacher's, both given the teacher's own queries and keys, over "
+        intro="Each head of the student, as stage 1 left it, against the teacher's, both given the teacher's own "
+        f"queries and keys, over "
         f"{count(found['tokens'])} tokens. KL runs from the teacher's attention to the student's: 0 when they agree. "
         "Output error is the squared distance between what the two heads pass on, as a share of the teacher's square. "
         "Layers and heads count from 0.",

@@ -11,7 +11,8 @@ def section(run: Run) -> Section:
     provenance = run.json("student/provenance.json")
     return Section(
         title="Provenance",
-        intro="What this student was made of: enough to make it again. The same record lies beside its weights.",
+        intro="What this student was made of: with the run's config.yaml, enough to make it again. The same record "
+        "lies beside its weights.",
         data=provenance,
         tables=[Table("Recorded with the student", ["Entry", "Value"], flattened(provenance), labels=2)],
     )
