@@ -124,6 +124,11 @@ def load_teacher(wanted: config.Teacher, context: int) -> Teacher:
     dtype = getattr(torch, wanted.dtype)
     model = _from_hub(AutoModelForCausalLM, path, dtype=dtype, attn_implementation=CAPTURE)
     tokenizer = _from_hub(AutoTokenizer, path)
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        # transformers makes an empty one where the files are missing.
+        raise UserError(
+            f"teacher.path={wanted.path} has no tokenizer: add its tokenizer.json and tokenizer_config.json"
+        )
     return freeze(wanted.path, model, tokenizer, model_config.dtype or torch.float32)
 
 

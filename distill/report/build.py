@@ -14,7 +14,7 @@ from ..errors import UserError
 from .figures import standalone
 from .run import ArtefactError, Run
 from .section import Figure, Section, Skipped
-from .sections import check, load
+from .sections import available, check, load
 
 #: The top level of report.json, whichever sections were asked for, and the order of the page.
 CONTRACT = ("headline", "fidelity", "transfer", "contribution", "length", "cost", "provenance")
@@ -39,6 +39,8 @@ def render(run_dir: Path, sections: list[str]) -> Path:
 
 def collect(run: Run, name: str, asked: list[str]) -> Section | Skipped:
     """One section, or why there is none. Whatever goes wrong in it stays in it."""
+    if name not in available():
+        return Skipped("not measured by this version")
     if name not in asked:
         return Skipped("not asked for in report.sections")
     try:

@@ -178,3 +178,9 @@ def test_a_context_beyond_the_positions(teachers: dict[str, Path]):
     assert load(teachers["gpt2"], context=64)
     message = refusal(teachers["gpt2"], context=65)
     assert message.startswith("data.context=65 is longer than the teacher's 64 positions") and "lower" in message
+
+
+def test_a_teacher_without_tokenizer_files_is_refused(teachers: dict[str, Path], tmp_path: Path):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((teachers["gpt2"] / name).read_bytes())
+    assert "tokenizer.json" in refusal(tmp_path)
