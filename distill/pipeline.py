@@ -15,7 +15,7 @@ from .data import Corpus, prepare
 from .flexformer.model import FlexformerForCausalLM
 from .measure.fidelity import measure_fidelity
 from .measure.headline import Readings, measure_headline
-from .measure.perplexity import Reading, read
+from .measure.perplexity import Reading, read_domains
 from .placement import place_kernels
 from .pretrain import train_teacher
 from .report import render
@@ -97,15 +97,6 @@ def tune_teacher(teacher: Teacher, corpus: Corpus, config: Config, run: RunDirec
     tuned = copy.deepcopy(teacher.model).float()
     fit(LanguageStage(tuned, wanted), "teacher_tuned", wanted, corpus, config, run)
     return read_domains(tuned, corpus, config, run)
-
-
-def read_domains(model: torch.nn.Module, corpus: Corpus, config: Config, run: RunDirectory) -> dict[str, Reading]:
-    """The model's reading of every domain's held-out text."""
-    with run.timed("measure"):
-        return {
-            domain: read(model, corpus.evaluation(domain, config.measure.batch_size), device_of(config))
-            for domain in corpus.validation
-        }
 
 
 #: What a run can be for, by the name used in `goal`.

@@ -15,7 +15,7 @@ from .config import Config
 from .config import Teacher as Wanted
 from .data import Corpus, prepare, training_texts
 from .errors import UserError
-from .measure.perplexity import Reading, read
+from .measure.perplexity import Reading, read_domains
 from .rundir import RunDirectory
 from .stages.fit import device_of, fit
 from .stages.language import LanguageStage
@@ -41,10 +41,7 @@ def train_teacher(config: Config) -> Path:
 
     # Measured in the precision that is saved.
     model.to(torch.bfloat16).float()
-    readings = {
-        domain: read(model, corpus.evaluation(domain, config.measure.batch_size), device_of(config))
-        for domain in corpus.validation
-    }
+    readings = read_domains(model, corpus, config, run)
     save(model, tokenizer, readings, tokens, corpus, config, run)
     print(f"teacher: {run.teacher}")
     return run.path

@@ -7,6 +7,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
+from ..config import Config
+from ..data import Corpus
+from ..rundir import RunDirectory
+from ..stages.fit import device_of
+
 
 class Reading(NamedTuple):
     """nll: nats per token of each block (blocks,); predicted: the likeliest next tokens (blocks, N − 1)."""
@@ -37,6 +42,16 @@ def read(model: nn.Module, batches: DataLoader, device: torch.device) -> Reading
         predicted.append(logits.argmax(-1).cpu())
     model.train(training)
     return Reading(torch.cat(nll), torch.cat(predicted))
+
+
+def read_domains(model: nn.Module, corpus: Corpus, config: Config, run: RunDirectory) -> dict[str, Reading]:
+    """The model's reading of every domain's held-out text."""
+    device = device_of(config)
+    with run.timed("measure"):
+        return {
+            domain: read(model, corpus.evaluation(domain, config.measure.batch_size), device)
+            for domain in corpus.validation
+        }
 
 
 def ratio(student: Reading, teacher: Reading) -> float:
