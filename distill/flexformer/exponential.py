@@ -16,6 +16,8 @@ class Exponential(FeatureMap):
     the key.
     """
 
+    frequencies = ("query_frequency", "key_frequency")
+
     def __init__(self, shape: HeadShape, features: int, frequency_scale: float):
         count = atoms(features, 1, "exponential")
         super().__init__(shape, count)
@@ -32,8 +34,8 @@ class Exponential(FeatureMap):
         self.key_frequency.copy_(centroids)
         self.key_bias.copy_(-0.5 * centroids.square().sum(-1))
 
-    def query_features(self, query: Tensor) -> Tensor:
+    def query_features(self, query: Tensor, position: Tensor) -> Tensor:
         return (project(query, self.query_frequency) + self.query_bias[:, None]).softmax(-1)
 
-    def key_features(self, key: Tensor) -> tuple[Tensor, Tensor | None]:
+    def key_features(self, key: Tensor, position: Tensor) -> tuple[Tensor, Tensor | None]:
         return (project(key, self.key_frequency) + self.key_bias[:, None]).softmax(-1), None

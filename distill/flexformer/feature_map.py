@@ -29,10 +29,18 @@ class FeatureMap(nn.Module):
     Queries and keys arrive after projection and position encoding, each scaled by √scaling. A key's features may
     come with a log-scale c(k), so that the kernel is e^{c(k)} φ_q(q)·φ_k(k): the engine carries it in a running
     maximum, and nothing overflows.
+
+    `position` (B, N) counts each token within its text from 0, padding not counted; few maps use it.
     """
 
-    #: Kernel values can be negative: no log loss, and denominators can vanish.
-    signed = False
+    #: Every kernel value is above 0 and has a logarithm. If not, denominators can vanish, and there is no log loss.
+    positive = True
+    #: The parameters that are frequencies: what `freeze` keeps at the draw.
+    frequencies: tuple[str, ...] = ()
+    #: Training steps after which `redraw` is called; 0: never.
+    redraw_every = 0
+    #: Features that one atom makes. They lie side by side, so that decay can differ between atoms and not within one.
+    per_atom = 1
     #: Denominators below this in magnitude are replaced by it (with their sign).
     epsilon = 1e-20
     #: How many points of key space `place` takes; 0 for a map whose frequencies are no such points.
@@ -43,20 +51,39 @@ class FeatureMap(nn.Module):
         self.shape = shape
         self.feature_dim = feature_dim
 
-    def query_features(self, query: Tensor) -> Tensor:
+    def query_features(self, query: Tensor, position: Tensor) -> Tensor:
         """(B, H, N, D) → (B, H, N, F)."""
         raise TypeError(f"{type(self).__name__} defines no query features")
 
-    def key_features(self, key: Tensor) -> tuple[Tensor, Tensor | None]:
+    def key_features(self, key: Tensor, position: Tensor) -> tuple[Tensor, Tensor | None]:
         """(B, K, N, D) → features (B, K, N, F) and their log-scale (B, K, N), None where it is 0."""
         raise TypeError(f"{type(self).__name__} defines no key features")
+
+    def dropped(self, query: Tensor) -> Tensor | None:
+        """Log of the factor that `query_features` leaves out, (B, H, N), None where there is none.
+
+        The normaliser cancels it, but not beside a window.
+        """
+        return None
 
     def place(self, centroids: Tensor) -> None:
         """Start from these points among the scaled keys, (K, `centroids`, D), instead of from the draw."""
         raise TypeError(f"{type(self).__name__} has no frequencies to place")
 
+    def freeze(self) -> None:
+        """Keep the frequencies at the draw, under the same names: the control for learning them."""
+        self.centroids = 0
+        for name in self.frequencies:
+            frequency = self.get_parameter(name).detach()
+            delattr(self, name)
+            self.register_buffer(name, frequency)
+
+    def redraw(self) -> None:
+        """Draw the random frequencies anew."""
+        raise TypeError(f"{type(self).__name__} has no frequencies to redraw")
+
     def minimum(self) -> Tensor | float:
-        """What κ never falls below, (H, 1, 1) or a number: rounding must not take a positive kernel there."""
+        """What each atom adds to κ at least, (H, M) or a number: rounding must not take a positive kernel below."""
         return 0.0
 
 

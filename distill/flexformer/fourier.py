@@ -17,7 +17,9 @@ class SignedStationary(FeatureMap):
     Rahimi & Recht 2007; Bochner's theorem.
     """
 
-    signed = True
+    positive = False
+    frequencies = ("frequency",)
+    per_atom = 2
     # Weights cancel, so a denominator may be tiny by accident; a larger ε bounds what the division amplifies.
     epsilon = 1e-3
 
@@ -28,12 +30,12 @@ class SignedStationary(FeatureMap):
 
     def _features(self, x: Tensor, frequency: Tensor) -> Tensor:
         angle = project(x, frequency)
-        return torch.cat([angle.cos(), angle.sin()], -1) * frequency.shape[1] ** -0.5
+        return torch.stack([angle.cos(), angle.sin()], -1).flatten(-2) * frequency.shape[1] ** -0.5
 
-    def query_features(self, query: Tensor) -> Tensor:
+    def query_features(self, query: Tensor, position: Tensor) -> Tensor:
         return self._features(query, self.frequency.repeat_interleave(self.shape.group, 0))
 
-    def key_features(self, key: Tensor) -> tuple[Tensor, Tensor | None]:
+    def key_features(self, key: Tensor, position: Tensor) -> tuple[Tensor, Tensor | None]:
         return self._features(key, self.frequency), None
 
 
@@ -44,7 +46,9 @@ class SignedNonstationary(FeatureMap):
     Yaglom's theorem in the form of Remes et al. 2017 (arXiv:1705.08736).
     """
 
-    signed = True
+    positive = False
+    frequencies = ("frequency", "partner")
+    per_atom = 2
     epsilon = SignedStationary.epsilon
 
     def __init__(self, shape: HeadShape, features: int, frequency_scale: float):
@@ -55,16 +59,16 @@ class SignedNonstationary(FeatureMap):
 
     def _features(self, x: Tensor, frequency: Tensor, partner: Tensor) -> Tensor:
         first, second = project(x, frequency), project(x, partner)
-        pair = torch.cat([first.cos() + second.cos(), first.sin() + second.sin()], -1)
-        return pair * (0.5 * frequency.shape[1] ** -0.5)
+        pair = torch.stack([first.cos() + second.cos(), first.sin() + second.sin()], -1)
+        return pair.flatten(-2) * (0.5 * frequency.shape[1] ** -0.5)
 
-    def query_features(self, query: Tensor) -> Tensor:
+    def query_features(self, query: Tensor, position: Tensor) -> Tensor:
         group = self.shape.group
         return self._features(
             query, self.frequency.repeat_interleave(group, 0), self.partner.repeat_interleave(group, 0)
         )
 
-    def key_features(self, key: Tensor) -> tuple[Tensor, Tensor | None]:
+    def key_features(self, key: Tensor, position: Tensor) -> tuple[Tensor, Tensor | None]:
         return self._features(key, self.frequency, self.partner), None
 
 

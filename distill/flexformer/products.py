@@ -25,7 +25,8 @@ class PositiveProducts(FeatureMap):
             raise ValueError(f"mixer.order={order} must be 1 or more")
         count = atoms(features, 3**order, f"a product of order {order}")
         super().__init__(shape, count * 3**order)
-        self.order, self.tied = order, tied
+        self.order, self.tied, self.per_atom = order, tied, 3**order
+        self.frequencies = ("key_frequency",) if tied else ("key_frequency", "query_frequency")
         drawn = draw_frequencies(shape.kv_heads, count * order, shape.head_dim, frequency_scale)
         self.key_frequency = nn.Parameter(drawn)
         if not tied:
@@ -49,7 +50,7 @@ class PositiveProducts(FeatureMap):
             product = (product[..., :, None] * factor[..., g, None, :]).flatten(-2)
         return product
 
-    def query_features(self, query: Tensor) -> Tensor:
+    def query_features(self, query: Tensor, position: Tensor) -> Tensor:
         group = self.shape.group
         if self.tied:
             angle = project(query, self.key_frequency.repeat_interleave(group, 0))
@@ -58,11 +59,11 @@ class PositiveProducts(FeatureMap):
         product = self._outer(angle, self.depth.repeat_interleave(group, 0))
         return (self.amplitude.softmax(-1)[:, None, :, None] * product).flatten(-2)
 
-    def key_features(self, key: Tensor) -> tuple[Tensor, Tensor | None]:
+    def key_features(self, key: Tensor, position: Tensor) -> tuple[Tensor, Tensor | None]:
         return self._outer(project(key, self.key_frequency), self.depth).flatten(-2), None
 
     def minimum(self) -> Tensor:
-        """Σ_m a_m Π_g (1 − η_mg), reached where every cosine is −1: (H, 1, 1)."""
+        """a_m Π_g (1 − η_mg), reached where every cosine of the atom is −1: (H, M)."""
         least = (1 - self.depth).unflatten(-1, (-1, self.order)).prod(-1)
         least = least.repeat_interleave(self.shape.group, 0)
-        return (self.amplitude.softmax(-1) * least).sum(-1)[:, None, None]
+        return self.amplitude.softmax(-1) * least

@@ -17,6 +17,9 @@ class Spectral(FeatureMap):
     initial amplitude ones; these may start from centroids of the keys instead, as in `Exponential`.
     """
 
+    frequencies = ("query_frequency", "key_frequency")
+    per_atom = 3
+
     def __init__(self, shape: HeadShape, features: int, frequency_scale: float, amplitude_scale: float):
         count = atoms(features, 3, "spectral")
         super().__init__(shape, 3 * count)
@@ -45,12 +48,12 @@ class Spectral(FeatureMap):
     def _features(self, amplitude: Tensor, angle: Tensor, depth: Tensor) -> Tensor:
         amplitude = amplitude.softmax(-1)
         wave = amplitude * depth.sqrt()[:, None]
-        return torch.cat([amplitude, wave * angle.cos(), wave * angle.sin()], -1)
+        return torch.stack([amplitude, wave * angle.cos(), wave * angle.sin()], -1).flatten(-2)
 
-    def query_features(self, query: Tensor) -> Tensor:
+    def query_features(self, query: Tensor, position: Tensor) -> Tensor:
         amplitude, angle = (project(query, self.query_frequency) + self.query_bias[:, None]).chunk(2, -1)
         return self._features(amplitude, angle, self.depth.repeat_interleave(self.shape.group, 0))
 
-    def key_features(self, key: Tensor) -> tuple[Tensor, Tensor | None]:
+    def key_features(self, key: Tensor, position: Tensor) -> tuple[Tensor, Tensor | None]:
         amplitude, angle = project(key, self.key_frequency).chunk(2, -1)
         return self._features(amplitude + self.key_bias[:, None], angle, self.depth), None
