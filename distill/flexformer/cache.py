@@ -1,22 +1,22 @@
-"""The cache that `generate` carries: one fixed-size state per layer instead of a growing list of keys and values."""
+"""The cache that `generate` carries: one fixed-size memory per swapped layer, keys and values for one kept exact."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
-from .engine import State
+from .mixer import Memory
 
 
 class StateLayer(CacheLayerMixin):
-    """One layer's engine state, in float32, and how many tokens went into it."""
+    """What one layer's mixer remembers, its sums in float32, and how many tokens went into it."""
 
     is_sliding = False
 
     def __init__(self) -> None:
         super().__init__()
-        self.state: State | None = None
+        self.memory: Memory | None = None
         self.seen = 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -43,11 +43,11 @@ class StateLayer(CacheLayerMixin):
     get_max_cache_shape = get_max_length
 
     def reset(self) -> None:
-        self.state, self.seen = None, 0
+        self.memory, self.seen = None, 0
 
     def _select(self, indices: Tensor) -> None:
-        if self.state is not None:
-            self.state = State(*(part.index_select(0, indices.to(part.device)) for part in self.state))
+        if self.memory is not None:
+            self.memory = Memory(*(part.index_select(0, indices.to(part.device)) for part in self.memory))
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self._select(beam_idx)
@@ -56,8 +56,8 @@ class StateLayer(CacheLayerMixin):
         self._select(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        if self.state is not None:
-            self.state = State(*(part.repeat_interleave(repeats, 0) for part in self.state))
+        if self.memory is not None:
+            self.memory = Memory(*(part.repeat_interleave(repeats, 0) for part in self.memory))
 
     def crop(self, max_length: int) -> None:
         raise ValueError("a linear-attention state cannot be cropped: what went into it cannot be taken out again")
@@ -69,18 +69,35 @@ class StateLayer(CacheLayerMixin):
         raise ValueError("a linear-attention state is small and is not offloaded")
 
     def _move(self, device: torch.device) -> None:
-        if self.state is not None:
-            self.state = State(*(part.to(device) for part in self.state))
-
-
-class FlexformerCache(Cache):
-    """The states of all layers; `nbytes` is independent of the number of tokens seen."""
-
-    def __init__(self, layers: int):
-        self.states = [StateLayer() for _ in range(layers)]
-        super().__init__(layers=list(self.states))
+        if self.memory is not None:
+            self.memory = Memory(*(part.to(device) for part in self.memory))
 
     @property
     def nbytes(self) -> int:
-        """Bytes held by the states."""
-        return sum(part.nbytes for layer in self.states if layer.state is not None for part in layer.state)
+        return 0 if self.memory is None else sum(part.nbytes for part in self.memory)
+
+
+class ExactLayer(DynamicLayer):
+    """The keys and values of a layer that is kept softmax."""
+
+    @property
+    def nbytes(self) -> int:
+        return 0 if self.keys is None or self.values is None else self.keys.nbytes + self.values.nbytes
+
+
+class FlexformerCache(Cache):
+    """The memories of all layers; only those of exact layers grow with the number of tokens seen."""
+
+    def __init__(self, exact: list[bool]):
+        self.memories: list[StateLayer | ExactLayer] = [ExactLayer() if kept else StateLayer() for kept in exact]
+        super().__init__(layers=list(self.memories))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by all layers."""
+        return sum(layer.nbytes for layer in self.memories)
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes held by the swapped layers, at any length."""
+        return sum(layer.nbytes for layer in self.memories if isinstance(layer, StateLayer))

@@ -18,8 +18,9 @@ SHARED = (
 
 class FlexformerConfig(PretrainedConfig):
     """base: the teacher's configuration as a dictionary.
-    mixer: {"map": …, "key_weight": …, the map's arguments}.
-    layers: one {"module", "heads", "kv_heads", "head_dim"} per swapped attention module, in the order of the model.
+    mixer: {"map": …, "key_weight": …, "decay": …, …}, see options.check_options.
+    layers: one {"module", "heads", "kv_heads", "head_dim"} per attention module, in the order of the model.
+    exact_layers: indices of those that stay softmax; all others are swapped.
     """
 
     model_type = "flexformer"
@@ -29,9 +30,11 @@ class FlexformerConfig(PretrainedConfig):
         base: dict[str, Any] | None = None,
         mixer: dict[str, Any] | None = None,
         layers: list[dict[str, Any]] | None = None,
+        exact_layers: list[int] | None = None,
         **kwargs: Any,
     ):
-        self.base, self.mixer, self.layers = base or {}, mixer or {}, layers or []
+        self.base, self.mixer = base or {}, mixer or {}
+        self.layers, self.exact_layers = layers or [], exact_layers or []
         # Off the configuration object and not the dictionary: GPT-2 calls its hidden_size n_embd.
         base_config = self.base_config() if self.base else None
         shared = {name: getattr(base_config, name) for name in SHARED if hasattr(base_config, name)}

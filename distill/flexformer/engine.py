@@ -1,12 +1,15 @@
 """Linear attention in three ways that agree: parallel (reference), chunked (training, prefill), recurrent (decoding).
 
-    S_ij = e^{w_j − m_i} φ_q(q_i)·φ_k(k_j)   for j ≤ i        o_i = Σ_j S_ij v_j / z_i,   z_i = Σ_j S_ij
+    S_ij = Σ_r L^r_ij e^{w_j} φ^r_q(q_i)·φ^r_k(k_j)  for j ≤ i,   L^r_ij = Π_{t=j+1..i} γ^r_t,   o_i = Σ_j S_ij [v_j, 1]
 
-w is the keys' log-weight, −∞ for a key that is padding, and m_i = max_{j ≤ i} w_j its running maximum, detached:
-it cancels in o_i and keeps every exponential at most 1. The state after i tokens is Σ_j e^{w_j − m_i} φ_k(k_j)
-[v_j, 1]ᵀ; the normaliser is its extra value column. Arithmetic is float32 at least, whatever the model runs in.
+w is the keys' log-weight, −∞ for a key that is padding; the features fall into R groups of equal size, each with a
+decay γ^r of its own. All that is computed is o_i e^{−s_i}: the shift s_i = max_r m^r_i is the largest of the running
+maxima m^r_i = max(m^r_{i−1} + log γ^r_i, w_i), detached, so that no exponential passes 1; what normalises o_i cancels
+it. The last column of o_i is the sum of the weights. The state after i tokens is, group by group,
+Σ_j L^r_ij e^{w_j − m^r_i} φ^r_k(k_j) [v_j, 1]ᵀ. Arithmetic is float32 at least, whatever the model runs in.
 
-Shapes: query features (B, H, N, F), key features (B, K, N, F), log-weight (B, K, N), value (B, K, N, D).
+Shapes: query features (B, H, N, F), key features (B, K, N, F), log-weight (B, K, N), log-decay (B, K, N, R),
+value (B, K, N, D); G = H/K query heads share a key-value head.
 """
 
 from typing import NamedTuple
@@ -19,92 +22,123 @@ NO_KEYS = -1e30
 
 
 class Features(NamedTuple):
-    """What a mixer makes of queries and keys: φ_q, φ_k, w, and the ε of the denominator rule."""
+    """What a mixer makes of queries and keys: φ_q, φ_k, w and log γ."""
 
     query: Tensor
     key: Tensor
     log_weight: Tensor
-    epsilon: float
+    log_decay: Tensor
 
 
 class State(NamedTuple):
-    """All that decoding remembers of a layer, whatever the length: sums (B, K, F, D+1) and maximum (B, K)."""
+    """What the linear part remembers, whatever the length: sums (B, K, F, D+1) and maximum (B, K, R)."""
 
     sums: Tensor
     maximum: Tensor
 
 
+class Weighted(NamedTuple):
+    """o_i e^{−s_i} (B, H, N, D+1), and the shift s (B, H, N)."""
+
+    sums: Tensor
+    shift: Tensor
+
+
 def empty_state(features: Features, value: Tensor) -> State:
     batch, heads, _, feature_dim = features.key.shape
     sums = features.key.new_zeros(batch, heads, feature_dim, value.shape[-1] + 1)
-    return State(sums, features.key.new_full((batch, heads), NO_KEYS))
+    return State(sums, features.key.new_full((batch, heads, features.log_decay.shape[-1]), NO_KEYS))
 
 
-def kernel(features: Features) -> Tensor:
-    """κ_ij = φ_q(q_i)·φ_k(k_j) for all i and j: (B, K, H/K, N, N)."""
-    return _grouped(features.query, features.key) @ features.key[:, :, None].mT
+def log_scores(features: Features, queries: Tensor | None = None, least: Tensor | None = None) -> Tensor:
+    """log S of a positive kernel, −∞ for j > i: (B, K, G, Q, N), for the positions `queries` (Q,), None for all.
+
+    Rounding can take a kernel near its minimum below it, where the logarithm would be wrong or undefined: `least`
+    (H, M) is what each atom contributes at least.
+    """
+    kappa, gap = _kernel(features, queries), _decay(features.log_decay, queries)[:, :, None]
+    if least is not None:
+        bound = least.unflatten(-1, (kappa.shape[3], -1)).sum(-1).unflatten(0, kappa.shape[1:3])
+        kappa = torch.maximum(kappa, bound[..., None, None])
+    # Group by group relative to the slowest decay, which alone says how far an exponential can fall.
+    top = gap.amax(3, keepdim=True).detach()
+    kappa = kappa[:, :, :, 0] if kappa.shape[3] == 1 else (kappa * (gap - top).exp()).sum(3)
+    top = gap[:, :, :, 0] if gap.shape[3] == 1 else top[:, :, :, 0]
+    logs = kappa.clamp(min=torch.finfo(kappa.dtype).tiny).log() + top + features.log_weight[:, :, None, None]
+    return logs.masked_fill(hidden(logs, queries), -torch.inf)
 
 
-def scores(features: Features) -> Tensor:
-    """S, 0 for j > i: (B, K, H/K, N, N)."""
-    log_weight = features.log_weight
-    gap = log_weight[..., None, :] - _running_maximum(log_weight, None)[..., :, None]
+def scores(features: Features) -> tuple[Tensor, Tensor]:
+    """S e^{−s}, 0 for j > i: (B, K, G, N, N), and s (B, K, N)."""
+    gap = _decay(features.log_decay, None) + features.log_weight[:, :, None, None]
     gap = gap.masked_fill(future(gap.shape[-1], gap.device), -torch.inf)
-    return kernel(features) * gap.exp()[:, :, None]
+    shift = gap.detach().amax((2, 4)).clamp(min=NO_KEYS)
+    weights = (gap - shift[:, :, None, :, None]).exp()
+    return (_kernel(features, None) * weights[:, :, None]).sum(3), shift
 
 
-def parallel(features: Features, value: Tensor) -> Tensor:
-    """The reference: o (B, H, N, D) through the whole N × N matrix."""
-    return divide(scores(features) @ with_ones(value)[:, :, None], features.epsilon).flatten(1, 2)
+def parallel(features: Features, value: Tensor, state: State | None = None) -> tuple[Weighted, State]:
+    """The reference, through the whole N × N matrix, without a state."""
+    weights, shift = scores(features)
+    sums = (weights @ with_ones(value)[:, :, None]).flatten(1, 2)
+    return Weighted(sums, _per_query_head(shift, sums)), empty_state(features, value)
 
 
-def chunked(features: Features, value: Tensor, state: State | None = None, chunk: int = 64) -> tuple[Tensor, State]:
-    """Explicit inside chunks of `chunk` tokens, through the state between them: O(N). Returns o and the state."""
-    length = value.shape[2]
+def chunked(features: Features, value: Tensor, state: State | None = None, chunk: int = 64) -> tuple[Weighted, State]:
+    """Explicit inside chunks of `chunk` tokens, through the state between them: O(N)."""
+    length, groups = value.shape[2], features.log_decay.shape[-1]
     state = state or empty_state(features, value)
-    query, key, log_weight, values = _in_chunks(features, value, chunk)
+    query, key, log_weight, log_decay, values = _in_chunks(features, value, chunk)
 
-    maximum = _running_maximum(log_weight.flatten(2), state.maximum).unflatten(2, (-1, chunk))
-    last = maximum[..., -1]
-    before = torch.cat([state.maximum[..., None], last[..., :-1]], -1)
+    # Σ log γ from the start of the chunk; relative to it, keys of the chunk weigh `local`, and older ones the state's.
+    since = log_decay.cumsum(-1)
+    local = log_weight[:, :, :, None] - since
+    peak = local.detach().cummax(-1).values.clamp(min=NO_KEYS)
+    total = since[..., -1].detach()
+    before, last = _scan_maximum(peak[..., -1], total, state.maximum)
+    maximum = since.detach() + torch.maximum(peak, before[..., None])
+    shift = maximum.amax(3)
 
-    weighted = key * (log_weight - last[..., None]).exp()[..., None]
-    states, sums = _scan(weighted.mT @ values, (before - last).exp(), state.sums)
+    weighted = key * (local + (since[..., -1] - last)[..., None]).exp()[..., None]
+    decay = (before + since[..., -1] - last).exp()
+    states, sums = _scan(weighted.mT @ values[:, :, :, None], decay, state.sums.unflatten(2, (groups, -1)))
 
-    gap = (log_weight[..., None, :] - maximum[..., :, None]).masked_fill(future(chunk, key.device), -torch.inf)
-    near = (query @ key[:, :, None].mT * gap.exp()[:, :, None]) @ values[:, :, None]
-    far = query * (before[..., None] - maximum).exp()[:, :, None, ..., None] @ states[:, :, None]
-    out = divide(near + far, features.epsilon)
-    return out.flatten(3, 4).flatten(1, 2)[:, :, :length], State(sums, last[..., -1])
+    gap = since[..., :, None] + local[..., None, :] - shift[:, :, :, None, :, None]
+    gap = gap.masked_fill(future(chunk, key.device), -torch.inf)
+    near = (query @ key[:, :, None].mT * gap.exp()[:, :, None]).sum(4) @ values[:, :, None]
+    reach = (before[..., None] + since - shift[:, :, :, None]).exp()
+    far = ((query * reach[:, :, None, ..., None]) @ states[:, :, None]).sum(4)
+    out = (near + far).flatten(3, 4).flatten(1, 2)[:, :, :length]
+    shift = shift.flatten(2)[:, :, :length]
+    # Cloned, or the state would keep the maxima of all chunks in memory.
+    return Weighted(out, _per_query_head(shift, out)), State(sums.flatten(2, 3), last[:, :, -1].clone())
 
 
-def recurrent(features: Features, value: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-    """Token after token through the state, as in decoding. Returns o and the state."""
+def recurrent(features: Features, value: Tensor, state: State | None = None) -> tuple[Weighted, State]:
+    """Token after token through the state, as in decoding."""
     sums, maximum = state or empty_state(features, value)
-    query, key, log_weight, epsilon = features
-    query, values, outputs = _grouped(query, key), with_ones(value), []
+    groups = maximum.shape[-1]
+    sums = sums.unflatten(2, (groups, -1))
+    query = _grouped(features.query, features.key).unflatten(-1, (groups, -1))
+    key, values = features.key.unflatten(-1, (groups, -1)), with_ones(value)
+    outputs, shifts = [], []
     for i in range(value.shape[2]):
-        previous, maximum = maximum, torch.maximum(maximum, log_weight[:, :, i].detach())
-        new = (key[:, :, i] * (log_weight[:, :, i] - maximum).exp()[..., None])[..., None] * values[:, :, i, None]
-        sums = sums * (previous - maximum).exp()[..., None, None] + new
-        outputs.append(divide(query[:, :, :, i] @ sums, epsilon))
-    return torch.stack(outputs, 3).flatten(1, 2), State(sums, maximum)
-
-
-def divide(weighted: Tensor, epsilon: float) -> Tensor:
-    """[Σ S v, z] (…, D+1) → Σ S v / z, with |z| < ε replaced by ±ε; a row without keys gives 0."""
-    numerator, z = weighted[..., :-1], weighted[..., -1:]
-    return numerator / torch.where(z.abs() >= epsilon, z, torch.copysign(torch.full_like(z, epsilon), z))
+        log_weight, log_decay = features.log_weight[:, :, i, None], features.log_decay[:, :, i]
+        decayed = maximum + log_decay
+        maximum = torch.maximum(decayed, log_weight).detach().clamp(min=NO_KEYS)
+        new = key[:, :, i] * (log_weight - maximum).exp()[..., None]
+        sums = sums * (decayed - maximum).exp()[..., None, None] + new[..., None] * values[:, :, i, None, None]
+        shift = maximum.amax(-1)
+        scaled = query[:, :, :, i] * (maximum - shift[..., None]).exp()[:, :, None, :, None]
+        outputs.append(torch.einsum("bkgrf,bkrfd->bkgd", scaled, sums))
+        shifts.append(shift)
+    out = torch.stack(outputs, 3).flatten(1, 2)
+    return Weighted(out, _per_query_head(torch.stack(shifts, 2), out)), State(sums.flatten(2, 3), maximum)
 
 
 def with_ones(value: Tensor) -> Tensor:
-    """[v, 1]: the normaliser as an extra value column."""
+    """[v, 1]: the sum of the weights as an extra value column."""
     return torch.cat([value, torch.ones_like(value[..., :1])], -1)
-
-
-def _grouped(query: Tensor, key: Tensor) -> Tensor:
-    """(B, H, …) → (B, K, G, …): the query heads that share a key-value head side by side."""
-    return query.unflatten(1, (key.shape[1], -1))
 
 
 def future(length: int, device: torch.device) -> Tensor:
@@ -112,26 +146,71 @@ def future(length: int, device: torch.device) -> Tensor:
     return torch.ones(length, length, dtype=torch.bool, device=device).triu(1)
 
 
-def _running_maximum(log_weight: Tensor, start: Tensor | None) -> Tensor:
-    maximum = log_weight.detach().cummax(-1).values
-    return maximum.clamp(min=NO_KEYS) if start is None else torch.maximum(maximum, start[..., None])
+def hidden(logs: Tensor, queries: Tensor | None) -> Tensor:
+    """(Q, N), true where a key lies in its query's future."""
+    mask = future(logs.shape[-1], logs.device)
+    return mask if queries is None else mask[queries]
 
 
-def _in_chunks(features: Features, value: Tensor, chunk: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Pad to a multiple of `chunk` with keys of weight −∞ and split: (B, K, [G,] N/chunk, chunk, …)."""
-    pad = -value.shape[2] % chunk
-    longer = (0, 0, 0, pad)
-    query = torch.nn.functional.pad(_grouped(features.query, features.key), longer).unflatten(3, (-1, chunk))
-    key = torch.nn.functional.pad(features.key, longer).unflatten(2, (-1, chunk))
-    values = torch.nn.functional.pad(with_ones(value), longer).unflatten(2, (-1, chunk))
-    log_weight = torch.nn.functional.pad(features.log_weight, (0, pad), value=-torch.inf)
-    return query, key, log_weight.unflatten(2, (-1, chunk)), values
+def chosen(x: Tensor, queries: Tensor | None) -> Tensor:
+    """The positions `queries` of x (B, H, N, …)."""
+    return x if queries is None else x.index_select(2, queries)
+
+
+def _kernel(features: Features, queries: Tensor | None) -> Tensor:
+    """φ^r_q(q_i)·φ^r_k(k_j): (B, K, G, R, Q, N)."""
+    groups = features.log_decay.shape[-1]
+    query = _grouped(chosen(features.query, queries), features.key).unflatten(-1, (groups, -1)).transpose(3, 4)
+    return query @ features.key.unflatten(-1, (groups, -1)).transpose(2, 3)[:, :, None].mT
+
+
+def _decay(log_decay: Tensor, queries: Tensor | None) -> Tensor:
+    """log L^r_ij (B, K, R, Q, N); above 0 for j > i, where it means nothing."""
+    since = log_decay.cumsum(2).transpose(2, 3)
+    until = since if queries is None else since.index_select(3, queries)
+    return until[..., :, None] - since[..., None, :]
+
+
+def _grouped(query: Tensor, key: Tensor) -> Tensor:
+    """(B, H, …) → (B, K, G, …): the query heads that share a key-value head side by side."""
+    return query.unflatten(1, (key.shape[1], -1))
+
+
+def _per_query_head(shift: Tensor, like: Tensor) -> Tensor:
+    """(B, K, N) → (B, H, N)."""
+    return shift.repeat_interleave(like.shape[1] // shift.shape[1], 1)
+
+
+def _in_chunks(features: Features, value: Tensor, chunk: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Pad to a multiple of c = `chunk` with keys of weight −∞; split into C chunks and R groups of f features.
+
+    φ_q (B, K, G, C, R, c, f), φ_k (B, K, C, R, c, f), w (B, K, C, c), log γ (B, K, C, R, c), [v, 1] (B, K, C, c, D+1).
+    """
+    groups, pad = features.log_decay.shape[-1], -value.shape[2] % chunk
+    fill, longer = torch.nn.functional.pad, (0, 0, 0, pad)
+    query = fill(_grouped(features.query, features.key), longer).unflatten(3, (-1, chunk))
+    key = fill(features.key, longer).unflatten(2, (-1, chunk))
+    return (
+        query.unflatten(-1, (groups, -1)).transpose(4, 5),
+        key.unflatten(-1, (groups, -1)).transpose(3, 4),
+        fill(features.log_weight, (0, pad), value=-torch.inf).unflatten(2, (-1, chunk)),
+        fill(features.log_decay, longer).unflatten(2, (-1, chunk)).mT,
+        fill(with_ones(value), longer).unflatten(2, (-1, chunk)),
+    )
+
+
+def _scan_maximum(peak: Tensor, total: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+    """m_c = total_c + max(m_{c−1}, peak_c): the maxima before each chunk and after it, (B, K, C, R)."""
+    found = [start]
+    for c in range(peak.shape[2]):
+        found.append(total[:, :, c] + torch.maximum(found[-1], peak[:, :, c]))
+    return torch.stack(found[:-1], 2), torch.stack(found[1:], 2)
 
 
 def _scan(local: Tensor, decay: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
-    """state_c = decay_c · state_{c−1} + local_c: the states before each chunk (B, K, C, F, D+1), and the last one."""
+    """state_c = decay_c · state_{c−1} + local_c: the states before each chunk (B, K, C, R, f, D+1), and the last."""
     before, state = [], start
     for c in range(local.shape[2]):
         before.append(state)
-        state = state * decay[:, :, c, None, None] + local[:, :, c]
+        state = state * decay[:, :, c, ..., None, None] + local[:, :, c]
     return torch.stack(before, 2), state

@@ -1,53 +1,71 @@
 """A mixer: what stands in an attention layer in softmax's place."""
 
-import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .engine import Features, State, chunked, recurrent
-from .exponential import Exponential
-from .favor import Favor
-from .feature_map import FeatureMap, HeadShape
-from .fourier import nonstationary, stationary
+from .decay import build_decay
+from .engine import NO_KEYS, Features, State, Weighted, chosen, chunked, log_scores, recurrent, scores
+from .feature_map import HeadShape
 from .key_weight import KeyWeight
-from .spectral import Spectral
+from .normaliser import build_normaliser
+from .options import check_options
+from .window import Window, band
 
-#: Every feature map by the name that configurations use. A new map is one new file and one line here.
-MAPS: dict[str, Callable[..., FeatureMap]] = {
-    "stationary": stationary,
-    "nonstationary": nonstationary,
-    "exponential": Exponential,
-    "spectral": Spectral,
-    "favor": Favor,
-}
+
+class Memory(NamedTuple):
+    """All that decoding remembers of a layer, whatever the length.
+
+    sums (B, K, F, D+1), maximum (B, K, R): the linear part's state. seen (B,): tokens so far, padding not counted.
+    keys, values (B, K, w, D), present (B, w): the window, as it came in.
+    """
+
+    sums: Tensor
+    maximum: Tensor
+    seen: Tensor
+    keys: Tensor
+    values: Tensor
+    present: Tensor
+
+
+#: What a token's weight can come from.
+PARTS = ("linear", "window")
+#: One of the engine's three ways.
+Path = Callable[[Features, Tensor, State], tuple[Weighted, State]]
 
 
 class Mixer(nn.Module):
-    """Weights A_ij ∝ e^{w(k_j)} φ_q(q_i)·φ_k(k_j), j ≤ i, from a feature map and a key weight.
+    """o_i = N(Σ_{j ≤ i} L_ij e^{w(k_j)} φ_q(q_i)·φ_k(k_j) [v_j, 1]), and exact softmax inside the window.
 
-    options: {"map": a name in MAPS, "key_weight": none | linear | quadratic, …the map's own arguments}.
+    Four parts that combine freely: the feature map φ, the decay L, the normaliser N, and the window; options says
+    which, see `options.check_options`.
     """
 
     def __init__(self, shape: HeadShape, options: Mapping[str, Any]):
         super().__init__()
         build, arguments = check_options(options)
+        self.shape = shape
         self.map = build(shape, **arguments)
         self.key_weight = KeyWeight(shape, options["key_weight"])
+        atoms = self.map.feature_dim // self.map.per_atom
+        self.decay = build_decay(shape, options["decay"], options["decay_groups"], atoms)
+        self.groups = options["decay_groups"]
+        self.normaliser = build_normaliser(shape, options["normaliser"], self.map.epsilon)
+        self.width = options["window"]
+        self.window = Window(shape, self.width) if self.width else None
+        #: The parts that take part; a control takes one away and looks what is left.
+        self.parts = set(PARTS)
+        if options["frozen"]:
+            if not self.map.frequencies:
+                raise ValueError(f"mixer.frozen=true: mixer={options['map']} learns no frequencies; leave it out")
+            self.map.freeze()
 
-    def features(self, query: Tensor, key: Tensor, scaling: float, padding: Tensor | None = None) -> Features:
-        """Features of q (B, H, N, D) and k (B, K, N, D); `scaling` is softmax's, `padding` (B, N) is 0 at padding."""
-        root = scaling**0.5
-        query, key = _at_least_float32(query) * root, _at_least_float32(key) * root
-        key_features, log_scale = self.map.key_features(key)
-        log_weight = self.key_weight(key)
-        if log_scale is not None:
-            log_weight = log_weight + log_scale
-        if padding is not None:
-            log_weight = log_weight.masked_fill(padding[:, None] == 0, -torch.inf)
-        return Features(self.map.query_features(query), key_features, log_weight, self.map.epsilon)
+    @property
+    def comparable(self) -> bool:
+        """Weights are above 0 and sum to one: KL(softmax‖student) is defined."""
+        return bool(self.map.positive and self.normaliser.averages)
 
     def forward(
         self,
@@ -56,33 +74,133 @@ class Mixer(nn.Module):
         value: Tensor,
         scaling: float,
         padding: Tensor | None = None,
-        state: State | None = None,
-    ) -> tuple[Tensor, State]:
-        """o (B, H, N, D) in the dtype of `value`, and the state to go on from."""
+        memory: Memory | None = None,
+        path: Path | None = None,
+    ) -> tuple[Tensor, Memory]:
+        """q (B, H, N, D), k and v (B, K, N, D) → o (B, H, N, D) in the dtype of `value`, and what to remember.
+
+        `scaling` is softmax's, `padding` (B, N) is 0 at padding, `memory` what a call before this one returned.
+        """
+        if path is None:
+            path = recurrent if memory is not None and query.shape[2] == 1 else chunked
         with torch.autocast(query.device.type, enabled=False):
-            features = self.features(query, key, scaling, padding)
-            attend = recurrent if state is not None and query.shape[2] == 1 else chunked
-            out, state = attend(features, _at_least_float32(value), state)
-        return out.to(value.dtype), state
+            length = query.shape[2]
+            memory = memory or self.no_memory(key, value)
+            keys, values = _join(memory.keys, key), _join(memory.values, value)
+            new = key.new_ones(len(key), length, dtype=torch.bool) if padding is None else padding != 0
+            present = torch.cat([memory.present, new], 1)
+            position = (memory.seen - memory.present.sum(1))[:, None] + present.cumsum(1) - 1
+            query, wide_keys, wide_values = _scaled(query, scaling), _scaled(keys, scaling), _at_least_float32(values)
+
+            # What leaves the window when query i comes is key i − w: the linear part runs that far behind.
+            far = slice(0, length)
+            features = self.features(
+                query, position[:, self.width :], wide_keys[:, :, far], position[:, far], present[:, far]
+            )
+            state = State(memory.sums, memory.maximum)
+            weighted, state = path(features, wide_values[:, :, far], state)
+            if self.window is not None:
+                near = self.window.near(query, wide_keys, wide_values, present & ("window" in self.parts))
+                weighted = self.window.join(self._gate(query), near, weighted)
+            out = self.normaliser(weighted.sums).to(value.dtype)
+            recent = slice(keys.shape[2] - self.width, None)
+            seen = memory.seen + new.sum(1)
+            # Cloned, or a window of no tokens would keep all of them in memory.
+            window = (keys[:, :, recent].clone(), values[:, :, recent].clone(), present[:, recent].clone())
+            return out, Memory(*state, seen, *window)
+
+    def features(
+        self, query: Tensor, query_position: Tensor, key: Tensor, key_position: Tensor, present: Tensor
+    ) -> Features:
+        """Features of scaled q (B, H, N, D) and k (B, K, N, D), both at least float32; present (B, N)."""
+        key_features, log_scale = self.map.key_features(key, key_position)
+        log_decay, decay_weight = self.decay(key)
+        log_weight = self.key_weight(key)
+        for term in (log_scale, decay_weight):
+            if term is not None:
+                log_weight = log_weight + term
+        absent = ~(present & ("linear" in self.parts))[:, None]
+        return Features(
+            self.map.query_features(query, query_position),
+            key_features,
+            log_weight.masked_fill(absent, -torch.inf),
+            log_decay.masked_fill(absent[..., None], 0.0),
+        )
+
+    def log_weights(self, query: Tensor, key: Tensor, scaling: float, queries: Tensor | None = None) -> Tensor:
+        """log A (B, K, G, Q, N) of the positions `queries`, all where None; −∞ in the future.
+
+        Of whole texts, without padding or memory, and of comparable mixers.
+        """
+        query, key = _scaled(query, scaling), _scaled(key, scaling)
+        least = self.map.minimum()
+        logs = log_scores(self._whole(query, key), queries, least if isinstance(least, Tensor) else None)
+        if self.window is not None:
+            near, inside, gate = self._beside(query, key, queries)
+            logs = torch.where(inside, near, _undelayed(logs, self.width, -torch.inf) + gate)
+        return logs.log_softmax(-1)
+
+    def scores(self, query: Tensor, key: Tensor, scaling: float) -> Tensor:
+        """S (B, K, G, N, N) up to a factor above 0 in each row, also where it is negative; whole texts as above."""
+        query, key = _scaled(query, scaling), _scaled(key, scaling)
+        weights, shift = scores(self._whole(query, key))
+        if self.window is None:
+            return weights
+        near, inside, gate = self._beside(query, key, None)
+        near = near.masked_fill(~inside, -torch.inf)
+        shift = shift[:, :, None, :, None] + gate
+        top = torch.maximum(near.amax(-1, keepdim=True), shift).detach()
+        return (near - top).exp() + _undelayed(weights, self.width, 0.0) * (shift - top).exp()
+
+    def _whole(self, query: Tensor, key: Tensor) -> Features:
+        """Of a whole text, scaled: the keys' `width` tokens late."""
+        batch, length = len(key), key.shape[2]
+        position = torch.arange(length, device=key.device).expand(batch, -1)
+        delayed = torch.nn.functional.pad(key, (0, 0, self.width, 0))[:, :, :length]
+        return self.features(query, position, delayed, position - self.width, position >= self.width)
+
+    def _beside(self, query: Tensor, key: Tensor, queries: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Exact logits (B, K, G, Q, N), which of them are inside the window (Q, N), and the gate (B, K, G, Q, 1)."""
+        query = chosen(query, queries)
+        heads = (key.shape[1], -1)
+        token = torch.arange(key.shape[2], device=key.device)
+        inside = band((token if queries is None else queries)[:, None], token, self.width)
+        logits = query.unflatten(1, heads) @ key[:, :, None].mT
+        return logits, inside & ("window" in self.parts), self._gate(query).unflatten(1, heads)[..., None]
+
+    def _gate(self, query: Tensor) -> Tensor:
+        """What the logarithm of the linear part's weights is raised by beside a window: (B, H, N)."""
+        assert self.window is not None
+        gate, dropped = self.window.gate(query), self.map.dropped(query)
+        return gate if dropped is None else gate + dropped
+
+    def no_memory(self, key: Tensor, value: Tensor) -> Memory:
+        """What there is to remember before the first token, for texts like k and v."""
+        batch, heads, _, head_dim = key.shape
+        wide = _at_least_float32(value[:0]).dtype
+        return Memory(
+            key.new_zeros(batch, heads, self.map.feature_dim, value.shape[-1] + 1, dtype=wide),
+            key.new_full((batch, heads, self.groups), NO_KEYS, dtype=wide),
+            torch.zeros(batch, dtype=torch.long, device=key.device),
+            key.new_zeros(batch, heads, self.width, head_dim),
+            value.new_zeros(batch, heads, self.width, value.shape[-1]),
+            torch.zeros(batch, self.width, dtype=torch.bool, device=key.device),
+        )
 
 
-def check_options(options: Mapping[str, Any]) -> tuple[Callable[..., FeatureMap], dict[str, Any]]:
-    """The map's constructor and its arguments; ValueError names what is unknown or missing."""
-    if not isinstance(options.get("map"), str) or options["map"] not in MAPS:
-        raise ValueError(f"mixer.map={options.get('map')} is unknown; known: {', '.join(MAPS)}")
-    build = MAPS[options["map"]]
-    arguments = {name: value for name, value in options.items() if name not in ("map", "key_weight")}
-    kinds = {name: each.annotation for name, each in inspect.signature(build).parameters.items() if name != "shape"}
-    takes = set(kinds)
-    for name in sorted(arguments.keys() - takes):
-        raise ValueError(f"mixer.{name} is unknown to mixer={options['map']}; it takes {', '.join(sorted(takes))}")
-    for name in sorted((takes | {"key_weight"}) - options.keys()):
-        raise ValueError(f"mixer.{name} is missing")
-    for name, value in arguments.items():
-        if type(value) not in ((int, float) if kinds[name] is float else (kinds[name],)):
-            raise ValueError(f"mixer.{name}={value} is of the wrong type: give {kinds[name].__name__}")
-    return build, arguments
+def _scaled(x: Tensor, scaling: float) -> Tensor:
+    return _at_least_float32(x) * scaling**0.5
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
+
+
+def _undelayed(x: Tensor, width: int, fill: float) -> Tensor:
+    """(…, N) in the linear part's time, where token j stands in column j + w, to the tokens' own."""
+    return torch.nn.functional.pad(x[..., width:], (0, min(width, x.shape[-1])), value=fill)
+
+
+def _join(remembered: Tensor, new: Tensor) -> Tensor:
+    """Along the tokens; without a window nothing is copied."""
+    return torch.cat([remembered, new], 2) if remembered.shape[2] else new

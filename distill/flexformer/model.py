@@ -10,6 +10,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .cache import FlexformerCache
 from .configuration import FlexformerConfig
+from .exact import exact_attention
 from .feature_map import HeadShape
 from .mixer import Mixer
 
@@ -36,17 +37,15 @@ def attend(
         if attention_mask.dim() != 2:
             raise ValueError("a flexformer takes a 2-D padding mask (batch, tokens), no other")
         attention_mask = attention_mask[:, -key.shape[2] :]
-    layer = None if flexformer_cache is None else flexformer_cache.states[module.layer_idx]
-    out, state = module.mixer(
-        query,
-        key,
-        value,
-        query.shape[-1] ** -0.5 if scaling is None else scaling,
-        attention_mask,
-        None if layer is None else layer.state,
-    )
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if not hasattr(module, "mixer"):
+        return exact_attention(query, key, value, scaling, attention_mask).transpose(1, 2).contiguous(), None
+    # Known by what it has: where the files of several students are loaded, its class is not of this file's siblings.
+    layer: Any = None if flexformer_cache is None else flexformer_cache.memories[module.layer_idx]
+    remembered = None if layer is None else layer.memory
+    out, memory = module.mixer(query, key, value, scaling, attention_mask, remembered)
     if layer is not None:
-        layer.state = state
+        layer.memory = memory
     return out.transpose(1, 2).contiguous(), None
 
 
@@ -60,7 +59,7 @@ AttentionMaskInterface.register(ATTENTION, padding_mask)
 
 
 class FlexformerForCausalLM(PreTrainedModel, GenerationMixin):
-    """A causal language model whose attention layers are linear: `config.layers` names them, `config.mixer` how."""
+    """A causal language model whose attention layers are linear, all but those that `config.exact_layers` names."""
 
     config_class = FlexformerConfig
     base_model_prefix = "lm"
@@ -71,15 +70,20 @@ class FlexformerForCausalLM(PreTrainedModel, GenerationMixin):
     def __init__(self, config: FlexformerConfig):
         super().__init__(config)
         self.lm = AutoModelForCausalLM.from_config(config.base_config(), attn_implementation=ATTENTION)
-        for layer in config.layers:
+        for layer in self.swapped.values():
             shape = HeadShape(layer["heads"], layer["kv_heads"], layer["head_dim"])
             self.lm.get_submodule(layer["module"]).mixer = Mixer(shape, config.mixer)
         self.post_init()
 
     @property
-    def mixers(self) -> list[Mixer]:
-        """The mixers in the order of `config.layers`."""
-        return [self.lm.get_submodule(layer["module"]).mixer for layer in self.config.layers]
+    def swapped(self) -> dict[int, dict[str, Any]]:
+        """The entries of `config.layers` whose attention is linear, by their index."""
+        return {i: layer for i, layer in enumerate(self.config.layers) if i not in self.config.exact_layers}
+
+    @property
+    def mixers(self) -> dict[int, Mixer]:
+        """The mixers by the index of their layer."""
+        return {i: self.lm.get_submodule(layer["module"]).mixer for i, layer in self.swapped.items()}
 
     def forward(
         self,
@@ -90,7 +94,7 @@ class FlexformerForCausalLM(PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """As the base model's own; `past_key_values` is a FlexformerCache and grows with the batch alone.
+        """As the base model's own; `past_key_values` is a FlexformerCache.
 
         position_ids is named because `generate` gives a padded batch its positions only where it finds the name.
         """
@@ -110,7 +114,7 @@ class FlexformerForCausalLM(PreTrainedModel, GenerationMixin):
         )
 
     def new_cache(self) -> FlexformerCache:
-        return FlexformerCache(len(self.config.layers))
+        return FlexformerCache([i not in self.swapped for i in range(len(self.config.layers))])
 
     def _prepare_cache_for_generation(  # type: ignore[override]  # its arguments change between versions
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
