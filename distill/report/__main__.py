@@ -1,4 +1,8 @@
-"""`python -m distill.report RUN_DIR`: rebuild RUN_DIR/report from the artefacts of a run."""
+"""`python -m distill.report`: render what lies in run directories.
+
+python -m distill.report RUN_DIR [--sections headline,fidelity]     the report of one run
+python -m distill.report compare RUNS… --out docs/results/compare   many runs in one table
+"""
 
 import argparse
 import sys
@@ -6,13 +10,31 @@ from pathlib import Path
 
 from ..errors import UserError
 from .build import render
+from .compare import compare
 from .run import Run
 from .sections import available
+
+PROGRAM = "python -m distill.report"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0, or 2 with one line on stderr when the user can mend it."""
-    parser = argparse.ArgumentParser("python -m distill.report", description="Rebuild RUN_DIR/report from artefacts.")
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        print(compared(given[1:]) if given[:1] == ["compare"] else rebuilt(given))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def rebuilt(arguments: list[str]) -> Path:
+    """RUN_DIR/report from the artefacts of a run; returns its page."""
+    parser = argparse.ArgumentParser(
+        PROGRAM,
+        description="Rebuild RUN_DIR/report from artefacts.",
+        epilog=f"Many runs in one table: {PROGRAM} compare --help",
+    )
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="what a run wrote: outputs/NAME/DATE_TIME")
     parser.add_argument(
         "--sections",
@@ -20,13 +42,34 @@ def main(arguments: list[str] | None = None) -> int:
         help=f"of {', '.join(available())}; by default those that the run asked for in report.sections",
     )
     given = parser.parse_args(arguments)
-    try:
-        sections = given.sections.split(",") if given.sections else asked_for(given.run_dir)
-        print(render(given.run_dir, sections) / "report.html")
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    sections = given.sections.split(",") if given.sections else asked_for(given.run_dir)
+    return render(given.run_dir, sections) / "report.html"
+
+
+def compared(arguments: list[str]) -> Path:
+    """OUT.json, OUT.md and figures from runs and earlier tables; returns the page for readers."""
+    parser = argparse.ArgumentParser(
+        f"{PROGRAM} compare",
+        description="Compare finished runs: OUT.json, and rendered from it OUT.md and OUT-TEACHER-DOMAIN.svg.",
+    )
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="RUNS",
+        help="run directories, and earlier OUT.json, whose rows are kept unless a run measures them anew",
+    )
+    parser.add_argument("--out", required=True, type=Path, metavar="OUT", help="such as docs/results/compare")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="also write it as one page that needs no other file")
+    parser.add_argument(
+        "--goal",
+        action="append",
+        default=[],
+        metavar="CASE=METRIC<=NUMBER",
+        help="a bound to keep: 'hedgehog F=128 | books-6x512 | prose=ratio<=1.19'; may be repeated",
+    )
+    given = parser.parse_args(arguments)
+    return compare(given.runs, given.out, given.html, given.goal)
 
 
 def asked_for(run_dir: Path) -> list[str]:

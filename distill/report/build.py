@@ -2,16 +2,13 @@
 
 import json
 import logging
-import re
-from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from jinja2 import Environment, FunctionLoader
-
 from ..errors import UserError
 from .figures import standalone
+from .pages import Page, slug
 from .run import ArtefactError, Run
 from .section import Figure, Section, Skipped
 from .sections import available, check, load
@@ -56,14 +53,14 @@ def write(run: Run, parts: dict[str, Section | Skipped]) -> Path:
     """Write the whole report beside its place and rename it, so that a reader never meets half of one."""
     sections = {name: part for name, part in parts.items() if isinstance(part, Section)}
     skipped = {name: part.reason for name, part in parts.items() if isinstance(part, Skipped)}
-    page = {"run": run, "sections": sections, "skipped": skipped}
+    page = Page(run.title, run.identity, sections, figure_file, skipped)
     report = run.path / "report"
     with TemporaryDirectory(prefix=".report-", dir=run.path) as scratch:
         fresh = Path(scratch) / "fresh"
         (fresh / "figures").mkdir(parents=True)
         _write_text(fresh / "report.json", json.dumps(as_data(parts), indent=2, ensure_ascii=False) + "\n")
-        _write_text(fresh / "report.html", _templates(autoescape=True).get_template("page.html.jinja").render(page))
-        _write_text(fresh / "report.md", _templates(finalize=plain).get_template("page.md.jinja").render(page))
+        _write_text(fresh / "report.html", page.html())
+        _write_text(fresh / "report.md", page.markdown())
         for name, part in sections.items():
             for row, figures in enumerate(part.figures):
                 for column, figure in enumerate(figures):
@@ -80,22 +77,8 @@ def as_data(parts: dict[str, Section | Skipped]) -> dict[str, Any]:
 
 
 def figure_file(section: str, row: int, column: int, figure: Figure) -> str:
-    """Where a figure lies in the report: its name may come from data, so only letters and digits of it are kept."""
-    slug = re.sub(r"[^a-z0-9]+", "-", figure.name.lower()).strip("-")[:40]
-    return f"figures/{section}-{row + 1}-{column + 1}-{slug}.svg"
-
-
-def plain(value: Any) -> str:
-    """Text that Markdown shows as it is."""
-    text = re.sub(r"\s+", " ", str(value)).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_\[\]|#~$])", r"\\\1", text)
-
-
-def _templates(**options: Any) -> Environment:
-    loader = FunctionLoader(lambda name: files(__package__).joinpath(name).read_text(encoding="utf-8"))
-    environment = Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, **options)
-    environment.globals["figure_file"] = figure_file
-    return environment
+    """Where a figure lies in the report."""
+    return f"figures/{section}-{row + 1}-{column + 1}-{slug(figure.name)}.svg"
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -16,6 +16,8 @@ COLOURS = ("#2b8cbe", "#e08214", "#3aa17e", "#c264a4", "#8c7bd1", "#a08a3c")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 #: Inches. A figure fits a telephone at its natural size; a wide page sets several side by side.
 WIDTH = 4.4
+#: Inches. A figure that takes a wide page for itself.
+WIDE = 7.6
 #: Stands for the colour of the text around the figure until the SVG is written.
 INK = "#123456"
 
@@ -48,15 +50,15 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def draw(paint: Callable[[Figure], None], height: float, alt: str) -> str:
-    """The SVG of what `paint` puts on an empty figure, `height` in inches, with its alternative text.
+def draw(paint: Callable[[Figure], None], height: float, alt: str, width: float = WIDTH) -> str:
+    """The SVG of what `paint` puts on an empty figure, `height` and `width` in inches, with its alternative text.
 
     It takes colour and font from the text around it, and is the same text whenever the same things are painted.
     """
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        figure = Figure(figsize=(width, height), layout="constrained")
         paint(figure)
         written = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))

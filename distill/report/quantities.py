@@ -27,6 +27,8 @@ def with_error(value: float | None, error: float | None) -> str:
     """A quotient and its standard error: 1.118 ± 0.004."""
     if value is None:
         return DASH
+    if value >= 10:
+        return number(value) if error is None else f"{number(value)} ± {number(error)}"
     return f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.3f}"
 
 

@@ -15,22 +15,30 @@ class Fact:
 
 @dataclass
 class Table:
-    """rows: cells as they are to be read. labels: how many leading columns name a row; the others are numbers."""
+    """rows: cells as they are to be read. labels: how many leading columns name a row; the others are numbers.
+
+    aside: rows that stand back behind the others.
+    """
 
     caption: str
     columns: list[str]
     rows: list[list[str]]
     labels: int = 1
+    aside: frozenset[int] = frozenset()
 
 
 @dataclass
 class Figure:
-    """name: becomes part of a file name. svg: a drawing with its alternative text, see `figures.draw`."""
+    """name: becomes part of a file name. svg: a drawing with its alternative text, see `figures.draw`.
+
+    wide: a picture of `figures.WIDE` inches, which takes the page for itself.
+    """
 
     name: str
     caption: str
     alt: str
     svg: str
+    wide: bool = False
 
 
 @dataclass

@@ -18,25 +18,25 @@ def _quality(data: dict[str, Any]) -> str:
         low, high = min(ratios, key=ratios.__getitem__), max(ratios, key=ratios.__getitem__)
         span = f"between {times(ratios[low])} ({low}) and {times(ratios[high])} ({high}) the teacher's"
         return f"Perplexity is {span}, over {len(ratios)} domains."
-    each = _each(ratios, of=" the teacher's")
-    return f"Perplexity is {each}{_level(ratios, data['ratio_error'])}."
+    told = each(ratios, of=" the teacher's")
+    return f"Perplexity is {told}{_level(ratios, data['ratio_error'])}."
 
 
 def _level(ratios: dict[str, float], errors: dict[str, float | None]) -> str:
     """Domains where the difference cannot be told from chance."""
     names = [name for name, error in _known(errors).items() if name in ratios and abs(ratios[name] - 1) <= 2 * error]
-    return f"; on {_listed(names)} the two are level within two standard errors" if names else ""
+    return f"; on {listed(names)} the two are level within two standard errors" if names else ""
 
 
 def _lost(data: dict[str, Any]) -> str:
     """A student that diverged must not vanish from the verdict."""
     names = [domain for domain, ratio in data["ratio"].items() if ratio is None]
-    return f"On {_listed(names)} it has no finite ratio." if names else ""
+    return f"On {listed(names)} it has no finite ratio." if names else ""
 
 
 def _control(data: dict[str, Any]) -> str:
     ratios = _known(data["student_over_tuned"])
-    return f"Against the teacher trained on the same tokens it is {_each(ratios)}." if ratios else ""
+    return f"Against the teacher trained on the same tokens it is {each(ratios)}." if ratios else ""
 
 
 def _memory(data: dict[str, Any]) -> str:
@@ -44,19 +44,20 @@ def _memory(data: dict[str, Any]) -> str:
     if tokens is None:
         return ""
     beyond = f", which is beyond the {context:,} measured here" if tokens > context else ""
-    state = f"The decoding state stays at {size(data['state_bytes'])}"
-    return f"{state}; the teacher's cache is larger from {tokens:,} tokens on{beyond}."
+    state, grows = f"The decoding state stays at {size(data['state_bytes'])}", data["student_cache_bytes_per_token"]
+    kept = f", beside {size(grows)} a token for the layers kept exact" if grows else ""
+    return f"{state}{kept}; the teacher's cache is larger from {tokens:,} tokens on{beyond}."
 
 
 def _known(values: dict[str, float | None]) -> dict[str, float]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _each(ratios: dict[str, float], of: str = "") -> str:
+def each(ratios: dict[str, float], of: str = "") -> str:
     """`of`, what the ratios are multiples of, is said once."""
     first, *rest = ratios.items()
-    return _listed([f"{times(first[1])}{of} on {first[0]}", *(f"{times(ratio)} on {domain}" for domain, ratio in rest)])
+    return listed([f"{times(first[1])}{of} on {first[0]}", *(f"{times(ratio)} on {domain}" for domain, ratio in rest)])
 
 
-def _listed(items: list[str]) -> str:
+def listed(items: list[str]) -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"

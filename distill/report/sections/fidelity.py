@@ -26,6 +26,8 @@ def section(run: Run) -> Section:
     order = ranking(heads, found["comparable"])
     summary = {domain: {name: summarised(kinds[name]) for name in TITLES} for domain, kinds in heads.items()}
     figures, notes = matrix_figures(heads), cautions(heads, found["comparable"])
+    width = found.get("window", 0)
+    notes += [beyond_window(domain, kinds, width) for domain, kinds in heads.items() if width]
     try:
         figures += map_figures(run, found)
     except ArtefactError as error:
@@ -39,7 +41,7 @@ def section(run: Run) -> Section:
         "Layers and heads count from 0.",
         data=found | {"summary": summary},
         numbers=[domain_number(domain, kinds, order) for domain, kinds in summary.items()],
-        tables=[worst_heads(heads, order)],
+        tables=[worst_heads(heads, order, width)],
         figures=figures,
         notes=notes,
     )
@@ -77,7 +79,21 @@ def cautions(heads: Heads, comparable: bool) -> list[str]:
     return notes
 
 
-def worst_heads(heads: Heads, order: str) -> Table:
+def beyond_window(domain: str, kinds: dict[str, np.ndarray], width: int) -> str:
+    """What the linear part of a hybrid is there for, and whether it does it."""
+    teacher, student, gate = (kinds[name] for name in ("far_teacher", "far_student", "gate"))
+    return (
+        f"{domain}: beyond the window of {width} tokens goes {share(mean(teacher))} of the teacher's attention and "
+        f"{share(mean(student))} of the student's; the gate raises the linear part by {number(mean(gate))} nats "
+        f"(heads: {number(known(np.nanmin(gate)))} to {number(known(np.nanmax(gate)))})."
+    )
+
+
+def mean(values: np.ndarray) -> float | None:
+    return known(np.nanmean(values)) if np.isfinite(values).any() else None
+
+
+def worst_heads(heads: Heads, order: str, width: int) -> Table:
     every = [(domain, *place) for domain, kinds in heads.items() for place in np.ndindex(kinds[order].shape)]
     every.sort(key=lambda head: -np.nan_to_num(heads[head[0]][order][head[1:]], nan=-1))
     rows = []
@@ -85,10 +101,13 @@ def worst_heads(heads: Heads, order: str) -> Table:
         at = {name: known(values[layer, head]) for name, values in heads[domain].items()}
         row = [number(at[name]) for name in ("kl", "output_error", "entropy_teacher", "entropy_student")]
         row += [share(at["negative_share"]), number(at["smallest_denominator"])]
+        row += [share(at["far_teacher"]), share(at["far_student"]), number(at["gate"])] if width else []
         rows.append([domain, str(layer), str(head), *row])
     columns = ["Domain", "Layer", "Head", "KL", "Output error", "Teacher's entropy", "Student's entropy"]
     caption = f"The {len(rows)} worst of {len(every)} heads by {TITLES[order]}; KL and entropies in nats"
-    return Table(caption, [*columns, "Negative weights", "Smallest denominator"], rows, labels=3)
+    columns += ["Negative weights", "Smallest denominator"]
+    columns += ["Teacher beyond window", "Student beyond window", "Gate"] if width else []
+    return Table(caption, columns, rows, labels=3)
 
 
 def known(value: float) -> float | None:

@@ -46,8 +46,8 @@ def complete(found: dict[str, Any]) -> dict[str, Any]:
         data[name] = {domain: (found.get(name) or {}).get(domain) for domain in domains}
     data["teacher_tuned_ppl"] = tuned = found.get("teacher_tuned_ppl")
     data["student_over_tuned"] = {d: over(data["student_ppl"][d], (tuned or {}).get(d)) for d in domains}
-    state, cache = data["state_bytes"], data["cache_bytes_per_token"]
-    data["state_smaller_from_tokens"] = state // cache + 1 if cache else None
+    state, saved = data["state_bytes"], data["cache_bytes_per_token"] - data["student_cache_bytes_per_token"]
+    data["state_smaller_from_tokens"] = state // saved + 1 if saved else None
     return data
 
 
@@ -68,7 +68,7 @@ def domain_number(data: dict[str, Any], domain: str) -> Fact:
 def facts(data: dict[str, Any]) -> list[Fact]:
     cache, tokens, parameters = data["cache_bytes_per_token"], data["state_smaller_from_tokens"], data["parameters"]
     return [
-        Fact("State", size(data["state_bytes"]), "one sequence, any length"),
+        Fact("State", size(data["state_bytes"]), "one sequence, any length" + kept_cache(data)),
         Fact("Teacher's cache", size(cache * data["context"]), f"at {data['context']:,} tokens; {size(cache)} each"),
         Fact("State is smaller from", f"{tokens:,} tokens" if tokens else DASH, "of context"),
         Fact("Trained on", f"{count(total(data['tokens']))} tokens", "both stages"),
@@ -79,6 +79,11 @@ def facts(data: dict[str, Any]) -> list[Fact]:
             f"teacher {count(parameters['teacher'])}; mixers {count(parameters['mixers'])}",
         ),
     ]
+
+
+def kept_cache(data: dict[str, Any]) -> str:
+    grows = data["student_cache_bytes_per_token"]
+    return f"; and {size(grows)} a token for the layers kept exact" if grows else ""
 
 
 def perplexity_table(data: dict[str, Any]) -> Table:

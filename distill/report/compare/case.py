@@ -1,0 +1,80 @@
+"""What a row is about, as one line of text: "exponential F=128 decay=learned frozen | pocket | code"."""
+
+import re
+from typing import Any, NamedTuple
+
+#: The mixer of a student whose layers all keep their softmax: what no other can be expected to beat.
+CEILING = "exact"
+#: Names of mixers that leave out what the others are for. One that does no better than these has learned nothing.
+CONTROLS = frozenset({"constant", "zero", "uniform", "window", "window-only", "key-weight", "key-weight-only"})
+#: Words after the name that make a control of any mixer: draws kept as they were, or one part of a hybrid alone.
+CONTROL_WORDS = ("frozen", "only=")
+
+
+class Case(NamedTuple):
+    """mixer: its name and what it deviates in, see `mixer_words`."""
+
+    mixer: str
+    teacher: str
+    domain: str
+
+    def __str__(self) -> str:
+        return " | ".join(map(_part, self))
+
+
+def parse(text: str) -> Case:
+    """ValueError: it does not have three parts."""
+    mixer, teacher, domain = text.split(" | ", 2)
+    return Case(mixer, teacher, domain)
+
+
+def mixer_words(name: str, options: dict[str, Any], feature_dim: int | None) -> str:
+    """`name F=n [window=w] [decay=form] [frozen] [exact_layers=[i,…]]`.
+
+    name: what a configuration calls the mixer. feature_dim: None where no layer is swapped.
+    """
+    exact = options.get("exact_layers") or []
+    if feature_dim is None or exact == "all":
+        return CEILING
+    window, decay, frozen = (options.get(key) for key in ("window", "decay", "frozen"))
+    name = _told_once(name, frozen=frozen, window=window, decay=decay not in (None, "none"))
+    words = [
+        re.sub(r"\s+", "-", name),
+        f"F={feature_dim}",
+        f"window={window}" if window else "",
+        f"decay={decay}" if decay not in (None, "none") else "",
+        "frozen" if frozen else "",
+        f"exact_layers=[{','.join(map(str, exact))}]" if exact else "",
+    ]
+    return " ".join(filter(None, words))
+
+
+def _told_once(name: str, **words: Any) -> str:
+    """Without an ending, as in "exponential-frozen", that the words to come will say again."""
+    stem, _, ending = name.rpartition("-")
+    return stem if stem and words.get(ending) else name
+
+
+def feature_dim(mixer: str) -> str:
+    """The F in the words of a mixer, "" where it has none."""
+    found = re.search(r" F=(\d+)", mixer)
+    return found[1] if found else ""
+
+
+def family(mixer: str) -> str:
+    """The words of a mixer without its F: those that share them are one mixer in several sizes."""
+    return re.sub(r" F=\d+", "", mixer, count=1)
+
+
+def is_ceiling(mixer: str) -> bool:
+    return mixer == CEILING
+
+
+def is_control(mixer: str) -> bool:
+    name, *words = mixer.split(" ")
+    return name in CONTROLS or any(word.startswith(CONTROL_WORDS) for word in words)
+
+
+def _part(text: str) -> str:
+    """On one line, and without the separator."""
+    return re.sub(r"\s*\|\s*", "|", " ".join(text.split()))

@@ -1,0 +1,64 @@
+"""The rows of one teacher, looked up by mixer, domain and metric."""
+
+import math
+
+from .case import is_ceiling, is_control, parse
+from .rows import Row
+
+
+class Compared:
+    """mixers: those with a row for it, the ceiling first, then from the best mean log ratio over domains downwards."""
+
+    def __init__(self, teacher: str, rows: list[Row]):
+        self.teacher, self.rows = teacher, rows
+        cases = [parse(row.case) for row in rows]
+        self._rows = {(case.mixer, case.domain, row.metric): row for case, row in zip(cases, rows, strict=True)}
+        measured = [case for case, row in zip(cases, rows, strict=True) if row.metric in ("ratio", "map_kl")]
+        self.domains = sorted({case.domain for case in measured})
+        self.mixers = sorted({case.mixer for case in measured}, key=self._rank)
+
+    def row(self, mixer: str, domain: str, metric: str) -> Row | None:
+        return self._rows.get((mixer, domain, metric))
+
+    def value(self, mixer: str, domain: str, metric: str) -> float | None:
+        row = self.row(mixer, domain, metric)
+        return row.value if row else None
+
+    def spread(self, mixer: str, domain: str, metric: str) -> float | None:
+        row = self.row(mixer, domain, metric)
+        return row.spread if row else None
+
+    def of_mixer(self, mixer: str, metric: str) -> float | None:
+        """A value that is the same in every domain, such as the size of the state."""
+        values = (self.value(mixer, domain, metric) for domain in self.domains)
+        return next((value for value in values if value is not None), None)
+
+    def rows_of(self, mixer: str) -> list[Row]:
+        return [row for row in self.rows if parse(row.case).mixer == mixer]
+
+    def known(self, metric: str) -> bool:
+        """Whether any case has a value of it."""
+        return any(row.metric == metric and row.value is not None for row in self.rows)
+
+    @property
+    def controls(self) -> list[str]:
+        return [mixer for mixer in self.mixers if is_control(mixer)]
+
+    @property
+    def systems(self) -> list[str]:
+        """All that are to be judged: neither controls nor the ceiling."""
+        return [mixer for mixer in self.mixers if not is_control(mixer) and not is_ceiling(mixer)]
+
+    def _rank(self, mixer: str) -> tuple[bool, int, float, str]:
+        """A domain without a ratio counts as worse than any ratio."""
+        ratios = [self.value(mixer, domain, "ratio") for domain in self.domains]
+        logs = [math.log(ratio) for ratio in ratios if ratio]
+        mean = sum(logs) / len(logs) if logs else 0.0
+        return not is_ceiling(mixer), len(ratios) - len(logs), mean, mixer
+
+
+def by_teacher(rows: list[Row]) -> list[Compared]:
+    teachers: dict[str, list[Row]] = {}
+    for row in rows:
+        teachers.setdefault(parse(row.case).teacher, []).append(row)
+    return [Compared(teacher, found) for teacher, found in sorted(teachers.items())]

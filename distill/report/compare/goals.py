@@ -1,0 +1,39 @@
+"""Bounds that a value should keep: "hedgehog F=128 | books-6x512 | prose=ratio<=1.19"."""
+
+import operator
+import re
+from dataclasses import replace
+
+from ...errors import UserError
+from .rows import Row
+
+KEEPS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
+BOUND = re.compile(r"(<=|>=|<|>)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)", re.IGNORECASE)
+
+
+def with_goals(rows: list[Row], goals: list[str]) -> list[Row]:
+    """UserError: a goal is not CASE=METRIC<=NUMBER, or there is no such row."""
+    bounds = dict(map(_parsed, goals))
+    known = {row.key for row in rows}
+    for (case, metric), goal in bounds.items():
+        if (case, metric) not in known:
+            raise UserError(
+                f"--goal '{case}={metric}{goal}': no row has this case and metric; type the case as in OUT.json"
+            )
+    return [replace(row, goal=bounds.get(row.key, row.goal)) for row in rows]
+
+
+def kept(row: Row) -> bool | None:
+    """Whether a row keeps its goal; None where it has no goal that can be read. No value keeps none."""
+    found = BOUND.fullmatch(row.goal or "")
+    if not found:
+        return None
+    return row.value is not None and KEEPS[found[1]](row.value, float(found[2]))
+
+
+def _parsed(goal: str) -> tuple[tuple[str, str], str]:
+    found = re.fullmatch(rf"(.+)=\s*(\w+)\s*{BOUND.pattern}", goal.strip(), re.IGNORECASE)
+    if found is None:
+        raise UserError(f"--goal '{goal}': give 'CASE=METRIC<=NUMBER' (or >=, <, >), with the case as in OUT.json")
+    case, metric, sign, number = found.groups()
+    return (case.strip(), metric), f"{sign} {number}"

@@ -1,0 +1,107 @@
+"""What one finished run says about its mixer, domain by domain."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...errors import UserError
+from ..run import ArtefactError, Run
+from .case import Case, mixer_words
+
+#: One metric after another, by its name; None: it was measured and is not a number, or has no meaning here.
+Values = dict[str, float | None]
+
+
+@dataclass
+class Measured:
+    """settings: the configuration's values by dotted key, as far as runs that differ in them are not the same case."""
+
+    path: Path
+    seed: int
+    settings: dict[str, Any]
+    values: dict[Case, Values]
+    command: str | None
+    hardware: str | None
+    commit: str | None
+
+
+def measured(path: Path) -> Measured:
+    """UserError: `path` is no run, or one that did not finish."""
+    run = Run(path)
+    try:
+        headline = run.json("measurements/headline.json")
+        origin = _optional(run, "measurements/run.json")
+        provenance = _optional(run, "student/provenance.json")
+        seed, teacher = run.setting("seed"), run.setting("teacher.path")
+        if not isinstance(seed, int) or not teacher:
+            raise ArtefactError("config.yaml names no seed or no teacher.path")
+        if "feature_dim" not in headline:
+            raise ArtefactError("measurements/headline.json has no 'feature_dim'")
+        options = run.setting("mixer") or headline["mixer"]
+        name = str(origin.get("mixer") or options["map"])
+        words = mixer_words(name, options, headline["feature_dim"])
+        values = _values(words, Path(str(teacher)).name, headline, _optional(run, "measurements/fidelity.json"))
+    except ArtefactError as error:
+        raise UserError(f"{path}: {error}; leave this run out, or distil it again") from error
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"{path}: its measurements are not as a run writes them ({error!r}); distil again") from error
+    commit = origin.get("commit") or provenance.get("git_commit")
+    return Measured(path, seed, _settings(run), values, origin.get("command"), origin.get("hardware"), commit)
+
+
+def _values(mixer: str, teacher: str, headline: dict[str, Any], fidelity: dict[str, Any]) -> dict[Case, Values]:
+    found: dict[Case, Values] = {}
+    fixed = {"context": headline["context"], "cache_bytes_per_token": headline["cache_bytes_per_token"]}
+    fixed |= {f"{stage}_tokens": tokens for stage, tokens in headline["tokens"].items()}
+    for domain, perplexity in headline["teacher_ppl"].items():
+        heads = (fidelity.get("domains") or {}).get(domain) or {}
+
+        values = {
+            "ratio": headline["ratio"].get(domain),
+            "stage1_ratio": _over((headline.get("stage1_ppl") or {}).get(domain), perplexity),
+            "map_kl": _mean(heads.get("kl")) if fidelity.get("comparable") else None,
+            "output_error": _mean(heads.get("output_error")),
+            "agreement": headline["agreement"].get(domain),
+            "state_bytes": headline["state_bytes"],
+        }
+        if tuned := headline.get("teacher_tuned_ppl"):
+            values["teacher_tuned_ratio"] = _over(tuned.get(domain), perplexity)
+        found[Case(mixer, teacher, domain)] = values | fixed
+        for part, perplexities in (headline.get("parts") or {}).items():
+            case = Case(f"{mixer} only={part}", teacher, domain)
+            found[case] = {"ratio": _over(perplexities.get(domain), perplexity)} | fixed
+    return found
+
+
+def _over(value: float | None, base: float | None) -> float | None:
+    return value / base if value is not None and base else None
+
+
+def _mean(layers: list[list[float | None]] | None) -> float | None:
+    """Over layers and heads; None where a head has no value, so that one that diverged is not passed over."""
+    values = [value for layer in layers or [] for value in layer]
+    if not values or None in values:
+        return None
+    return float(np.mean(np.array(values, dtype=float)))
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    chosen = {key: run.setting(key) for key in ("data", "mixer", "stages", "matmul_precision", "teacher.dtype")}
+    flat = dict(_leaves(chosen))
+    # How fast the text is read does not change it.
+    flat.pop("data.workers", None)
+    return flat
+
+
+def _leaves(node: Any, key: str = "") -> list[tuple[str, Any]]:
+    """(dotted key, value) of nested dictionaries; of a path only its last part, which is the same on any machine."""
+    if isinstance(node, dict):
+        return [leaf for name, child in node.items() for leaf in _leaves(child, f"{key}.{name}" if key else str(name))]
+    return [(key, Path(node).name if isinstance(node, str) else node)]
+
+
+def _optional(run: Run, name: str) -> dict[str, Any]:
+    """A JSON object, empty where there is none."""
+    return run.json(name) if (run.path / name).exists() else {}

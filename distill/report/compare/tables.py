@@ -1,0 +1,76 @@
+"""The tables of a comparison."""
+
+from ..quantities import DASH, number, share, size, times, with_error
+from ..section import Table
+from .case import family, feature_dim, is_ceiling, is_control
+from .compared import Compared
+from .goals import kept
+from .words import commits, listed_values
+
+
+def quality_table(found: Compared) -> Table:
+    per_domain = {"KL": "map_kl", "Ratio": "ratio", "Stage 1": "stage1_ratio"}
+    heads = [f"{head}, {domain}" for head in per_domain for domain in found.domains]
+    rows = []
+    for mixer in found.mixers:
+        cells = [number(found.value(mixer, domain, "map_kl")) for domain in found.domains]
+        cells += [
+            with_error(found.value(mixer, domain, "ratio"), found.spread(mixer, domain, "ratio"))
+            for domain in found.domains
+        ]
+        cells += [times(found.value(mixer, domain, "stage1_ratio")) for domain in found.domains]
+        rows.append([*names(mixer), size(found.of_mixer(mixer, "state_bytes")), *cells])
+    return Table("Quality and size of state", ["Mixer", "F", "State", *heads], rows, aside=aside(found))
+
+
+def beside_table(found: Compared) -> Table:
+    """What else is known, for those who look for the reason. Metrics that no mixer has are left out."""
+    shown = {
+        "output_error": ("Output error", number),
+        "agreement": ("Same first choice", share),
+        "teacher_tuned_ratio": ("Teacher tuned", times),
+    }
+    metrics = [metric for metric in shown if found.known(metric)]
+    heads = [f"{shown[metric][0]}, {domain}" for metric in metrics for domain in found.domains]
+    rows = [
+        [
+            *names(mixer),
+            *(shown[metric][1](found.value(mixer, domain, metric)) for metric in metrics for domain in found.domains),
+        ]
+        for mixer in found.mixers
+    ]
+    return Table("Other measures of quality", ["Mixer", "F", *heads], rows if metrics else [], aside=aside(found))
+
+
+def goal_table(found: Compared) -> Table:
+    rows = [
+        [row.case, row.metric, row.goal, number(row.value), {True: "kept", False: "missed", None: DASH}[kept(row)]]
+        for row in found.rows
+        if row.goal
+    ]
+    return Table("Goals", ["Case", "Metric", "Goal", "Value", "It is"], rows, labels=5)
+
+
+def origin_table(found: Compared) -> Table:
+    """Nothing when the sentence above the tables says it all."""
+    if len({row.command for mixer in found.mixers for row in found.rows_of(mixer) if row.command}) < 2:
+        return Table("", [], [])
+    rows = []
+    for mixer in found.mixers:
+        of_mixer = found.rows_of(mixer)
+        seeds = sorted({seed for row in of_mixer for seed in row.seeds})
+        told = [listed_values(map(str, seeds)), listed_values(row.hardware for row in of_mixer)]
+        told += [commits(of_mixer)]
+        rows.append([mixer, *told, listed_values(row.command for row in of_mixer)])
+    columns = ["Mixer", "Seeds", "Hardware", "Commit", "Command"]
+    return Table("How each was made", columns, [[cell or DASH for cell in row] for row in rows], labels=5)
+
+
+def names(mixer: str) -> list[str]:
+    """Its cells in a table: the words without F, with the role it plays, and F."""
+    role = " (ceiling)" if is_ceiling(mixer) else " (control)" if is_control(mixer) else ""
+    return [f"{family(mixer)}{role}", feature_dim(mixer) or DASH]
+
+
+def aside(found: Compared) -> frozenset[int]:
+    return frozenset(place for place, mixer in enumerate(found.mixers) if is_control(mixer) or is_ceiling(mixer))

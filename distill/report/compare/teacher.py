@@ -1,0 +1,35 @@
+"""The sections of one teacher."""
+
+from ..pages import file_name
+from ..section import Section
+from .compared import Compared
+from .quality import quality_figure
+from .tables import beside_table, goal_table, origin_table, quality_table
+from .words import beaten, setting, verdict
+
+
+def sections(found: Compared) -> dict[str, Section]:
+    """By name: the comparison itself, and what is known beside it."""
+    name = file_name(found.teacher)
+    detail = [beside_table(found), goal_table(found), origin_table(found)]
+    comparison = Section(
+        title=found.teacher,
+        intro=f"{setting(found)} The ratio is student over teacher perplexity, same text and context, so 1 loses "
+        "nothing; ± is the sample standard deviation over seeds. Stage 1 is the ratio after that stage alone. KL is "
+        "that of its attention maps in nats, mean over layers and heads. State is what decoding one sequence keeps. "
+        "The rows are in the order of the mean log ratio.",
+        data={},
+        verdict=verdict(found),
+        tables=[quality_table(found)],
+        figures=[[quality_figure(found, domain)] for domain in found.domains],
+        notes=beaten(found),
+    )
+    beside = Section(
+        title=f"{found.teacher}, beside it",
+        intro="Output error is that of attention after stage 1, as a share of the teacher's output; same first choice, "
+        "the tokens that student and teacher both find likeliest; teacher tuned, the ratio of the teacher trained on "
+        "the tokens of stage 2.",
+        data={},
+        tables=[table for table in detail if table.rows],
+    )
+    return {name: comparison} | ({f"{name}-beside": beside} if beside.tables else {})

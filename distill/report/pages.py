@@ -1,0 +1,55 @@
+"""The two pages: the same sections as HTML and as Markdown."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from hashlib import sha256
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, FunctionLoader
+
+from .section import Figure, Section
+
+
+@dataclass
+class Page:
+    """What a page shows. identity: name and value, for its head. skipped: the reason by section.
+
+    figure_file: where a page finds figure (section, row, column, figure) as a file.
+    """
+
+    title: str
+    identity: list[tuple[str, str]]
+    sections: dict[str, Section]
+    figure_file: Callable[[str, int, int, Figure], str]
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def html(self) -> str:
+        """One file that needs no other."""
+        return self._render("page.html.jinja", autoescape=True)
+
+    def markdown(self) -> str:
+        return self._render("page.md.jinja", finalize=plain)
+
+    def _render(self, template: str, **options: Any) -> str:
+        loader = FunctionLoader(lambda name: files(__package__).joinpath(name).read_text(encoding="utf-8"))
+        environment = Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, **options)
+        return environment.get_template(template).render(vars(self))
+
+
+def plain(value: Any) -> str:
+    """Text that Markdown shows as it is."""
+    text = re.sub(r"\s+", " ", str(value)).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_\[\]|#~$])", r"\\\1", text)
+
+
+def slug(name: str) -> str:
+    """A name for files and addresses: names may come from data, so only letters and digits are kept."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40]
+
+
+def file_name(name: str) -> str:
+    """The `slug` of a name, told apart from those of other names that it would be the same as."""
+    short = slug(name)
+    return short if short == name else f"{short}-{sha256(name.encode()).hexdigest()[:6]}".strip("-")
