@@ -92,7 +92,7 @@ tags: [flexformer, linear-attention, distillation]
 ---
 # {name}
 
-A linear-attention student of `{teacher}`, made by `distill` with recipe `{recipe}` (mixer `{mixer}`, F ≤ {features}).
+A linear-attention student of `{teacher}`, made by `distill` with recipe `{recipe}` (mixer `{mixer}`).
 It decodes with a state of {state:.2f} MiB per sequence at any length.
 
 | text | teacher perplexity | student perplexity | ratio | same next token |
@@ -127,8 +127,7 @@ def student_card(config: Config, run: RunDirectory) -> str:
         name="student",
         teacher=config.teacher.path,
         recipe=config.recipe,
-        mixer=config.mixer["map"],
-        features=config.mixer["features"],
+        mixer=", ".join(f"{key} {value}" for key, value in config.mixer.items()),
         state=headline["state_bytes"] / 2**20,
         rows="\n".join(rows),
         tokens=sum(headline["evaluation_tokens"].values()),

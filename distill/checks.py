@@ -4,7 +4,7 @@ from typing import Any
 
 from . import config
 from .errors import UserError
-from .flexformer.mixer import check_options
+from .flexformer.options import check_options
 from .report.sections import check as check_sections
 from .stages.logits import TRAIN
 
@@ -44,7 +44,7 @@ def check(wanted: config.Config) -> None:
         if (number := look_up(wanted, key)) != 1:
             raise UserError(f"{key}={number}: a run uses one device; start one run per device, or leave it out")
     try:
-        check_options(wanted.mixer)
+        check_options({key: value for key, value in wanted.mixer.items() if key != "exact_layers"})
     except ValueError as error:
         raise UserError(str(error)) from error
     check_sections(wanted.report.sections)

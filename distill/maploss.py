@@ -1,15 +1,14 @@
-"""How far a student's attention map is from its teacher's: the losses of stage 1, dense in R × N.
+"""How far a student's attention map is from its teacher's: the losses of stage 1, dense in Q × N.
 
-P (B, K, G, R, N) are the teacher's weights, κ the student's kernel, A_ij = e^{w_j} κ_ij / Σ_{j ≤ i} e^{w_j} κ_ij its
-weights; G query heads share each of K key-value heads. `queries` (R,) are the positions i that are compared, every
-one where it is None. Every result is per head: (H,) with H = K·G.
+P (B, K, G, Q, N) are the teacher's weights, A the student's; G query heads share each of K key-value heads. `queries`
+(Q,) are the positions i that are compared, every one where it is None. Every result is per head: (H,) with H = K·G.
 """
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
-from .flexformer.engine import Features, chunked, future, kernel, scores
+from .flexformer.engine import chosen, hidden
+from .flexformer.exact import exact_attention
 from .flexformer.mixer import Mixer
 from .teacher import Heads
 
@@ -21,28 +20,9 @@ def log_teacher(heads: Heads, queries: Tensor | None = None) -> Tensor:
     return logits.masked_fill(hidden(logits, queries), -torch.inf).log_softmax(-1)
 
 
-def log_student(mixer: Mixer, features: Features, queries: Tensor | None = None) -> Tensor:
-    """log A of a positive map, −∞ in the future.
-
-    Rounding can take a kernel near its minimum below it, where the logarithm would be wrong or undefined.
-    """
-    features = features._replace(query=chosen(features.query, queries))
-    kappa, least = kernel(features), mixer.map.minimum()
-    if isinstance(least, Tensor):
-        kappa = torch.maximum(kappa, least.unflatten(0, kappa.shape[1:3]))
-    logits = kappa.clamp(min=torch.finfo(kappa.dtype).tiny).log() + features.log_weight[:, :, None, None]
-    return logits.masked_fill(hidden(logits, queries), -torch.inf).log_softmax(-1)
-
-
-def chosen(query: Tensor, queries: Tensor | None) -> Tensor:
-    return query if queries is None else query.index_select(2, queries)
-
-
-def hidden(logits: Tensor, queries: Tensor | None) -> Tensor:
-    """(R, N), true where a key lies in its query's future."""
-    length = logits.shape[-1]
-    mask = future(length, logits.device)
-    return mask if queries is None else mask[queries]
+def log_student(mixer: Mixer, heads: Heads, queries: Tensor | None = None) -> Tensor:
+    """log A of a comparable mixer, −∞ in the future."""
+    return mixer.log_weights(heads.query, heads.key, heads.scaling, queries)
 
 
 def map_kl(teacher: Tensor, student: Tensor) -> Tensor:
@@ -52,17 +32,15 @@ def map_kl(teacher: Tensor, student: Tensor) -> Tensor:
     return (teacher.exp() * gap).sum(-1).mean((0, 3)).flatten()
 
 
-def output_error(heads: Heads, features: Features) -> Tensor:
-    """‖(P − A)V‖² / ‖PV‖², both summed over batch and queries, since single outputs can be arbitrarily small."""
+def output_error(mixer: Mixer, heads: Heads) -> Tensor:
+    """‖PV − o‖² / ‖PV‖², both summed over batch and queries, since single outputs can be arbitrarily small."""
     query, key, value = heads.query.float(), heads.key.float(), heads.value.float()
-    grouped = query.shape[1] != key.shape[1]
-    wanted = scaled_dot_product_attention(query, key, value, is_causal=True, scale=heads.scaling, enable_gqa=grouped)
-    got, _ = chunked(features, value)
+    wanted = exact_attention(query, key, value, heads.scaling, None)
+    got, _ = mixer(query, key, value, heads.scaling)
     return (wanted - got).square().sum((0, 2, 3)) / wanted.square().sum((0, 2, 3))
 
 
-def negative_share(features: Features) -> Tensor:
-    """Σ_j max(−S_ij, 0) / Σ_j |S_ij|, mean over batch and queries."""
-    weights = scores(features)
+def negative_share(weights: Tensor) -> Tensor:
+    """Σ_j max(−S_ij, 0) / Σ_j |S_ij| of S (B, K, G, N, N), mean over batch and queries."""
     share = weights.clamp(max=0).abs().sum(-1) / weights.abs().sum(-1).clamp(min=1e-30)
     return share.mean((0, 3)).flatten()

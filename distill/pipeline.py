@@ -15,6 +15,8 @@ from .data import Corpus, prepare
 from .flexformer.model import FlexformerForCausalLM
 from .measure.fidelity import measure_fidelity
 from .measure.headline import Readings, measure_headline
+from .measure.origin import write_origin
+from .measure.parts import read_parts
 from .measure.perplexity import Reading, read_domains
 from .placement import place_kernels
 from .pretrain import train_teacher
@@ -40,6 +42,7 @@ def distil(config: Config) -> Path:
         corpus = prepare(config.data, teacher.tokenizer, config.seed)
     student = build_student(teacher, config.mixer)
     run.create()
+    write_origin(config, run, device)
     if config.stages.attention.place:
         with run.timed("attention"):
             place_kernels(teacher, student.mixers, corpus, config.seed, device)
@@ -51,10 +54,12 @@ def distil(config: Config) -> Path:
     tokens["attention"] = match_maps(teacher, student, corpus, config, run)
     if tokens["attention"]:
         readings["stage1"] = read_domains(student, corpus, config, run)
-    with run.timed("measure"):
-        measure_fidelity(teacher, student.mixers, corpus, config.measure, run, device)
+    if student.mixers:
+        with run.timed("measure"):
+            measure_fidelity(teacher, student.mixers, corpus, config.measure, run, device)
     student, tokens["logits"] = match_logits(teacher, student, corpus, config, run)
     readings["student"] = read_domains(student, corpus, config, run)
+    readings |= read_parts(student, corpus, config, run)
     if config.measure.teacher_tuned:
         readings["teacher_tuned"] = tune_teacher(teacher, corpus, config, run)
 
@@ -70,11 +75,11 @@ def match_maps(
 ) -> int:
     """Stage 1; leaves the fitted mixers in kernels/ and returns the tokens seen."""
     tokens = 0
-    learns = any(True for mixer in student.mixers for _ in mixer.parameters())
+    learns = any(True for mixer in student.mixers.values() for _ in mixer.parameters())
     if config.stages.attention.max_steps and learns:
         stage = AttentionStage(teacher, student.mixers, config.stages.attention)
         tokens = fit(stage, "attention", config.stages.attention, corpus, config, run)
-    kernels = torch.nn.ModuleList(student.mixers).state_dict()
+    kernels = torch.nn.ModuleDict({str(layer): mixer for layer, mixer in student.mixers.items()}).state_dict()
     save_file({name: each.cpu() for name, each in kernels.items()}, run.folder("kernels") / "mixture.safetensors")
     return tokens
 
@@ -82,8 +87,8 @@ def match_maps(
 def match_logits(
     teacher: Teacher, student: FlexformerForCausalLM, corpus: Corpus, config: Config, run: RunDirectory
 ) -> tuple[FlexformerForCausalLM, int]:
-    """Stage 2; returns the student and the tokens seen."""
-    if not config.stages.logits.max_steps:
+    """Stage 2; returns the student and the tokens seen. One whose layers are all exact has nothing left to learn."""
+    if not config.stages.logits.max_steps or not student.mixers:
         return student, 0
     stage = LogitsStage(teacher, student, config.stages.logits)
     tokens = fit(stage, "logits", config.stages.logits, corpus, config, run)

@@ -14,13 +14,14 @@ ROUNDS = 5
 
 
 @torch.no_grad()
-def place_kernels(teacher: Teacher, mixers: list[Mixer], corpus: Corpus, seed: int, device: torch.device) -> None:
+def place_kernels(teacher: Teacher, mixers: dict[int, Mixer], corpus: Corpus, seed: int, device: torch.device) -> None:
     """Gives every map that wants them the centroids of the keys that its layer makes of some training text."""
     input_ids = next(iter(corpus.batches(1, BLOCKS, seed)))["input_ids"].to(device)
     teacher.to(device)
-    for mixer, heads in zip(mixers, teacher.heads(input_ids), strict=True):
+    heads = teacher.heads(input_ids)
+    for layer, mixer in mixers.items():
         if mixer.map.centroids:
-            keys = heads.key.float().transpose(0, 1).flatten(1, 2) * heads.scaling**0.5
+            keys = heads[layer].key.float().transpose(0, 1).flatten(1, 2) * heads[layer].scaling ** 0.5
             mixer.map.place(centroids(keys, mixer.map.centroids))
 
 

@@ -17,8 +17,10 @@ def build_student(teacher: Teacher, mixer: dict[str, Any]) -> FlexformerForCausa
     """
     base = teacher.model.config.to_dict()
     base["dtype"] = "float32"
+    options = {key: value for key, value in mixer.items() if key != "exact_layers"}
+    kept = exact_layers(mixer, len(teacher.layers))
     try:
-        config = FlexformerConfig(base=base, mixer=mixer, layers=copy.deepcopy(teacher.layers))
+        config = FlexformerConfig(base, options, copy.deepcopy(teacher.layers), kept)
         student = FlexformerForCausalLM(config)
     except ValueError as error:
         raise UserError(str(error)) from error
@@ -28,3 +30,13 @@ def build_student(teacher: Teacher, mixer: dict[str, Any]) -> FlexformerForCausa
         raise UserError(f"teacher.path={teacher.name}: the student has no place for {strangers[0]}")
     student.generation_config = copy.deepcopy(teacher.model.generation_config)
     return student.float()
+
+
+def exact_layers(mixer: dict[str, Any], count: int) -> list[int]:
+    """Indices of the layers that stay softmax, of `count`; UserError where there is no such layer."""
+    wanted = mixer["exact_layers"]
+    if wanted == "all":
+        return list(range(count))
+    if not isinstance(wanted, list) or any(type(each) is not int or not 0 <= each < count for each in wanted):
+        raise UserError(f"mixer.exact_layers={wanted}: give a list of layers, which are 0 to {count - 1}, or all")
+    return sorted(set(wanted))

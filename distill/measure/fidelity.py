@@ -8,7 +8,6 @@ from torch import Tensor
 
 from ..config import Measure
 from ..data import Corpus
-from ..flexformer.engine import scores
 from ..flexformer.mixer import Mixer
 from ..maploss import log_student, log_teacher, map_kl, negative_share, output_error
 from ..rundir import RunDirectory
@@ -19,7 +18,11 @@ CLIP = 1e-6
 
 
 class HeadFidelity(NamedTuple):
-    """Per head (H,); entropies and KL in nats, `smallest_denominator` as |z_i| / Σ_j |S_ij|."""
+    """Per head (H,), NaN where a mixer has none of it; entropies and KL in nats.
+
+    smallest_denominator: |z_i| / Σ_j |S_ij|. far_teacher, far_student: share of the attention that goes beyond the
+    window; gate: mean of gate(q_i), what the linear part is raised by beside it.
+    """
 
     kl: Tensor
     output_error: Tensor
@@ -27,15 +30,27 @@ class HeadFidelity(NamedTuple):
     entropy_student: Tensor
     negative_share: Tensor
     smallest_denominator: Tensor
+    far_teacher: Tensor
+    far_student: Tensor
+    gate: Tensor
 
 
 def measure_fidelity(
-    teacher: Teacher, mixers: list[Mixer], corpus: Corpus, wanted: Measure, run: RunDirectory, device: torch.device
+    teacher: Teacher,
+    mixers: dict[int, Mixer],
+    corpus: Corpus,
+    wanted: Measure,
+    run: RunDirectory,
+    device: torch.device,
 ) -> None:
-    """Writes measurements/fidelity.json and the maps of the best, median and worst head of each domain."""
+    """Writes measurements/fidelity.json and the maps of the best, median and worst head of each domain.
+
+    A layer that is kept exact is a row of nothing.
+    """
     teacher.to(device)
-    for mixer in mixers:
+    for mixer in mixers.values():
         mixer.to(device)
+    kinds = list(mixers.values())
     domains: dict[str, Any] = {}
     shown: list[dict[str, Any]] = []
     maps: dict[str, Tensor] = {}
@@ -44,18 +59,20 @@ def measure_fidelity(
         batch = next(iter(corpus.evaluation(domain, wanted.fidelity_blocks)))["input_ids"].to(device)
         tokens += batch.numel()
         layers = teacher.heads(batch)
-        measured = [head_fidelity(mixer, heads) for mixer, heads in zip(mixers, layers, strict=True)]
-        domains[domain] = table(measured)
-        for why, layer, head in pick(torch.stack([each.kl for each in measured])):
-            shown.append({"domain": domain, "layer": layer, "head": head, "why": why})
-            both = look(mixers[layer], layers[layer], head, wanted.map_tokens)
-            maps |= {f"{domain}.{layer}.{head}.{side}": tensor for side, tensor in both.items()}
+        measured = {layer: head_fidelity(mixer, layers[layer]) for layer, mixer in mixers.items()}
+        domains[domain] = table(measured, len(layers))
+        if all(mixer.normaliser.averages for mixer in kinds):
+            for why, layer, head in pick(measured, kinds[0].comparable):
+                shown.append({"domain": domain, "layer": layer, "head": head, "why": why})
+                both = look(mixers[layer], layers[layer], head, wanted.map_tokens)
+                maps |= {f"{domain}.{layer}.{head}.{side}": tensor for side, tensor in both.items()}
     run.write_measurement(
         "fidelity",
         {
-            "layers": len(mixers),
-            "heads": max(mixer.map.shape.heads for mixer in mixers),
-            "comparable": not mixers[0].map.signed,
+            "layers": len(teacher.layers),
+            "heads": max(mixer.shape.heads for mixer in kinds),
+            "comparable": all(mixer.comparable for mixer in kinds),
+            "window": kinds[0].width,
             "domains": domains,
             "shown": shown,
             "tokens": tokens,
@@ -66,26 +83,39 @@ def measure_fidelity(
 
 @torch.no_grad()
 def head_fidelity(mixer: Mixer, heads: Heads) -> HeadFidelity:
-    features = mixer.features(heads.query.float(), heads.key.float(), heads.scaling)
-    teacher, student, weights = log_teacher(heads), student_map(mixer, heads), scores(features)
+    teacher, error = log_teacher(heads), output_error(mixer, heads)
+    none = torch.full_like(error, torch.nan)
+    if not mixer.normaliser.averages:
+        return HeadFidelity(none, error, entropy(teacher), *[none] * 6)
+    student, weights = student_map(mixer, heads), mixer.scores(heads.query, heads.key, heads.scaling)
     cancelled = weights.sum(-1).abs() / weights.abs().sum(-1).clamp(min=1e-30)
+    beyond = [none] * 3
+    if mixer.window is not None:
+        gate = mixer.window.gate(heads.query.float() * heads.scaling**0.5).mean((0, 2))
+        beyond = [far_share(teacher, mixer.width), far_share(student, mixer.width), gate]
     return HeadFidelity(
         map_kl(teacher, student),
-        output_error(heads, features),
+        error,
         entropy(teacher),
         entropy(student),
-        negative_share(features),
+        negative_share(weights),
         cancelled.amin((0, 3)).flatten(),
+        *beyond,
     )
 
 
 def student_map(mixer: Mixer, heads: Heads) -> Tensor:
-    """log A; of a signed map, the log of its clipped and renormalised weights."""
-    features = mixer.features(heads.query.float(), heads.key.float(), heads.scaling)
-    if not mixer.map.signed:
-        return log_student(mixer, features)
-    clipped = (scores(features).clamp(min=0) + CLIP).tril()
+    """log A; where weights can be negative or nought, the log of the clipped and renormalised ones."""
+    if mixer.comparable:
+        return log_student(mixer, heads)
+    clipped = (mixer.scores(heads.query, heads.key, heads.scaling).clamp(min=0) + CLIP).tril()
     return (clipped / clipped.sum(-1, keepdim=True)).log()
+
+
+def far_share(log_weights: Tensor, width: int) -> Tensor:
+    """Σ_{j ≤ i − w} of the weights (B, K, G, N, N), mean over batch and the queries that have such keys: (H,)."""
+    far = log_weights.exp().tril(-width).sum(-1)[..., width:]
+    return far.mean((0, 3)).flatten()
 
 
 def entropy(log_weights: Tensor) -> Tensor:
@@ -93,16 +123,21 @@ def entropy(log_weights: Tensor) -> Tensor:
     return torch.special.entr(log_weights.exp()).sum(-1).mean((0, 3)).flatten()
 
 
-def table(layers: list[HeadFidelity]) -> dict[str, Any]:
+def table(measured: dict[int, HeadFidelity], layers: int) -> dict[str, Any]:
     """{quantity: [layer][head]}."""
-    return {name: [getattr(layer, name).tolist() for layer in layers] for name in HeadFidelity._fields}
+    nothing = [torch.nan] * max(len(each.kl) for each in measured.values())
+    return {
+        name: [getattr(measured[i], name).tolist() if i in measured else nothing for i in range(layers)]
+        for name in HeadFidelity._fields
+    }
 
 
-def pick(kl: Tensor) -> list[tuple[str, int, int]]:
-    """The best, median and worst head of (L, H) as (why, layer, head)."""
-    order = kl.flatten().argsort()
+def pick(measured: dict[int, HeadFidelity], comparable: bool) -> list[tuple[str, int, int]]:
+    """The best, median and worst head as (why, layer, head): by KL, or by output error where KL means nothing."""
+    values = torch.stack([each.kl if comparable else each.output_error for each in measured.values()])
+    layers, order = list(measured), values.flatten().argsort()
     chosen = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
-    return [(why, int(at) // kl.shape[1], int(at) % kl.shape[1]) for why, at in chosen.items()]
+    return [(why, layers[int(at) // values.shape[1]], int(at) % values.shape[1]) for why, at in chosen.items()]
 
 
 def look(mixer: Mixer, heads: Heads, head: int, tokens: int) -> dict[str, Tensor]:

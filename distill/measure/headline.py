@@ -1,16 +1,19 @@
 """The figures that a decision rests on."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
 from ..config import Config
+from ..flexformer.mixer import PARTS
 from ..flexformer.model import FlexformerForCausalLM
 from ..rundir import RunDirectory
 from ..teacher import Teacher
 from .perplexity import Reading, agreement, ratio, ratio_error
 
-#: A reading per domain, by what was read with: teacher, swapped, stage1, student, teacher_tuned.
+#: A reading per domain, by what was read with: teacher, swapped, stage1, student, teacher_tuned; and the student with
+#: one of its PARTS alone.
 Readings = dict[str, dict[str, Reading]]
 
 
@@ -44,8 +47,15 @@ def measure_headline(
             "seconds": run.seconds,
             "parameters": parameters(teacher, student),
             "state_bytes": state_bytes(student),
-            "cache_bytes_per_token": cache_bytes_per_token(teacher),
+            "parts": {
+                part: {domain: reading.perplexity for domain, reading in readings[part].items()}
+                for part in PARTS
+                if part in readings
+            },
+            "cache_bytes_per_token": cache_bytes_per_token(teacher, range(len(teacher.layers))),
+            "student_cache_bytes_per_token": cache_bytes_per_token(teacher, student.config.exact_layers),
             "mixer": config.mixer,
+            "feature_dim": feature_dim(student),
         },
     )
 
@@ -54,19 +64,24 @@ def parameters(teacher: Teacher, student: FlexformerForCausalLM) -> dict[str, in
     return {
         "teacher": teacher.model.num_parameters(),
         "student": student.num_parameters(),
-        "mixers": sum(each.numel() for mixer in student.mixers for each in mixer.parameters()),
+        "mixers": sum(each.numel() for mixer in student.mixers.values() for each in mixer.parameters()),
     }
+
+
+def feature_dim(student: FlexformerForCausalLM) -> int | None:
+    """F as it is: `mixer.features` is only its upper bound. None where no layer is swapped."""
+    return next((mixer.map.feature_dim for mixer in student.mixers.values()), None)
 
 
 @torch.no_grad()
 def state_bytes(student: FlexformerForCausalLM) -> int:
-    """Bytes that decoding one sequence keeps, over all layers and at any length."""
+    """Bytes that decoding one sequence keeps, over all swapped layers and at any length."""
     cache = student.new_cache()
     student(input_ids=torch.zeros(1, 1, dtype=torch.long, device=student.device), past_key_values=cache)
-    return cache.nbytes
+    return cache.state_bytes
 
 
-def cache_bytes_per_token(teacher: Teacher) -> int:
-    """Bytes by which the teacher's key-value cache grows with each token, in the precision of its checkpoint."""
-    width = sum(2 * layer["kv_heads"] * layer["head_dim"] for layer in teacher.layers)
+def cache_bytes_per_token(teacher: Teacher, layers: Iterable[int]) -> int:
+    """Bytes by which the key-value cache of these layers grows with each token, in the precision of the checkpoint."""
+    width = sum(2 * teacher.layers[i]["kv_heads"] * teacher.layers[i]["head_dim"] for i in layers)
     return width * teacher.stored.itemsize

@@ -15,18 +15,19 @@ from .stage import Stage, warmup_cosine
 class AttentionStage(Stage):
     """Trains mixers on the teacher's own queries, keys and values; no copy of the student takes part."""
 
-    def __init__(self, teacher: Teacher, mixers: list[Mixer], wanted: config.Attention):
+    def __init__(self, teacher: Teacher, mixers: dict[int, Mixer], wanted: config.Attention):
         super().__init__()
         self.teacher, self.wanted = teacher, wanted
-        self.mixers = nn.ModuleList(mixers)
+        self.layers, self.mixers = list(mixers), nn.ModuleList(mixers.values())
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
-        heads = self.teacher.heads(batch["input_ids"])
+        every = self.teacher.heads(batch["input_ids"])
+        heads = [every[layer] for layer in self.layers]
         queries = self.draw_queries(batch["input_ids"].shape[1])
         with torch.autocast(self.device.type, enabled=False):
             layers = [self.layer_loss(mixer, each, queries) for mixer, each in zip(self.mixers, heads, strict=True)]
         losses = torch.stack(layers)
-        self.losses = {f"layer {i}": loss for i, loss in enumerate(losses.detach())}
+        self.losses = {f"layer {i}": loss for i, loss in zip(self.layers, losses.detach(), strict=True)}
         # A sum, although layers differ by orders of magnitude: no parameter belongs to two layers, and Adam divides
         # every gradient by its own size. What couples layers is the clipping, which is by their common norm.
         return losses.sum()
@@ -39,15 +40,18 @@ class AttentionStage(Stage):
 
     def layer_loss(self, mixer: Any, heads: Heads, queries: Tensor | None) -> Tensor:
         """Mean over heads, queries and batch of the loss of one layer."""
-        features = mixer.features(heads.query.float(), heads.key.float(), heads.scaling)
-        if mixer.map.signed:
-            # log A is undefined where A ≤ 0.
-            return (output_error(heads, features) + self.wanted.negative * negative_share(features)).mean()
+        if not mixer.comparable:
+            # log A is undefined: there are no weights that sum to one, or some are not above 0.
+            loss = output_error(mixer, heads).mean()
+            if mixer.normaliser.averages:
+                weights = mixer.scores(heads.query, heads.key, heads.scaling)
+                loss = loss + self.wanted.negative * negative_share(weights).mean()
+            return loss
         loss = torch.zeros((), device=self.device)
         if self.wanted.loss in ("kl", "both"):
-            loss = loss + map_kl(log_teacher(heads, queries), log_student(mixer, features, queries)).mean()
+            loss = loss + map_kl(log_teacher(heads, queries), log_student(mixer, heads, queries)).mean()
         if self.wanted.loss in ("output", "both"):
-            loss = loss + output_error(heads, features).mean()
+            loss = loss + output_error(mixer, heads).mean()
         return loss
 
     def configure_optimizers(self) -> Any:

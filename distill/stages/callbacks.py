@@ -9,6 +9,7 @@ from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 
 from ..errors import UserError
+from ..flexformer.feature_map import FeatureMap
 from ..rundir import RunDirectory
 
 
@@ -57,6 +58,15 @@ class Meter(Callback):
         scalars = {f"{self.name}/{key}": line[key] for key in ("loss", "lr", "tokens", "seconds")}
         for extra in trainer.loggers:
             extra.log_metrics(scalars, step=step)
+
+
+class Redraw(Callback):
+    """Draws random features anew with every step that is a multiple of `redraw_every`, for the maps that ask for it."""
+
+    def on_before_optimizer_step(self, trainer: Trainer, module: Any, optimizer: Any) -> None:
+        for each in module.modules():
+            if isinstance(each, FeatureMap) and each.redraw_every and (trainer.global_step + 1) % each.redraw_every == 0:
+                each.redraw()
 
 
 class NumberGuard(Callback):

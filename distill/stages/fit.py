@@ -17,7 +17,7 @@ from ..config import Config
 from ..data import Corpus
 from ..errors import UserError
 from ..rundir import RunDirectory
-from .callbacks import Meter, NumberGuard, ProgressBar
+from .callbacks import Meter, NumberGuard, ProgressBar, Redraw
 from .stage import Stage
 
 # What remains are warnings; that there is no TPU is none.
@@ -38,7 +38,7 @@ def fit(stage: Stage, name: str, wanted: Wanted, corpus: Corpus, config: Config,
     trainer = make_trainer(
         config,
         max_steps=wanted.max_steps,
-        callbacks=[meter, NumberGuard(name), ProgressBar(name), checkpoints(name, wanted.max_steps, run)],
+        callbacks=[meter, Redraw(), NumberGuard(name), ProgressBar(name), checkpoints(name, wanted.max_steps, run)],
         logger=hydra.utils.instantiate(config.logger, save_dir=str(run.path)) if config.logger else False,
         default_root_dir=str(run.path),
     )

@@ -69,7 +69,7 @@ def train_all(student: FlexformerForCausalLM, wanted: config.Logits) -> nn.Modul
 
 def train_mixers(student: FlexformerForCausalLM, wanted: config.Logits) -> nn.Module:
     student.requires_grad_(False)
-    for mixer in student.mixers:
+    for mixer in student.mixers.values():
         mixer.requires_grad_(True)
     if not any(each.requires_grad for each in student.parameters()):
         raise UserError("stages.logits.train=mixers: this mixer has nothing to train; choose all or lora")
@@ -84,7 +84,7 @@ def train_lora(student: FlexformerForCausalLM, wanted: config.Logits) -> nn.Modu
         for harmless in ("fan_in_fan_out is set to", ".*is_gradient_checkpointing"):
             warnings.filterwarnings("ignore", harmless)
         adapted = peft.get_peft_model(student, options)
-    for mixer in student.mixers:
+    for mixer in student.mixers.values():
         mixer.requires_grad_(True)
     return adapted
 

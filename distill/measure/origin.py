@@ -1,0 +1,50 @@
+"""What made a run's numbers: the command, the machine and the code."""
+
+import os
+import shlex
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+
+from ..checkpoint import git_commit
+from ..config import Config
+from ..rundir import RunDirectory
+
+
+def write_origin(config: Config, run: RunDirectory, device: torch.device) -> None:
+    """Writes measurements/run.json: {"command", "mixer", "hardware", "commit"}.
+
+    mixer: the name in the group `mixer` that was chosen. A run that did not come through the door has no command
+    (null), and its mixer goes by the name of its map.
+    """
+    door = HydraConfig.get() if HydraConfig.initialized() else None
+    run.write_measurement(
+        "run",
+        {
+            "command": command(list(door.overrides.task)) if door else None,
+            "mixer": door.runtime.choices["mixer"] if door else config.mixer["map"],
+            "hardware": hardware(device),
+            "commit": git_commit(),
+        },
+    )
+
+
+def command(overrides: list[str]) -> str:
+    """The command line with these arguments, as a shell takes it; where the run was to be left is not part of it."""
+    kept = [override for override in overrides if override.lstrip("+").split("=")[0] != "run_dir"]
+    return shlex.join(["python", "-m", "distill", *kept])
+
+
+def hardware(device: torch.device) -> str:
+    """What a run computes on, such as "one NVIDIA H100 80GB HBM3" or "2 CPU cores"."""
+    if device.type == "cuda":
+        return f"one {torch.cuda.get_device_name(device)}"
+    if device.type != "cpu":
+        return f"one {device.type} device"
+    cores = cpu_cores()
+    return f"{cores} CPU core{'s' if cores > 1 else ''}"
+
+
+def cpu_cores() -> int:
+    """Those that this process may use, where the system tells; else all there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

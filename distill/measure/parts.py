@@ -1,0 +1,23 @@
+"""What each part of a hybrid does: the finished student with the window alone, and with the linear part alone."""
+
+from ..config import Config
+from ..data import Corpus
+from ..flexformer.mixer import PARTS
+from ..flexformer.model import FlexformerForCausalLM
+from ..rundir import RunDirectory
+from .perplexity import Reading, read_domains
+
+
+def read_parts(
+    student: FlexformerForCausalLM, corpus: Corpus, config: Config, run: RunDirectory
+) -> dict[str, dict[str, Reading]]:
+    """A reading of every domain per part, of a student with a window; nothing for one without."""
+    mixers = list(student.mixers.values())
+    found = {}
+    for part in PARTS if any(mixer.window is not None for mixer in mixers) else ():
+        for mixer in mixers:
+            mixer.parts = {part}
+        found[part] = read_domains(student, corpus, config, run)
+    for mixer in mixers:
+        mixer.parts = set(PARTS)
+    return found
