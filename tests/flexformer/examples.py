@@ -29,15 +29,64 @@ EXAMPLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
     ],
     "exponential": [({"features": 5, "frequency_scale": 1.0}, kernels.exponential)],
     "spectral": [({"features": 10, "frequency_scale": 1.0, "amplitude_scale": 1.0}, kernels.spectral)],
-    "favor": [({"features": 6}, kernels.favor)],
+    "favor": [({"features": 6, "redraw_every": 0}, kernels.favor)],
+    "rfa": [({"features": 9}, kernels.rfa)],
+    "hedgehog": [({"features": 11}, kernels.hedgehog)],
+    "t2r": [({"features": 5}, kernels.t2r)],
+    "elu": [({}, kernels.elu)],
+    # Further than any test is long.
+    "cosformer": [({"horizon": 200}, kernels.cosformer)],
+    "identity": [({}, kernels.identity)],
+    "constant": [({}, kernels.constant)],
+    "zero": [({}, kernels.zero)],
 }
 
 #: Two query heads per key-value head.
 SHAPE = HeadShape(heads=4, kv_heads=2, head_dim=4)
 
+#: The keys that every mixer has, as in the plainest one.
+PLAIN = {
+    "key_weight": "none",
+    "decay": "none",
+    "decay_groups": 1,
+    "normaliser": "sum",
+    "window": 0,
+    "frozen": False,
+}
+FIXED, SELECTIVE, NORM, WINDOW = {"decay": "fixed"}, {"decay": "selective"}, {"normaliser": "norm"}, {"window": 3}
+LEARNED, GATED = ({"decay": decay, "decay_groups": 2} for decay in ("learned", "gated"))
+QUADRATIC, FROZEN = {"key_weight": "quadratic"}, {"frozen": True}
+PRODUCT = FOURIER | {"features": 20, "positive": True, "order": 2}
+
+#: The other parts with some of the maps: name → options. Two groups of features need an even number of atoms.
+COMPOSITIONS: list[tuple[str, dict[str, Any]]] = [
+    *(("exponential", {"features": 6} | each) for each in (FIXED, LEARNED, GATED, SELECTIVE, NORM, WINDOW, FROZEN)),
+    ("exponential", {"features": 6} | WINDOW | LEARNED | QUADRATIC),
+    ("exponential", {"features": 6} | WINDOW | SELECTIVE | NORM),
+    ("nonstationary", PRODUCT | LEARNED | QUADRATIC),
+    ("nonstationary", PRODUCT | GATED | WINDOW | QUADRATIC | FROZEN),
+    ("nonstationary", SIGNED | WINDOW | FIXED),
+    ("spectral", {"features": 12} | GATED | NORM),
+    ("spectral", {"features": 12} | WINDOW | GATED | QUADRATIC),
+    ("identity", FIXED | NORM),
+    ("identity", GATED | NORM),
+    ("identity", SELECTIVE | NORM),
+    ("identity", WINDOW | GATED | NORM),
+    ("constant", LEARNED | QUADRATIC | {"decay_groups": 1}),
+    ("constant", WINDOW | QUADRATIC),
+    ("zero", WINDOW),
+    ("zero", WINDOW | NORM),
+    ("favor", FIXED | QUADRATIC),
+    ("favor", WINDOW | LEARNED),
+    ("cosformer", LEARNED),
+    ("cosformer", WINDOW | GATED),
+]
+
 
 class Case(NamedTuple):
-    """One row: how to build the mixer, and κ(map, h, g, q, k) for one query of head h and one key of head g."""
+    """One row: how to build the mixer, and what the atoms add to κ(map, h, g, q, k, i, j), for the query of head h
+    at position i and the key of head g at position j.
+    """
 
     name: str
     options: dict[str, Any]
@@ -56,16 +105,31 @@ def randomise(mixer: Mixer) -> Mixer:
     return mixer
 
 
-def describe(name: str, options: dict[str, Any], key_weight: str) -> str:
+def describe(name: str, options: dict[str, Any]) -> str:
     form = {True: f"-order{options.get('order')}", False: "-signed", None: ""}[options.get("positive")]
-    return f"{name}{form}-{key_weight}"
+    parts = [f"{key}={options[key]}" for key in PLAIN if options[key] != PLAIN[key]]
+    return "-".join([f"{name}{form}", *parts])
+
+
+def compose(name: str, options: dict[str, Any], kernel: Callable[..., Tensor]) -> Case:
+    whole = {"map": name} | PLAIN | options
+    return Case(describe(name, whole), whole, kernel)
+
+
+def completed(name: str, options: dict[str, Any]) -> tuple[dict[str, Any], Callable[..., Tensor]]:
+    """With what the map's own examples say of the rest, and the kernel of the one that is of its form."""
+    own, kernel = next(each for each in EXAMPLES[name] if each[0].get("positive") in (None, options.get("positive")))
+    return own | options, kernel
 
 
 CASES = [
-    Case(describe(name, options, key_weight), {"map": name, "key_weight": key_weight, **options}, kernel)
-    for name, examples in EXAMPLES.items()
-    for options, kernel in examples
-    for key_weight in ("none", "linear", "quadratic")
+    *(
+        compose(name, options | {"key_weight": key_weight}, kernel)
+        for name, examples in EXAMPLES.items()
+        for options, kernel in examples
+        for key_weight in ("none", "linear", "quadratic")
+    ),
+    *(compose(name, *completed(name, options)) for name, options in COMPOSITIONS),
 ]
 
 

@@ -1,17 +1,80 @@
-"""Attention as its definition says it: loops over queries and keys, the kernel in closed form, nothing shared."""
+"""Attention as its definition says it: loops over queries and keys, every part in closed form, nothing shared."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from distill.flexformer.decay import FixedDecay, GatedDecay, LearnedDecay, NoDecay, SelectiveDecay
 from distill.flexformer.mixer import Mixer
 
 
-def log_weight(mixer: Mixer, g: int, k: Tensor) -> Tensor:
-    """w(k) = u·k + c·k², as far as the mixer has coefficients."""
+def step(m, g: int, k: Tensor) -> Tensor:
+    """Δ = softplus(u·k + b) of a selective decay."""
+    return torch.log1p(torch.exp(m.direction[g] @ k + m.bias[g]))
+
+
+#: γ (R,) by which key k fades all that came before it, by the form of the decay.
+GAMMAS: dict[type, Callable[..., Tensor]] = {
+    NoDecay: lambda m, g, k: torch.ones(1, dtype=k.dtype),
+    FixedDecay: lambda m, g, k: torch.tensor([1 - 2.0 ** (-5 - g)], dtype=k.dtype),
+    LearnedDecay: lambda m, g, k: torch.exp(-torch.exp(m.log_rate[g])),
+    GatedDecay: lambda m, g, k: (1 / (1 + torch.exp(-(m.direction[g] @ k + m.bias[g])))) ** (1 / 16),
+    SelectiveDecay: lambda m, g, k: torch.exp(-torch.exp(m.log_rate[g]) * step(m, g, k))[None],
+}
+
+
+def key_factor(mixer: Mixer, g: int, k: Tensor) -> Tensor:
+    """e^{w(k)}, w(k) = u·k + c·k² as far as the mixer has coefficients; times Δ where the decay is selective."""
     terms = [c[g] @ k**power for c, power in zip(mixer.key_weight.coefficients, (1, 2), strict=False)]
-    return sum(terms, torch.zeros((), dtype=k.dtype))
+    factor = torch.exp(sum(terms, torch.zeros((), dtype=k.dtype)))
+    return factor * step(mixer.decay, g, k) if isinstance(mixer.decay, SelectiveDecay) else factor
+
+
+def opening(mixer: Mixer, h: int, q: Tensor) -> Tensor:
+    """e^{gate(q)}, gate(q) = b + u·q + c·q²: the linear part's factor beside a window."""
+    if mixer.window is None:
+        return torch.ones((), dtype=q.dtype)
+    u, c = mixer.window.coefficients
+    return torch.exp(mixer.window.bias[h] + u[h] @ q + c[h] @ q**2)
+
+
+@torch.no_grad()
+def scores(
+    mixer: Mixer, kernel: Callable[..., Tensor], h: int, q: Tensor, keys: Tensor, present: list[bool], i: int
+) -> tuple[Tensor, Tensor]:
+    """S_ij of query i of head h, for j ≤ i; and what they would be at most, were every kernel that is not nought 1.
+
+    Inside the window exp(q·k); beyond it e^{gate(q)} L_ij e^{w_j} κ_ij, where keys have decayed since they left it.
+    """
+    g, width = h // mixer.shape.group, mixer.width
+    found, most = torch.zeros(i + 1, dtype=q.dtype), torch.zeros(i + 1, dtype=q.dtype)
+    position = [sum(present[: j + 1]) - 1 for j in range(i + 1)]
+    for j in range(i + 1):
+        if present[j] and j > i - width:
+            found[j] = most[j] = torch.exp(q @ keys[j])
+        elif present[j]:
+            faded = GAMMAS[NoDecay](None, g, q).expand(mixer.groups).clone()
+            for t in range(j + 1, i - width + 1):
+                if present[t]:
+                    faded *= GAMMAS[type(mixer.decay)](mixer.decay, g, keys[t])
+            kappa = kernel(mixer.map, h, g, q, keys[j], position[i], position[j]).unflatten(0, (mixer.groups, -1))
+            factor = opening(mixer, h, q) * key_factor(mixer, g, keys[j])
+            found[j] = factor * (faded * kappa.sum(1)).sum()
+            most[j] = factor * faded.max() * kappa.any()
+    return found, most
+
+
+def normalise(mixer: Mixer, h: int, s: Tensor, most: Tensor, values: Tensor) -> tuple[Tensor, bool]:
+    """o_i, and whether it is far from a division by almost nothing."""
+    if not s.any():
+        return torch.zeros_like(values[0]), True
+    if mixer.normaliser.averages:
+        z = s.sum()
+        return s @ values / z, bool(z.abs() > 1e-3 * s.abs().sum() and z.abs() > mixer.map.epsilon * most.max())
+    y = s @ values / most.max()
+    out = mixer.normaliser.gain[h] * y / torch.sqrt((y @ y) / len(y) + 1e-6)
+    return out, bool(y.norm() > 1e-3 * (s.abs() @ values.abs() / most.max()).norm())
 
 
 @torch.no_grad()
@@ -25,22 +88,26 @@ def attention(
     *,
     scaling: float,
 ) -> tuple[Tensor, Tensor]:
-    """o_i = Σ_{j ≤ i} e^{w_j} κ_ij v_j / Σ_{j ≤ i} e^{w_j} κ_ij, and which rows are far from a zero denominator."""
+    """o (B, H, N, D), and which rows are far from a zero denominator."""
     batch, heads, length, _ = query.shape
-    group = heads // key.shape[1]
     root = scaling**0.5
     out, trusted = torch.zeros_like(query), torch.ones(batch, heads, length, dtype=torch.bool)
-    for b in range(batch):
-        for h in range(heads):
-            g = h // group
-            keys = key[b, g] * root
-            weights = [torch.exp(log_weight(mixer, g, k)) for k in keys]
-            for i in range(length):
-                seen = [j for j in range(i + 1) if padding is None or padding[b, j]]
-                if not seen:
-                    continue
-                q = query[b, h, i] * root
-                s = torch.stack([weights[j] * kernel(mixer.map, h, g, q, keys[j]) for j in seen])
-                out[b, h, i] = s @ value[b, g, seen] / s.sum()
-                trusted[b, h, i] = s.sum().abs() > 1e-3 * s.abs().sum().clamp(min=max(weights[j] for j in seen))
+    for b, h, i in torch.cartesian_prod(*map(torch.arange, (batch, heads, length))).tolist():
+        g = h // mixer.shape.group
+        present = [True] * length if padding is None else padding[b].bool().tolist()
+        s, most = scores(mixer, kernel, h, query[b, h, i] * root, key[b, g] * root, present, i)
+        out[b, h, i], trusted[b, h, i] = normalise(mixer, h, s, most, value[b, g, : i + 1])
     return out, trusted
+
+
+@torch.no_grad()
+def softmax(query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None = None, *, scaling: float) -> Tensor:
+    """Causal softmax attention of queries at the end of the keys, in loops; padding sees itself besides."""
+    batch, heads, length, _ = query.shape
+    before, group = key.shape[2] - length, heads // key.shape[1]
+    out = torch.zeros_like(query)
+    for b, h, i in torch.cartesian_prod(*map(torch.arange, (batch, heads, length))).tolist():
+        seen = [j for j in range(before + i + 1) if padding is None or padding[b, j] or j == before + i]
+        weights = torch.stack([torch.exp(scaling * (query[b, h, i] @ key[b, h // group, j])) for j in seen])
+        out[b, h, i] = weights @ value[b, h // group, seen] / weights.sum()
+    return out

@@ -4,7 +4,7 @@ import torch
 
 from distill.flexformer.favor import Favor
 from distill.flexformer.feature_map import HeadShape, draw_frequencies
-from distill.flexformer.mixer import MAPS
+from distill.flexformer.options import MAPS
 
 from .examples import EXAMPLES, SHAPE
 
@@ -46,12 +46,13 @@ def test_the_seed_decides():
 def test_favor_is_unbiased():
     """E[κ] = exp(q·k), once the query's dropped maximum is put back."""
     torch.manual_seed(0)
-    favor = Favor(HeadShape(DRAWS, DRAWS, 4), features=6).double()
+    favor = Favor(HeadShape(DRAWS, DRAWS, 4), features=6, redraw_every=0).double()
     q, k = torch.tensor([[0.5, -0.3, 0.2, 0.4], [0.3, 0.6, -0.1, 0.2]], dtype=torch.float64)
     query, key = (x.expand(1, DRAWS, 1, 4) for x in (q, k))
-    features, log_scale = favor.key_features(key)
+    position = torch.zeros(1, 1, dtype=torch.long)
+    features, log_scale = favor.key_features(key, position)
     dropped = (favor.frequency @ q - q @ q / 2).amax(-1)
-    estimates = (favor.query_features(query) * features).sum((0, 2, 3)) * (log_scale[0, :, 0] + dropped).exp()
+    estimates = (favor.query_features(query, position) * features).sum((0, 2, 3)) * (log_scale[0, :, 0] + dropped).exp()
     assert estimates.std() > 0.1
     assert (estimates.mean() - (q @ k).exp()).abs() < FAR * estimates.std()
 

@@ -6,14 +6,14 @@ import torch
 from distill.flexformer.cache import FlexformerCache
 from distill.flexformer.model import FlexformerForCausalLM
 
-from .tiny import TEACHERS, padding, student, tokens
+from .tiny import KINDS, padding, student, tokens
 
 GREEDY = {"do_sample": False}
 #: Draws that write varied text: a model that repeats one token would hide a wrong state.
-SEEDS = {"llama": 2, "gpt2": 3}
+SEEDS = {"llama": 2, "gpt2": 3, "half exact": 2, "retnet": 3}
 
 
-@pytest.fixture(scope="module", params=TEACHERS)
+@pytest.fixture(scope="module", params=KINDS)
 def model(request: pytest.FixtureRequest) -> FlexformerForCausalLM:
     return student(request.param, seed=SEEDS[request.param])
 

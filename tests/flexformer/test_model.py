@@ -5,18 +5,24 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
 
+from distill.flexformer.mixer import Mixer
 from distill.flexformer.model import FlexformerForCausalLM
 
-from . import kernels, reference
-from .tiny import TEACHERS, padding, student, tokens
+from . import reference
+from .tiny import KERNELS, KINDS, padding, student, tokens
+
+
+#: By the class of the map, for whoever finds a mixer in a model.
+CLOSED = {type(student(name).mixers[0 if name != "half exact" else 1].map): kernel for name, kernel in KERNELS.items()}
 
 
 def explicit(module, query, key, value, attention_mask, **kwargs):
     """transformers' interface again, answered by loops over the closed form, with each teacher's own scaling."""
-    gpt2 = isinstance(module, GPT2Attention)
-    scaling = query.shape[-1] ** -0.5 / (module.layer_idx + 1 if gpt2 else 1)
-    kernel = kernels.nonstationary_product if gpt2 else kernels.spectral
-    out, trusted = reference.attention(module.mixer, kernel, query, key, value, attention_mask, scaling=scaling)
+    scaling = query.shape[-1] ** -0.5 / (module.layer_idx + 1 if isinstance(module, GPT2Attention) else 1)
+    given = query, key, value, attention_mask
+    if not hasattr(module, "mixer"):
+        return reference.softmax(*given, scaling=scaling).transpose(1, 2), None
+    out, trusted = reference.attention(module.mixer, CLOSED[type(module.mixer.map)], *given, scaling=scaling)
     assert trusted.all()
     return out.transpose(1, 2), None
 
@@ -25,9 +31,13 @@ AttentionInterface.register("explicit", explicit)
 AttentionMaskInterface.register("explicit", lambda *args, attention_mask=None, **kwargs: attention_mask)
 
 
-@pytest.fixture(scope="module", params=TEACHERS)
+@pytest.fixture(scope="module", params=KINDS)
 def model(request: pytest.FixtureRequest) -> FlexformerForCausalLM:
     return student(request.param)
+
+
+def mixer_of(model: FlexformerForCausalLM) -> Mixer:
+    return next(iter(model.mixers.values()))
 
 
 @torch.no_grad()
@@ -58,10 +68,15 @@ def test_pieces_equal_the_whole(model: FlexformerForCausalLM):
 
 @torch.no_grad()
 def test_cache_does_not_grow(model: FlexformerForCausalLM):
-    sizes = {model(tokens(2, length)).past_key_values.nbytes for length in (1, 2, 100)}
-    mixer = model.mixers[0].map
-    expected = 2 * 2 * mixer.shape.kv_heads * (mixer.feature_dim * (4 + 1) + 1) * 8
-    assert sizes == {expected}
+    """But for the keys and values of exact layers."""
+    mixer, exact = mixer_of(model), len(model.config.exact_layers)
+    heads = mixer.shape.kv_heads
+    sums, window = heads * (mixer.map.feature_dim * (4 + 1) + mixer.groups) * 8, mixer.width * (heads * 2 * 4 * 8 + 1)
+    for length in (1, 2, 100):
+        cache = model(tokens(2, length)).past_key_values
+        # In every row of two: sums and maxima, the window and which of it is padding, and the number of tokens.
+        assert cache.state_bytes == (2 - exact) * 2 * (sums + window + 8)
+        assert cache.nbytes == cache.state_bytes + exact * 2 * length * heads * 2 * 4 * 8
 
 
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing_:FutureWarning")
@@ -73,7 +88,7 @@ def test_training_keeps_no_cache_and_checkpoints_gradients(model: FlexformerForC
         out = model(ids, labels=ids)
         assert out.past_key_values is None
         out.loss.backward()
-        return [p.grad for p in model.mixers[0].parameters()]
+        return [p.grad for p in (*mixer_of(model).parameters(), model.get_input_embeddings().weight)]
 
     model.train()
     plain = gradients()
@@ -120,7 +135,8 @@ def test_refuses_assisted_decoding(model: FlexformerForCausalLM):
 
 def test_configuration_round_trip(model: FlexformerForCausalLM):
     again = type(model.config).from_dict(model.config.to_dict())
-    assert (again.base, again.mixer, again.layers) == (model.config.base, model.config.mixer, model.config.layers)
+    for name in ("base", "mixer", "layers", "exact_layers"):
+        assert getattr(again, name) == getattr(model.config, name)
     assert again.vocab_size == 50 and again.num_hidden_layers == 2 and again.hidden_size == 16
     assert again.pad_token_id == 0 and not again.tie_word_embeddings
     assert type(again.base_config()) is type(model.lm.config)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from distill.flexformer.mixer import MAPS
+from distill.flexformer.options import MAPS
 
 from .examples import EXAMPLES, SHAPE, draw, randomise
 from .test_kernel import kernel_matrix

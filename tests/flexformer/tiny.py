@@ -1,12 +1,15 @@
-"""Tiny students of two families, their mixers random, all in float64."""
+"""Tiny students of two families and several mixers, random, all in float64."""
+
+from typing import Any, NamedTuple
 
 import torch
-from transformers import GPT2Config, LlamaConfig
+from transformers import GPT2Config, LlamaConfig, PretrainedConfig
 
 from distill.flexformer.configuration import FlexformerConfig
 from distill.flexformer.model import FlexformerForCausalLM
 
-from .examples import randomise
+from . import kernels
+from .examples import PLAIN, randomise
 
 VOCABULARY = 50
 #: No token ends a text, and weights are large enough that the model does not repeat itself.
@@ -40,19 +43,53 @@ GPT2 = GPT2Config(
 SPECTRAL = {"map": "spectral", "features": 12, "frequency_scale": 1.0, "amplitude_scale": 1.0}
 PRODUCTS = {"map": "nonstationary", "features": 18, "frequency_scale": 1.0, "positive": True, "order": 2}
 
-#: By family: configuration, mixer, where the attention modules are, and how many key-value heads they have.
-TEACHERS = {
-    "llama": (LLAMA, SPECTRAL | {"key_weight": "quadratic"}, "model.layers.{}.self_attn", 2),
-    "gpt2": (GPT2, PRODUCTS | {"key_weight": "linear"}, "transformer.h.{}.attn", 4),
+
+class Kind(NamedTuple):
+    """Configuration, mixer, where the attention modules are, how many key-value heads they have, which are exact."""
+
+    config: PretrainedConfig
+    mixer: dict[str, Any]
+    module: str
+    kv_heads: int
+    exact: list[int]
+
+
+#: Between them every part: key weight, decay, norm, window, a map of positions, and exact layers.
+KINDS = {
+    "llama": Kind(
+        LLAMA,
+        PLAIN | SPECTRAL | {"key_weight": "quadratic", "window": 3, "decay": "gated", "decay_groups": 2},
+        "model.layers.{}.self_attn",
+        2,
+        [],
+    ),
+    "gpt2": Kind(GPT2, PLAIN | PRODUCTS | {"key_weight": "linear"}, "transformer.h.{}.attn", 4, []),
+    "half exact": Kind(
+        LLAMA, PLAIN | {"map": "cosformer", "horizon": 200, "window": 2}, "model.layers.{}.self_attn", 2, [0]
+    ),
+    "retnet": Kind(
+        GPT2, PLAIN | {"map": "identity", "decay": "fixed", "normaliser": "norm"}, "transformer.h.{}.attn", 4, [1]
+    ),
+}
+#: The closed forms of their kernels.
+KERNELS = {
+    "llama": kernels.spectral,
+    "gpt2": kernels.nonstationary_product,
+    "half exact": kernels.cosformer,
+    "retnet": kernels.identity,
 }
 
 
-def student(family: str, seed: int = 0) -> FlexformerForCausalLM:
-    config, mixer, module, kv_heads = TEACHERS[family]
-    layers = [{"module": module.format(i), "heads": 4, "kv_heads": kv_heads, "head_dim": 4} for i in range(2)]
+def student(name: str, seed: int = 0, exact: list[int] | None = None) -> FlexformerForCausalLM:
+    kind = KINDS[name]
+    layers = [
+        {"module": kind.module.format(i), "heads": 4, "kv_heads": kind.kv_heads, "head_dim": 4} for i in range(2)
+    ]
+    kept = kind.exact if exact is None else exact
     torch.manual_seed(seed)
-    made = FlexformerForCausalLM(FlexformerConfig(config.to_dict(), mixer, layers)).double().eval()
-    for drawn in made.mixers:
+    config = FlexformerConfig(kind.config.to_dict(), kind.mixer, layers, kept)
+    made = FlexformerForCausalLM(config).double().eval()
+    for drawn in made.mixers.values():
         randomise(drawn)
     return made
 

@@ -37,6 +37,8 @@ SMALL = [
     "measure.map_tokens=8",
     "mixer.features=12",
 ]
+#: For every option of `mixer`: its keys that make it small, and a window that is shorter than a text.
+SIZES = {"features": 56, "window": 8}
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -72,12 +74,21 @@ def compose(*overrides: str) -> Config:
     return read(composed)
 
 
+def sized(name: str) -> list[str]:
+    """The option `name` of the group `mixer`, small, as overrides."""
+    whole = compose(f"mixer={name}").mixer
+    return [f"mixer={name}", *(f"mixer.{key}={size}" for key, size in SIZES.items() if whole.get(key))]
+
+
 @pytest.fixture
 def small(teachers: dict[str, Path], text: Path, tmp_path: Path) -> Compose:
     """Composes a small run of the tiny GPT-2 below the test's folder; further overrides have the last word."""
 
     def make(*overrides: str) -> Config:
         given = [f"teacher.path={teachers['gpt2']}", f"data.path={text}", f"run_dir={tmp_path / 'run'}"]
-        return compose("recipe=pocket", *SMALL, *given, *overrides)
+        # Another mixer says of itself how small it is.
+        other = any(each.startswith("mixer=") for each in overrides)
+        sizes = [each for each in SMALL if not (other and each.startswith("mixer."))]
+        return compose("recipe=pocket", *sizes, *given, *overrides)
 
     return make

@@ -1,5 +1,7 @@
 """The losses of stage 1 against their definitions, as loops in float64: values and gradients."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,15 +12,21 @@ from distill.flexformer.mixer import Mixer
 from distill.maploss import log_student, log_teacher, map_kl, negative_share, output_error
 from distill.teacher import Heads
 
+from . import tiny
+
 #: Two query heads per key-value head.
 SHAPE = HeadShape(heads=4, kv_heads=2, head_dim=4)
 BATCH, LENGTH, SCALING = 2, 7, 0.4
-PRODUCTS = {"map": "nonstationary", "features": 18, "frequency_scale": 1.0, "positive": True, "order": 2}
+PLAIN = {key: value for key, value in tiny.PLAIN.items() if key != "exact_layers"}
+PRODUCTS = PLAIN | {"map": "nonstationary", "features": 18, "frequency_scale": 1.0, "positive": True, "order": 2}
 POSITIVE = {
-    "exponential": {"map": "exponential", "features": 5, "frequency_scale": 1.0, "key_weight": "quadratic"},
+    "exponential": PLAIN | {"map": "exponential", "features": 6, "frequency_scale": 1.0, "key_weight": "quadratic"},
     "products": PRODUCTS | {"key_weight": "linear"},
 }
+POSITIVE["decaying"] = POSITIVE["exponential"] | {"decay": "gated", "decay_groups": 2}
+POSITIVE["hybrid"] = POSITIVE["decaying"] | {"window": 3}
 SIGNED = PRODUCTS | {"positive": False, "key_weight": "linear"}
+NORM = PLAIN | {"map": "identity", "decay": "learned", "normaliser": "norm"}
 
 
 def mixer(options: dict, seed: int = 0) -> Mixer:
@@ -37,10 +45,6 @@ def heads(seed: int = 1, size: float = 1.0) -> Heads:
     return Heads(torch.nn.Identity(), *drawn, SCALING)
 
 
-def features(made: Mixer, given: Heads) -> Features:
-    return made.features(given.query, given.key, given.scaling)
-
-
 def teacher_weights(given: Heads, b: int, h: int, i: int) -> Tensor:
     """P_ij over j ≤ i."""
     g = h // SHAPE.group
@@ -48,51 +52,56 @@ def teacher_weights(given: Heads, b: int, h: int, i: int) -> Tensor:
     return torch.stack(logits).softmax(0)
 
 
-def student_scores(made: Features, b: int, h: int, i: int) -> Tensor:
-    """e^{w_j} κ_ij over j ≤ i."""
-    g = h // SHAPE.group
-    kappa = [made.query[b, h, i].double() @ made.key[b, g, j].double() for j in range(i + 1)]
-    return torch.stack(kappa) * made.log_weight[b, g, : i + 1].double().exp()
+def student_scores(made: Mixer, given: Heads) -> Tensor:
+    """S (B, H, N, N), which the tests of mixers compare with the formula."""
+    return made.scores(given.query.double(), given.key.double(), given.scaling).flatten(1, 2)
 
 
-def loop_kl(given: Heads, made: Features, rows: range | list[int]) -> Tensor:
-    total = []
+def student_output(made: Mixer, s: Tensor, values: Tensor, h: int) -> Tensor:
+    if made.normaliser.averages:
+        return s @ values / s.sum()
+    y = s @ values
+    return made.normaliser.gain[h] * y / (y.square().mean() + 1e-6).sqrt()
+
+
+def loop_kl(given: Heads, made: Mixer, rows: range | list[int]) -> Tensor:
+    total, scores = [], student_scores(made, given)
     for h in range(SHAPE.heads):
         terms = []
         for b in range(BATCH):
             for i in rows:
-                p, s = teacher_weights(given, b, h, i), student_scores(made, b, h, i)
+                p, s = teacher_weights(given, b, h, i), scores[b, h, i, : i + 1]
                 a = s / s.sum()
                 terms.append(sum(p[j] * (p[j].log() - a[j].log()) for j in range(i + 1)))
         total.append(torch.stack(terms).mean())
     return torch.stack(total)
 
 
-def loop_output_error(given: Heads, made: Features) -> Tensor:
-    result = []
+def loop_output_error(given: Heads, made: Mixer) -> Tensor:
+    result, scores = [], student_scores(made, given)
     for h in range(SHAPE.heads):
         wrong, size = 0.0, 0.0
         for b in range(BATCH):
             for i in range(LENGTH):
-                p, s = teacher_weights(given, b, h, i), student_scores(made, b, h, i)
+                p, s = teacher_weights(given, b, h, i), scores[b, h, i, : i + 1]
                 values = given.value[b, h // SHAPE.group, : i + 1].double()
-                wrong = wrong + ((p - s / s.sum()) @ values).square().sum()
+                wrong = wrong + (p @ values - student_output(made, s, values, h)).square().sum()
                 size = size + (p @ values).square().sum()
         result.append(wrong / size)
     return torch.stack(result)
 
 
-def loop_negative_share(made: Features) -> Tensor:
-    result = []
+def loop_negative_share(given: Heads, made: Mixer) -> Tensor:
+    result, scores = [], student_scores(made, given)
     for h in range(SHAPE.heads):
-        rows = [student_scores(made, b, h, i) for b in range(BATCH) for i in range(LENGTH)]
+        rows = [scores[b, h, i, : i + 1] for b in range(BATCH) for i in range(LENGTH)]
         shares = [sum(max(-x, 0 * x) for x in row) / sum(abs(x) for x in row) for row in rows]
         result.append(torch.stack(shares).mean())
     return torch.stack(result)
 
 
 def kl(given: Heads, made: Mixer, queries: Tensor | None = None) -> Tensor:
-    return map_kl(log_teacher(given, queries), log_student(made, features(made, given), queries))
+    return map_kl(log_teacher(given, queries), log_student(made, given, queries))
 
 
 def assert_same(found: Tensor, expected: Tensor, made: Mixer) -> None:
@@ -111,13 +120,13 @@ def assert_same(found: Tensor, expected: Tensor, made: Mixer) -> None:
 @pytest.mark.parametrize("name", POSITIVE)
 def test_map_kl(name: str):
     made, given = mixer(POSITIVE[name]), heads()
-    assert_same(kl(given, made), loop_kl(given, features(made, given), range(LENGTH)), made)
+    assert_same(kl(given, made), loop_kl(given, made, range(LENGTH)), made)
 
 
 @pytest.mark.parametrize("name", POSITIVE)
 def test_map_kl_of_chosen_queries(name: str):
     made, given, rows = mixer(POSITIVE[name]), heads(), [5, 0, 2]
-    expected = loop_kl(given, features(made, given), rows)
+    expected = loop_kl(given, made, rows)
     assert_same(kl(given, made, torch.tensor(rows)), expected, made)
 
 
@@ -132,43 +141,44 @@ def test_map_kl_runs_from_the_teacher_to_the_student():
 def test_maps_of_chosen_queries_are_the_same_rows():
     made, given, rows = mixer(POSITIVE["products"]), heads(), torch.tensor([6, 1, 3])
     torch.testing.assert_close(log_teacher(given, rows), log_teacher(given)[..., rows, :])
-    made_features = features(made, given)
-    whole = log_student(made, made_features)
-    torch.testing.assert_close(log_student(made, made_features, rows), whole[..., rows, :])
+    whole = log_student(made, given)
+    torch.testing.assert_close(log_student(made, given, rows), whole[..., rows, :])
     assert torch.allclose(whole.exp().sum(-1), torch.ones(()))
     assert (whole.exp().triu(1) == 0).all()
 
 
-@pytest.mark.parametrize("options", [*POSITIVE.values(), SIGNED], ids=[*POSITIVE, "signed"])
+@pytest.mark.parametrize("options", [*POSITIVE.values(), SIGNED, NORM], ids=[*POSITIVE, "signed", "norm"])
 def test_output_error(options: dict):
     made, given = mixer(options, seed=3), heads()
-    made_features = features(made, given)
-    assert_same(output_error(given, made_features), loop_output_error(given, made_features), made)
+    assert_same(output_error(made, given), loop_output_error(given, made), made)
 
 
 def test_negative_share():
     made, given = mixer(SIGNED), heads()
-    made_features = features(made, given)
-    found = negative_share(made_features)
+    found = negative_share(made.scores(given.query, given.key, given.scaling))
     assert found.min() > 0.001 and found.max() > 0.05
-    assert_same(found, loop_negative_share(made_features), made)
+    assert_same(found, loop_negative_share(given, made), made)
 
 
 def test_positive_weights_have_no_negative_share():
-    made = mixer(POSITIVE["products"])
-    assert (negative_share(features(made, heads())) == 0).all()
+    made, given = mixer(POSITIVE["products"]), heads()
+    assert (negative_share(made.scores(given.query, given.key, given.scaling)) == 0).all()
 
 
+@pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("below", [-1e-3, 1e-9])
-def test_a_kernel_below_its_minimum_counts_as_the_minimum(below: float):
+def test_a_kernel_below_its_minimum_counts_as_the_minimum(below: float, groups: int, monkeypatch: pytest.MonkeyPatch):
     """`below` stands for what rounding made of the kernel of the last query and the first key; w is 0."""
-    made = mixer(PRODUCTS | {"key_weight": "none"}, seed=5)
+    made, given = mixer(PRODUCTS | {"decay": "learned", "decay_groups": groups}, seed=5), heads()
+    made.decay.log_rate.data.fill_(-40.0)
     depth = 0.95 * made.map.raw_depth.sigmoid().unflatten(-1, (-1, 2))
     least = torch.stack([made.map.amplitude[h].softmax(0) @ (1 - depth[h // 2]).prod(-1) for h in range(SHAPE.heads)])
     assert (least > 1e-6).all()
-    query = torch.ones(1, SHAPE.heads, 2, 1)
-    key = torch.tensor([below, 2.0])[:, None].expand(1, SHAPE.kv_heads, 2, 1)
-    found = log_student(made, Features(query, key, torch.zeros(1, SHAPE.kv_heads, 2), 1e-20)).flatten(1, 2)
+    query = torch.ones(1, SHAPE.heads, 2, groups)
+    key = torch.tensor([below, 2.0])[:, None].expand(1, SHAPE.kv_heads, 2, groups) / groups
+    made_of = Features(query, key, torch.zeros(1, SHAPE.kv_heads, 2), torch.zeros(1, SHAPE.kv_heads, 2, groups))
+    monkeypatch.setattr(made, "features", lambda *args: made_of)
+    found = log_student(made, given._replace(query=query, key=key)).flatten(1, 2)
     expected = torch.stack([least, torch.full_like(least, 2.0)], -1)
     torch.testing.assert_close(found[0, :, 1].exp(), expected / expected.sum(-1, keepdim=True))
 
@@ -177,16 +187,21 @@ def test_a_kernel_below_its_minimum_counts_as_the_minimum(below: float):
 @pytest.mark.parametrize("name", POSITIVE)
 def test_extreme_logits_stay_finite(name: str, size: float):
     made, given = mixer(POSITIVE[name]), heads(size=size)
-    loss = kl(given, made) + output_error(given, features(made, given))
+    loss = kl(given, made) + output_error(made, given)
     loss.sum().backward()
     assert loss.isfinite().all() and all(each.grad.isfinite().all() for each in made.parameters())
 
 
-def test_kernels_that_vanish_stay_finite():
+def test_kernels_that_vanish_stay_finite(monkeypatch: pytest.MonkeyPatch):
     """In float32 a product of softmax features can be 0, whose logarithm is not to be taken."""
     made, given = mixer(POSITIVE["exponential"]), heads()
-    faded = features(made, given)
-    query = (faded.query * 1e-30).detach().requires_grad_()
-    loss = map_kl(log_teacher(given), log_student(made, faded._replace(query=query, key=faded.key * 1e-30)))
+    features = made.features
+
+    def faded(*args: Any) -> Features:
+        whole = features(*args)
+        return whole._replace(query=whole.query * 1e-30, key=whole.key * 1e-30)
+
+    monkeypatch.setattr(made, "features", faded)
+    loss = map_kl(log_teacher(given), log_student(made, given))
     loss.sum().backward()
-    assert loss.isfinite().all() and query.grad.isfinite().all()
+    assert loss.isfinite().all() and all(each.grad.isfinite().all() for each in made.parameters())

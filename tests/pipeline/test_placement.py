@@ -10,7 +10,7 @@ from distill.student import build_student
 from distill.teacher import Teacher
 
 from . import tiny
-from .conftest import compose
+from .conftest import compose, sized
 from .test_teacher import load
 
 
@@ -43,17 +43,17 @@ def teacher(request: pytest.FixtureRequest, teachers: dict[str, Path]) -> Teache
     return load(teachers[request.param])
 
 
-@pytest.mark.parametrize("name", ["exponential", "spectral"])
+@pytest.mark.parametrize("name", ["exponential", "spectral", "exponential-decay", "exponential-window"])
 def test_every_layer_starts_nearer_to_its_own_keys(teacher: Teacher, name: str):
     """Closer than drawn at random, and than the other layer's centroids."""
-    mixers = build_student(teacher, compose(f"mixer={name}", "mixer.features=36").mixer).mixers
+    mixers = build_student(teacher, compose(*sized(name)).mixer).mixers
     corpus = tiny.corpus(8)
     layers = teacher.heads(next(iter(corpus.batches(1, 8, 0)))["input_ids"])
     keys = [(heads.key * heads.scaling**0.5).transpose(0, 1).flatten(1, 2) for heads in layers]
 
     def distances() -> torch.Tensor:
         """[layer of the keys][layer of the mixer]"""
-        places = [mixer.map.key_frequency.detach()[:, : mixer.map.centroids] for mixer in mixers]
+        places = [mixer.map.key_frequency.detach()[:, : mixer.map.centroids] for mixer in mixers.values()]
         return torch.tensor([[torch.cdist(own, place).amin(-1).mean() for place in places] for own in keys])
 
     drawn = distances()
@@ -63,9 +63,26 @@ def test_every_layer_starts_nearer_to_its_own_keys(teacher: Teacher, name: str):
     assert placed[0, 0] < placed[0, 1] and placed[1, 1] < placed[1, 0]
 
 
-def test_maps_whose_frequencies_are_no_places_keep_their_draw(teacher: Teacher):
-    mixers = build_student(teacher, compose("mixer=nonstationary", "mixer.features=27").mixer).mixers
-    before = [parameter.clone() for mixer in mixers for parameter in mixer.parameters()]
+@pytest.mark.parametrize("name", ["nonstationary", "hedgehog", "exponential-frozen", "spectral-frozen", "favor"])
+def test_what_is_no_place_or_frozen_keeps_its_draw(teacher: Teacher, name: str):
+    mixers = build_student(teacher, compose(*sized(name)).mixer).mixers
+    before = [each.clone() for mixer in mixers.values() for each in mixer.state_dict().values()]
     place_kernels(teacher, mixers, tiny.corpus(8), 0, torch.device("cpu"))
-    after = [parameter for mixer in mixers for parameter in mixer.parameters()]
+    after = [each for mixer in mixers.values() for each in mixer.state_dict().values()]
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+
+
+def test_layers_that_stay_exact_are_passed_over(teacher: Teacher):
+    """Each mixer is placed among the keys of its own layer, wherever that is in the list."""
+    alone = build_student(teacher, compose(*sized("exponential"), "mixer.exact_layers=[0]").mixer).mixers
+    both = build_student(teacher, compose(*sized("exponential")).mixer).mixers
+    assert list(alone) == [1]
+    for mixers in (alone, both):
+        place_kernels(teacher, mixers, tiny.corpus(8), 0, torch.device("cpu"))
+    heads = teacher.heads(next(iter(tiny.corpus(8).batches(1, 8, 0)))["input_ids"])[1]
+    keys = (heads.key * heads.scaling**0.5).transpose(0, 1).flatten(1, 2)
+    own, same, other = (
+        torch.cdist(keys, mixer.map.key_frequency.detach()).amin(-1).mean().item()
+        for mixer in (alone[1], both[1], both[0])
+    )
+    assert own < other and own == pytest.approx(same, rel=0.1)

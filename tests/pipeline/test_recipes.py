@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -12,8 +13,12 @@ from transformers import GPT2Config, PreTrainedTokenizerFast
 
 from distill.__main__ import folder, main
 from distill.config import Config, Domain
+from distill.flexformer.decay import DECAYS
 from distill.flexformer.feature_map import HeadShape
+from distill.flexformer.key_weight import DEGREES
 from distill.flexformer.mixer import Mixer
+from distill.flexformer.normaliser import NORMALISERS
+from distill.flexformer.options import MAPS
 from distill.pipeline import PIPELINES, distil
 
 from . import tiny
@@ -29,7 +34,7 @@ def test_a_recipe_composes(name: str):
     assert config.data.path or all(isinstance(domain, Domain) for domain in config.data.domains.values())
     if config.goal == "student":
         assert config.teacher.path is not None
-        Mixer(HeadShape(4, 2, 64), config.mixer)
+        Mixer(HeadShape(4, 2, 64), options(config))
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -46,9 +51,21 @@ def test_the_pocket_recipe_is_the_default():
 @pytest.mark.parametrize("name", MIXERS)
 def test_a_mixer_composes_and_can_be_built(name: str):
     config = compose(f"mixer={name}")
-    assert config.mixer["map"] == name
-    mixer = Mixer(HeadShape(4, 2, 64), config.mixer)
-    assert 0.9 * config.mixer["features"] <= mixer.map.feature_dim <= config.mixer["features"]
+    mixer = Mixer(HeadShape(4, 2, 64), options(config))
+    if features := config.mixer.get("features"):
+        assert 0.9 * features <= mixer.map.feature_dim <= features
+
+
+def test_every_map_has_an_option():
+    """And every way to decay and to normalise; what cannot be selected by name is hard to find."""
+    composed = [compose(f"mixer={name}").mixer for name in MIXERS]
+    for key, known in (("map", MAPS), ("decay", DECAYS), ("normaliser", NORMALISERS), ("key_weight", DEGREES)):
+        assert {mixer[key] for mixer in composed} >= known.keys() - {"linear"}
+
+
+def options(config: Config) -> dict[str, Any]:
+    """What a mixer takes of the group."""
+    return {key: value for key, value in config.mixer.items() if key != "exact_layers"}
 
 
 @pytest.mark.parametrize("group", ["data", "trainer", "logger"])

@@ -2,9 +2,12 @@
 
 import json
 import math
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from distill.config import Config
 from distill.flexformer.model import FlexformerForCausalLM
+from distill.measure import origin
 from distill.pipeline import PIPELINES, distil
+from distill.rundir import RunDirectory
 
 from . import tiny
 from .conftest import SMALL, Compose, compose
@@ -63,6 +68,10 @@ def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
         patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
         patch.setattr(sys, "path", list(sys.path))
         return AutoModelForCausalLM.from_pretrained(run / "student", trust_remote_code=True).eval()
+
+
+def measured(run: Path, section: str) -> dict[str, Any]:
+    return json.loads((run / "measurements" / f"{section}.json").read_text())
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
@@ -196,7 +205,8 @@ def test_swapped_and_stage_1_are_other_students(
     """stage1_ppl is that of the teacher's weights with the mixers in kernels/."""
     student = FlexformerForCausalLM(exported.config).eval()
     student.lm.load_state_dict(load(config.teacher.path).model.state_dict(), strict=False)
-    torch.nn.ModuleList(student.mixers).load_state_dict(load_file(run / "kernels" / "mixture.safetensors"))
+    mixers = torch.nn.ModuleDict({str(layer): mixer for layer, mixer in student.mixers.items()})
+    mixers.load_state_dict(load_file(run / "kernels" / "mixture.safetensors"))
     expected = perplexity(student, held_out(validation, Path(config.teacher.path)))
     assert headline["stage1_ppl"]["prose"] == pytest.approx(expected, rel=1e-4)
     steps = ["teacher_ppl", "swapped_ppl", "stage1_ppl", "student_ppl", "teacher_tuned_ppl"]
@@ -211,10 +221,55 @@ def test_the_headline_counts(config: Config, exported: Any, headline: dict[str, 
     assert headline["parameters"] == {"teacher": whole - mixers, "student": whole, "mixers": mixers}
     with torch.no_grad():
         cache = exported(ids()[:1], use_cache=True).past_key_values
-    states = [layer.state for layer in cache.layers]
-    assert headline["state_bytes"] == sum(each.numel() * 4 for state in states for each in state)
+    memories = [layer.memory for layer in cache.memories]
+    assert headline["state_bytes"] == sum(part.nbytes for memory in memories for part in memory)
     # Keys and values of two heads of eight numbers in two layers.
     assert headline["cache_bytes_per_token"] == 2 * 2 * 8 * 2 * 4
+
+
+def test_a_run_says_what_made_it(run: Path, config: Config, headline: dict[str, Any]):
+    """Through no door: no command, and the mixer by the name of its map."""
+    told = measured(run, "run")
+    assert told["command"] is None and told["mixer"] == config.mixer["map"]
+    assert told["commit"] == json.loads((run / "student" / "provenance.json").read_text())["git_commit"]
+    assert re.fullmatch(r"1 CPU core|([2-9]|\d\d+) CPU cores", told["hardware"])
+    assert headline["feature_dim"] == 12
+
+
+def test_the_feature_dimension_is_the_one_used_not_the_one_allowed(small: Compose):
+    run = distil(small("mixer=spectral", "mixer.features=14"))
+    assert measured(run, "headline")["feature_dim"] == 12
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        ([], "python -m distill"),
+        (["recipe=pocket", "seed=3", "run_dir=a b", "+run_dir=c"], "python -m distill recipe=pocket seed=3"),
+        (["run_dir_2=x", "teacher.path=my model"], "python -m distill run_dir_2=x 'teacher.path=my model'"),
+    ],
+)
+def test_a_command_can_be_typed_again(typed: list[str], told: str):
+    assert origin.command(typed) == told
+
+
+def test_a_mixer_goes_by_the_name_that_was_chosen(small: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A file of the group `mixer` may be called otherwise than its map."""
+    overrides = SimpleNamespace(task=["mixer=retnet", "run_dir=x"])
+    door = SimpleNamespace(overrides=overrides, runtime=SimpleNamespace(choices={"mixer": "retnet"}))
+    monkeypatch.setattr(origin, "HydraConfig", SimpleNamespace(initialized=lambda: True, get=lambda: door))
+    (tmp_path / "run").mkdir()
+    config = small()
+    origin.write_origin(config, RunDirectory(config), torch.device("cpu"))
+    told = measured(tmp_path / "run", "run")
+    assert (told["mixer"], told["command"]) == ("retnet", "python -m distill mixer=retnet")
+
+
+def test_a_gpu_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"NVIDIA H100 number {device.index}")
+    assert origin.hardware(torch.device("cuda", 1)) == "one NVIDIA H100 number 1"
+    monkeypatch.setattr(origin, "cpu_cores", lambda: 1)
+    assert origin.hardware(torch.device("cpu")) == "1 CPU core"
 
 
 def test_the_report(run: Path, headline: dict[str, Any]):
@@ -285,13 +340,6 @@ def test_adapters_leave_no_trace_in_the_student(small: Compose, train: str):
     assert names[0] == names[1]
 
 
-@pytest.mark.parametrize("mixer", [["mixer=favor"], ["mixer=stationary", "mixer.positive=false"]])
-def test_maps_that_do_not_learn_or_are_signed_go_through(small: Compose, mixer: list[str]):
-    run = distil(small(*mixer, "mixer.features=12"))
-    told = json.loads((run / "report" / "report.json").read_text())
-    assert "ratio" in told["headline"] and "domains" in told["fidelity"]
-
-
 def test_a_tiny_teacher_from_scratch_can_be_distilled(small: Compose, tmp_path: Path):
     shape = "{model_type: llama, hidden_size: 16, intermediate_size: 16, num_hidden_layers: 1, num_attention_heads: 2}"
     training = ["goal=teacher", "teacher.path=null", f"teacher.architecture={shape}", "teacher.vocabulary=280"]
@@ -312,3 +360,5 @@ def test_through_the_door(arguments: list[str], run: Path, tmp_path: Path):
     assert {path.name for path in (tmp_path / "typed").iterdir()} == {path.name for path in run.iterdir()}
     for here, there in zip(metrics(run), metrics(tmp_path / "typed"), strict=True):
         assert there["loss"] == pytest.approx(here["loss"], rel=1e-3)
+    told = measured(tmp_path / "typed", "run")
+    assert told["command"] == shlex.join(["python", "-m", "distill", *arguments]) and told["mixer"] == "exponential-512"

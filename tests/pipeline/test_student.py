@@ -6,14 +6,15 @@ import pytest
 import torch
 
 from distill.errors import UserError
-from distill.flexformer.mixer import check_options
+from distill.flexformer.options import check_options
 from distill.student import build_student
 from distill.teacher import Teacher
 
-from .conftest import MIXERS, compose
+from . import tiny
+from .conftest import MIXERS, compose, sized
 from .test_teacher import ids, load
 
-GOOD = {"map": "exponential", "features": 4, "frequency_scale": 0.3, "key_weight": "none"}
+GOOD = tiny.MIXER
 
 
 @pytest.fixture(params=["gpt2", "llama"])
@@ -54,11 +55,14 @@ def test_tied_weights_stay_tied(teachers: dict[str, Path]):
 
 @pytest.mark.parametrize("name", MIXERS)
 def test_it_runs_untrained_with_any_mixer(teacher: Teacher, name: str):
-    student = build_student(teacher, compose(f"mixer={name}", "mixer.features=27").mixer).eval()
+    student = build_student(teacher, compose(*sized(name)).mixer).eval()
     with torch.no_grad():
         logits = student(ids()).logits
     assert logits.shape == teacher.logits(ids()).shape and logits.isfinite().all()
-    assert not torch.equal(logits, teacher.logits(ids()))
+    if name == "softmax":
+        torch.testing.assert_close(logits, teacher.logits(ids()), rtol=1e-4, atol=1e-4)
+    else:
+        assert not torch.isclose(logits, teacher.logits(ids()), atol=1e-2).all()
 
 
 @pytest.mark.parametrize(
@@ -68,6 +72,10 @@ def test_it_runs_untrained_with_any_mixer(teacher: Teacher, name: str):
         ({"colour": "red"}, "mixer.colour is unknown.*features"),
         ({"key_weight": "cubic"}, "mixer.key_weight=cubic is unknown.*quadratic"),
         ({"features": 0}, "mixer.features=0 is too small"),
+        ({"decay": "slow"}, "mixer.decay=slow is unknown.*gated"),
+        ({"decay": "learned", "decay_groups": 3}, "mixer.decay_groups=3 must divide.*4 atoms"),
+        ({"window": -1}, "mixer.window=-1"),
+        ({"map": "favor", "frozen": True}, "mixer"),
     ],
 )
 def test_a_wrong_mixer_is_a_mistake(teacher: Teacher, change: dict, message: str):
@@ -75,8 +83,23 @@ def test_a_wrong_mixer_is_a_mistake(teacher: Teacher, change: dict, message: str
         build_student(teacher, GOOD | change)
 
 
-@pytest.mark.parametrize("name", GOOD)
+OPTIONS = {key: value for key, value in GOOD.items() if key != "exact_layers"}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
 def test_a_missing_mixer_key_is_a_mistake(name: str):
-    check_options(GOOD)
+    check_options(OPTIONS)
     with pytest.raises(ValueError, match=f"mixer.{name}"):
-        check_options({key: value for key, value in GOOD.items() if key != name})
+        check_options({key: value for key, value in OPTIONS.items() if key != name})
+
+
+@pytest.mark.parametrize(("wanted", "kept"), [([], []), ([1], [1]), ([1, 0, 1], [0, 1]), ("all", [0, 1])])
+def test_layers_stay_exact(teacher: Teacher, wanted: list[int] | str, kept: list[int]):
+    student = build_student(teacher, GOOD | {"exact_layers": wanted})
+    assert student.config.exact_layers == kept and list(student.mixers) == [i for i in range(2) if i not in kept]
+
+
+@pytest.mark.parametrize("wanted", [[2], [-1], "none", [0.5], [True], 1, None])
+def test_layers_that_are_not_there_are_a_mistake(teacher: Teacher, wanted):
+    with pytest.raises(UserError, match=r"^mixer.exact_layers=.*0 to 1, or all$"):
+        build_student(teacher, GOOD | {"exact_layers": wanted})

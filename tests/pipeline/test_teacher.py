@@ -22,7 +22,6 @@ from distill.teacher import CAPTURE, Teacher, freeze, load_teacher
 
 from . import tiny
 
-MIXER = {"map": "exponential", "features": 4, "frequency_scale": 0.3, "key_weight": "none"}
 #: Where attention happens, what comes after it, and its scaling by layer.
 PLACES = {
     "gpt2": ("transformer.h.{}.attn", "c_proj", lambda layer: 8**-0.5 / (layer + 1)),
@@ -80,7 +79,7 @@ def test_logits_are_bitwise_those_of_a_plain_model(teachers: dict[str, Path], fa
     with torch.no_grad():
         expected = plain(ids()).logits
     assert torch.equal(teacher.logits(ids()), expected)
-    student = build_student(teacher, MIXER)
+    student = build_student(teacher, tiny.MIXER)
     student(ids())
     teacher.heads(ids())
     assert torch.equal(teacher.logits(ids()), expected)
@@ -104,7 +103,7 @@ def test_a_model_in_memory_is_frozen_too(teachers: dict[str, Path], tokenizer):
 def test_low_precision(teachers: dict[str, Path]):
     teacher = load(teachers["llama"], dtype="bfloat16")
     assert teacher.logits(ids()).dtype == teacher.heads(ids())[0].query.dtype == torch.bfloat16
-    assert {each.dtype for each in build_student(teacher, MIXER).parameters()} == {torch.float32}
+    assert {each.dtype for each in build_student(teacher, tiny.MIXER).parameters()} == {torch.float32}
 
 
 def test_the_hash_is_of_the_weights(teachers: dict[str, Path]):

@@ -17,6 +17,18 @@ CONTEXT = 32
 #: Large weights, so that attention is far from uniform.
 COMMON = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 0, "initializer_range": 0.3}
 
+#: A mixer as a configuration has it: the keys that all have, and a map.
+PLAIN = {
+    "key_weight": "none",
+    "decay": "none",
+    "decay_groups": 1,
+    "normaliser": "sum",
+    "window": 0,
+    "frozen": False,
+    "exact_layers": [],
+}
+MIXER = PLAIN | {"map": "exponential", "features": 4, "frequency_scale": 0.3}
+
 CONFIGS = {
     # A joint projection, dropout that has to stay off, and a scaling that differs by layer.
     "gpt2": GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=64, scale_attn_by_inverse_layer_idx=True, **COMMON),

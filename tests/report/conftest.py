@@ -60,6 +60,7 @@ def headline(domains: tuple[str, ...]) -> dict[str, Any]:
         "parameters": {"teacher": 44730368, "student": 45123584, "mixers": 393216},
         "state_bytes": 3120 * 1024,
         "cache_bytes_per_token": 12288,
+        "student_cache_bytes_per_token": 0,
         "mixer": {"map": "spectral", "features": 126},
     }
 

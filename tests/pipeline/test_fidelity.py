@@ -1,0 +1,68 @@
+"""What is measured of every head, against loops over the two maps."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from distill.flexformer.mixer import Mixer
+from distill.maploss import log_teacher
+from distill.measure.fidelity import CLIP, head_fidelity
+from distill.teacher import Heads
+
+from .test_maploss import BATCH, LENGTH, NORM, POSITIVE, SHAPE, SIGNED, heads, mixer, student_scores
+
+EACH = [(b, i) for b in range(BATCH) for i in range(LENGTH)]
+
+
+def by_head(value) -> Tensor:
+    """Mean over batch and queries of value(b, h, i), where it is not None."""
+    found = []
+    for h in range(SHAPE.heads):
+        rows = [each for b, i in EACH if (each := value(b, h, i)) is not None]
+        found.append(torch.stack(rows).mean())
+    return torch.stack(found).float()
+
+
+def maps(made: Mixer, given: Heads) -> tuple[Tensor, Tensor]:
+    """P and S, (B, H, N, N)."""
+    return log_teacher(given).double().exp().flatten(1, 2), student_scores(made, given)
+
+
+def entropy(p: Tensor) -> Tensor:
+    return -sum(each * each.log() for each in p if each > 0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", [*POSITIVE.values(), SIGNED], ids=[*POSITIVE, "signed"])
+def test_every_quantity(options: dict):
+    made, given = mixer(options), heads()
+    found, (p, s), width = head_fidelity(made, given), maps(made, given), made.width
+    a = s / s.sum(-1, keepdim=True)
+    if not made.comparable:
+        clipped = (s.clamp(min=0) / 1 + CLIP).tril()
+        a = clipped / clipped.sum(-1, keepdim=True)
+    row = [slice(0, i + 1) for i in range(LENGTH)]
+    expected = {
+        "kl": lambda b, h, i: (p[b, h, i] * (p[b, h, i] / a[b, h, i]).log())[row[i]].sum(),
+        "entropy_teacher": lambda b, h, i: entropy(p[b, h, i, row[i]]),
+        "entropy_student": lambda b, h, i: entropy(a[b, h, i, row[i]]),
+        "negative_share": lambda b, h, i: -s[b, h, i].clamp(max=0).sum() / s[b, h, i].abs().sum(),
+    }
+    if width:
+        beyond = [slice(0, max(0, i - width + 1)) for i in range(LENGTH)]
+        expected["far_teacher"] = lambda b, h, i: p[b, h, i, beyond[i]].sum() if i >= width else None
+        expected["far_student"] = lambda b, h, i: a[b, h, i, beyond[i]].sum() if i >= width else None
+        gate = made.window.gate(given.query.double() * given.scaling**0.5)
+        expected["gate"] = lambda b, h, i: gate[b, h, i]
+    else:
+        assert all(getattr(found, name).isnan().all() for name in ("far_teacher", "far_student", "gate"))
+    for name, value in expected.items():
+        torch.testing.assert_close(getattr(found, name), by_head(value), rtol=1e-3, atol=1e-5, msg=name)
+    cancelled = (s.sum(-1).abs() / s.abs().sum(-1)).amin((0, 2)).float()
+    torch.testing.assert_close(found.smallest_denominator, cancelled, rtol=1e-3, atol=1e-5)
+
+
+def test_a_mixer_without_a_sum_has_no_map():
+    found = head_fidelity(mixer(NORM), heads())
+    assert found.output_error.isfinite().all() and found.entropy_teacher.isfinite().all()
+    assert all(each.isnan().all() for each in found[3:]) and found.kl.isnan().all()
