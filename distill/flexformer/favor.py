@@ -10,8 +10,9 @@ class Favor(FeatureMap):
     """φ(x) = F^(-1/2) exp(Ωx − |x|²/2), so that E_Ω[φ(q)·φ(k)] = exp(q·k);  Ω (K, F, D) ~ N(0, I), orthogonal.
 
     Choromanski et al. 2021 (arXiv:2009.14794). The features are unbounded: a query's largest exponent cancels in
-    the normalisation and is dropped (beside a window it is put back), a key's is handed to the engine as a log-scale. (Dividing keys by the
-    maximum over the sequence, as published code does, would look at the future and could not be decoded.)
+    the normalisation and is dropped (beside a window it is put back), a key's is handed to the engine as a
+    log-scale. (Dividing keys by the maximum over the sequence, as published code does, would look at the future and
+    could not be decoded.)
 
     As Performer does, the frequencies are drawn anew after every `redraw_every` training steps; 0 keeps the first.
     """

@@ -1,4 +1,4 @@
-"""What turns the weighted sum Σ_j S_ij [v_j, 1] into the output. Neither form depends on its scale."""
+"""What turns the weighted sum Σ_j S_ij [v_j, 1] into the output."""
 
 from collections.abc import Callable
 
@@ -24,7 +24,9 @@ class RowSum(nn.Module):
 
 
 class RootMeanSquare(nn.Module):
-    """o_i = g ⊙ y_i / √(mean(y_i²) + 10⁻⁶), y_i = Σ_j S_ij v_j, with a trainable gain g (H, D) per head.
+    """o_i = g ⊙ y_i / √(mean(y_i²) + 10⁻⁶), y_i = e^{−s_i} Σ_j S_ij v_j, with a trainable gain g (H, D) per head.
+
+    s_i is the engine's shift: ε is relative to the largest weight that query i can give.
 
     RetNet's and Mamba's way: group norm without its mean, a group being a head.
     """

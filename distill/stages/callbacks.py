@@ -61,11 +61,12 @@ class Meter(Callback):
 
 
 class Redraw(Callback):
-    """Draws random features anew with every step that is a multiple of `redraw_every`, for the maps that ask for it."""
+    """Draws random features anew after every `redraw_every`-th step, for the maps that ask for it."""
 
     def on_before_optimizer_step(self, trainer: Trainer, module: Any, optimizer: Any) -> None:
+        step = trainer.global_step + 1
         for each in module.modules():
-            if isinstance(each, FeatureMap) and each.redraw_every and (trainer.global_step + 1) % each.redraw_every == 0:
+            if isinstance(each, FeatureMap) and each.redraw_every and step % each.redraw_every == 0:
                 each.redraw()
 
 

@@ -9,7 +9,7 @@ from distill.flexformer.engine import chunked, recurrent
 from distill.flexformer.mixer import Memory
 
 from .examples import SHAPE, Case, Inputs, draw
-from .paths import SCALING, TIGHT, run, trusted_rows
+from .paths import SCALING, TIGHT, trusted_rows
 
 
 def part(inputs: Inputs, piece: slice) -> Inputs:
@@ -37,9 +37,7 @@ def test_going_on_from_a_memory(case: Case, path):
     for split in range(1, 9):
         pieces, memory = [], None
         for piece in (slice(0, split), slice(split, 9)):
-            out, memory = mixer(
-                *(x[:, :, piece] for x in (q, k, v)), SCALING, padding[:, piece], memory, path
-            )
+            out, memory = mixer(*(x[:, :, piece] for x in (q, k, v)), SCALING, padding[:, piece], memory, path)
             pieces.append(out)
         out = torch.cat(pieces, 2)
         torch.testing.assert_close(out * trusted, whole * trusted, **TIGHT)

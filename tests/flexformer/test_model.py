@@ -11,7 +11,6 @@ from distill.flexformer.model import FlexformerForCausalLM
 from . import reference
 from .tiny import KERNELS, KINDS, padding, student, tokens
 
-
 #: By the class of the map, for whoever finds a mixer in a model.
 CLOSED = {type(student(name).mixers[0 if name != "half exact" else 1].map): kernel for name, kernel in KERNELS.items()}
 

@@ -82,9 +82,7 @@ KERNELS = {
 
 def student(name: str, seed: int = 0, exact: list[int] | None = None) -> FlexformerForCausalLM:
     kind = KINDS[name]
-    layers = [
-        {"module": kind.module.format(i), "heads": 4, "kv_heads": kind.kv_heads, "head_dim": 4} for i in range(2)
-    ]
+    layers = [{"module": kind.module.format(i), "heads": 4, "kv_heads": kind.kv_heads, "head_dim": 4} for i in range(2)]
     kept = kind.exact if exact is None else exact
     torch.manual_seed(seed)
     config = FlexformerConfig(kind.config.to_dict(), kind.mixer, layers, kept)

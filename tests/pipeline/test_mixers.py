@@ -17,7 +17,7 @@ from distill.measure.fidelity import HeadFidelity
 from distill.pipeline import distil
 
 from . import tiny
-from .conftest import MIXERS, Compose, compose, sized
+from .conftest import MIXERS, Compose, sized
 
 SHORT = [
     *(f"stages.{stage}.max_steps=1" for stage in ("attention", "logits")),
@@ -94,6 +94,7 @@ class Toy(FeatureMap):
 
 
 TOY = {"map": "toy", "features": 6, "spread": 1.0}
+OPTIONS = {key: value for key, value in tiny.PLAIN.items() if key != "exact_layers"} | TOY
 
 
 @pytest.fixture
@@ -104,9 +105,8 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("parts", [{}, {"decay": "gated", "decay_groups": 2, "window": 3, "key_weight": "linear"}])
 def test_a_new_map_is_one_class_and_one_line(toy: None, parts: dict[str, Any]):
-    options = {key: value for key, value in tiny.PLAIN.items() if key != "exact_layers"} | TOY | parts
     torch.manual_seed(0)
-    mixer = Mixer(HeadShape(4, 2, 4), options).double()
+    mixer = Mixer(HeadShape(4, 2, 4), OPTIONS | parts).double()
     q, k, v = (torch.randn(2, heads, 70, 4, dtype=torch.float64) for heads in (4, 2, 2))
     out, *others = (mixer(q, k, v, 0.5, path=path)[0] for path in (parallel, chunked, recurrent))
     for other in others:
@@ -127,6 +127,5 @@ def test_a_new_map_can_be_distilled(toy: None, small: Compose):
 
 
 def test_a_wrong_key_of_a_new_map_is_named(toy: None):
-    options = compose("mixer=elu").mixer | TOY
-    with pytest.raises(ValueError, match="mixer.spread=wide is of the wrong type: give float"):
-        Mixer(HeadShape(4, 2, 4), {key: each for key, each in options.items() if key != "exact_layers"} | {"spread": "wide"})
+    with pytest.raises(ValueError, match=r"mixer\.spread=wide is of the wrong type: give float"):
+        Mixer(HeadShape(4, 2, 4), OPTIONS | {"spread": "wide"})
