@@ -2,6 +2,7 @@
 
 from ..config import Config
 from ..data import Corpus
+from ..flexformer.constant import Zero
 from ..flexformer.mixer import PARTS
 from ..flexformer.model import FlexformerForCausalLM
 from ..rundir import RunDirectory
@@ -11,10 +12,11 @@ from .perplexity import Reading, read_domains
 def read_parts(
     student: FlexformerForCausalLM, corpus: Corpus, config: Config, run: RunDirectory
 ) -> dict[str, dict[str, Reading]]:
-    """A reading of every domain per part, of a student with a window; nothing for one without."""
+    """A reading of every domain per part, of a student that has both; nothing for any other."""
     mixers = list(student.mixers.values())
+    hybrid = any(mixer.window is not None and not isinstance(mixer.map, Zero) for mixer in mixers)
     found = {}
-    for part in PARTS if any(mixer.window is not None for mixer in mixers) else ():
+    for part in PARTS if hybrid else ():
         for mixer in mixers:
             mixer.parts = {part}
         found[part] = read_domains(student, corpus, config, run)
