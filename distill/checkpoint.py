@@ -12,18 +12,20 @@ from typing import Any
 from .config import Config
 from .data import Corpus
 from .flexformer.configuration import FlexformerConfig
-from .flexformer.model import FlexformerForCausalLM
+from .flexformer.model import Flexformer
 from .rundir import RunDirectory
+from .task import TASKS
 from .teacher import Teacher
 
 #: Whose versions a result depends on.
 PACKAGES = ("distill", "torch", "transformers", "datasets", "lightning", "hydra-core", "peft")
 
 FlexformerConfig.register_for_auto_class()
-FlexformerForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+for each in TASKS.values():
+    each.student.register_for_auto_class(each.auto.__name__)
 
 
-def export(student: FlexformerForCausalLM, teacher: Teacher, corpus: Corpus, config: Config, run: RunDirectory) -> Path:
+def export(student: Flexformer, teacher: Teacher, corpus: Corpus, config: Config, run: RunDirectory) -> Path:
     """Writes student/: configuration, weights, the flexformer files, tokenizer, model card, provenance.
 
     Written under another name and renamed when whole, so that a student/ that exists is complete.
@@ -50,6 +52,7 @@ def provenance(teacher: Teacher, corpus: Corpus, config: Config) -> dict[str, An
             "weights_dtype": config.teacher.dtype,
         },
         "recipe": config.recipe,
+        "task": config.task,
         "seed": config.seed,
         "data": {
             "domains": {name: asdict(domain) for name, domain in corpus.domains.items()},
@@ -86,6 +89,19 @@ def git_commit() -> str | None:
         return None
 
 
+#: By task, how a student is used once it is loaded, and what it costs.
+USAGE = {
+    "causal_lm": """inputs = tokenizer("def ", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))""",
+    "masked_lm": """inputs = tokenizer(f"import {tokenizer.mask_token} as np", return_tensors="pt")
+at = inputs.input_ids[0] == tokenizer.mask_token_id
+print(tokenizer.decode(model(**inputs).logits[0, at].argmax(-1)))""",
+}
+COST = {
+    "causal_lm": "It decodes with a state of {state:.2f} MiB per sequence at any length.",
+    "masked_lm": "It sees both directions, and its time and memory grow linearly with the length of the text.",
+}
+
 STUDENT_CARD = """---
 library_name: transformers
 tags: [flexformer, linear-attention, distillation]
@@ -93,21 +109,21 @@ tags: [flexformer, linear-attention, distillation]
 # {name}
 
 A linear-attention student of `{teacher}`, made by `distill` with recipe `{recipe}` (mixer `{mixer}`).
-It decodes with a state of {state:.2f} MiB per sequence at any length.
+{cost}
 
-| text | teacher perplexity | student perplexity | ratio | same next token |
+| text | teacher perplexity | student perplexity | ratio | same {predicted} |
 |---|---|---|---|---|
 {rows}
 
-Measured on {tokens} held-out tokens at context {context}; the text is named in `provenance.json`.
+Perplexity is exp of the mean cross-entropy of {tokens} {predicted}s of held-out text, at context {context}; the text is
+named in `provenance.json`.
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {auto}, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True)
+model = {auto}.from_pretrained("{name}", trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
-inputs = tokenizer("def ", return_tensors="pt")
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))
+{usage}
 ```
 
 The code that runs it lies beside the weights; `distill` is not needed. Trained and measured on the text above alone:
@@ -128,7 +144,10 @@ def student_card(config: Config, run: RunDirectory) -> str:
         teacher=config.teacher.path,
         recipe=config.recipe,
         mixer=", ".join(f"{key} {value}" for key, value in config.mixer.items()),
-        state=headline["state_bytes"] / 2**20,
+        cost=COST[config.task].format(state=(headline["state_bytes"] or 0) / 2**20),
+        predicted=TASKS[config.task].predicted,
+        auto=TASKS[config.task].auto.__name__,
+        usage=USAGE[config.task],
         rows="\n".join(rows),
         tokens=sum(headline["evaluation_tokens"].values()),
         context=config.data.context,

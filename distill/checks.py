@@ -7,9 +7,11 @@ from .errors import UserError
 from .flexformer.options import check_options
 from .report.sections import check as check_sections
 from .stages.logits import TRAIN
+from .task import TASKS
 
 #: Keys that choose by name, and the names there are.
 CHOICES = {
+    "task": tuple(TASKS),
     "teacher.dtype": ("float32", "bfloat16"),
     "matmul_precision": ("highest", "high", "medium"),
     "stages.attention.loss": ("kl", "output", "both"),
@@ -44,7 +46,8 @@ def check(wanted: config.Config) -> None:
         if (number := look_up(wanted, key)) != 1:
             raise UserError(f"{key}={number}: a run uses one device; start one run per device, or leave it out")
     try:
-        check_options({key: value for key, value in wanted.mixer.items() if key != "exact_layers"})
+        options = {key: value for key, value in wanted.mixer.items() if key != "exact_layers"}
+        check_options(options, TASKS[wanted.task].causal)
     except ValueError as error:
         raise UserError(str(error)) from error
     check_sections(wanted.report.sections)

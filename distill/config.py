@@ -55,7 +55,7 @@ class Data:
 
 @dataclass
 class Pretrain:
-    """The training of a teacher from scratch: next-token cross-entropy."""
+    """The training of a teacher from scratch: cross-entropy of what its task predicts."""
 
     max_steps: int
     batch_size: int
@@ -90,7 +90,7 @@ class Lora:
 
 @dataclass
 class Logits:
-    """Stage 2. train: all | lora | mixers. cross_entropy: weight of the next-token loss beside the teacher's KL."""
+    """Stage 2. train: all | lora | mixers. cross_entropy: weight of the text's own loss beside the teacher's KL."""
 
     max_steps: int
     batch_size: int
@@ -131,10 +131,14 @@ class Report:
 
 @dataclass
 class Config:
-    """One run. goal: `student` distils, `teacher` trains a teacher. trainer, logger: Hydra nodes with a _target_."""
+    """One run. goal: `student` distils, `teacher` trains a teacher. task: what the model is for, see `task.TASKS`.
+
+    trainer, logger: Hydra nodes with a _target_.
+    """
 
     recipe: str
     goal: str
+    task: str
     seed: int
     run_dir: str
     matmul_precision: str

@@ -10,18 +10,19 @@ from torch import Tensor
 from .flexformer.engine import chosen, hidden
 from .flexformer.exact import exact_attention
 from .flexformer.mixer import Mixer
+from .flexformer.token_mixer import TokenMixer
 from .teacher import Heads
 
 
 def log_teacher(heads: Heads, queries: Tensor | None = None) -> Tensor:
-    """log P, −∞ in the future."""
+    """log P, −∞ in the future of a causal attention."""
     query = chosen(heads.query, queries).float().unflatten(1, (heads.key.shape[1], -1))
     logits = query @ heads.key.float()[:, :, None].mT * heads.scaling
-    return logits.masked_fill(hidden(logits, queries), -torch.inf).log_softmax(-1)
+    return logits.masked_fill(hidden(logits, queries, heads.causal), -torch.inf).log_softmax(-1)
 
 
 def log_student(mixer: Mixer, heads: Heads, queries: Tensor | None = None) -> Tensor:
-    """log A of a comparable mixer, −∞ in the future."""
+    """log A of a comparable mixer, −∞ in the future of a causal attention."""
     return mixer.log_weights(heads.query, heads.key, heads.scaling, queries)
 
 
@@ -32,10 +33,10 @@ def map_kl(teacher: Tensor, student: Tensor) -> Tensor:
     return (teacher.exp() * gap).sum(-1).mean((0, 3)).flatten()
 
 
-def output_error(mixer: Mixer, heads: Heads) -> Tensor:
+def output_error(mixer: TokenMixer, heads: Heads) -> Tensor:
     """‖PV − o‖² / ‖PV‖², both summed over batch and queries, since single outputs can be arbitrarily small."""
     query, key, value = heads.query.float(), heads.key.float(), heads.value.float()
-    wanted = exact_attention(query, key, value, heads.scaling, None)
+    wanted = exact_attention(query, key, value, heads.scaling, None, heads.causal)
     got, _ = mixer(query, key, value, heads.scaling)
     return (wanted - got).square().sum((0, 2, 3)) / wanted.square().sum((0, 2, 3))
 

@@ -12,7 +12,7 @@ from .checkpoint import export
 from .checks import check
 from .config import Config, Pretrain
 from .data import Corpus, prepare
-from .flexformer.model import FlexformerForCausalLM
+from .flexformer.model import Flexformer
 from .measure.fidelity import measure_fidelity
 from .measure.headline import Readings, measure_headline
 from .measure.origin import write_origin
@@ -28,6 +28,7 @@ from .stages.language import LanguageStage
 from .stages.logits import LogitsStage
 from .student import build_student
 from .summary import summary
+from .task import TASKS
 from .teacher import Teacher, load_teacher
 
 
@@ -37,9 +38,10 @@ def distil(config: Config) -> Path:
     device = device_of(config)
     run = RunDirectory(config)
     seed_everything(config.seed, verbose=False)
-    teacher = load_teacher(config.teacher, config.data.context)
+    task = TASKS[config.task]
+    teacher = load_teacher(config.teacher, config.data.context, task)
     with run.timed("data"):
-        corpus = prepare(config.data, teacher.tokenizer, config.seed)
+        corpus = prepare(config.data, teacher.tokenizer, config.seed, task.collate(teacher.tokenizer))
     student = build_student(teacher, config.mixer)
     run.create()
     write_origin(config, run, device)
@@ -70,9 +72,7 @@ def distil(config: Config) -> Path:
     return run.path
 
 
-def match_maps(
-    teacher: Teacher, student: FlexformerForCausalLM, corpus: Corpus, config: Config, run: RunDirectory
-) -> int:
+def match_maps(teacher: Teacher, student: Flexformer, corpus: Corpus, config: Config, run: RunDirectory) -> int:
     """Stage 1; leaves the fitted mixers in kernels/ and returns the tokens seen."""
     tokens = 0
     learns = any(True for mixer in student.mixers.values() for _ in mixer.parameters())
@@ -85,8 +85,8 @@ def match_maps(
 
 
 def match_logits(
-    teacher: Teacher, student: FlexformerForCausalLM, corpus: Corpus, config: Config, run: RunDirectory
-) -> tuple[FlexformerForCausalLM, int]:
+    teacher: Teacher, student: Flexformer, corpus: Corpus, config: Config, run: RunDirectory
+) -> tuple[Flexformer, int]:
     """Stage 2; returns the student and the tokens seen. One whose layers are all exact has nothing left to learn."""
     if not config.stages.logits.max_steps or not student.mixers:
         return student, 0
@@ -100,7 +100,7 @@ def tune_teacher(teacher: Teacher, corpus: Corpus, config: Config, run: RunDirec
     logits = config.stages.logits
     wanted = Pretrain(logits.max_steps, logits.batch_size, logits.learning_rate, logits.warmup, logits.weight_decay)
     tuned = copy.deepcopy(teacher.model).float()
-    fit(LanguageStage(tuned, wanted), "teacher_tuned", wanted, corpus, config, run)
+    fit(LanguageStage(tuned, wanted, teacher.task), "teacher_tuned", wanted, corpus, config, run)
     return read_domains(tuned, corpus, config, run)
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .data import Corpus
-from .flexformer.mixer import Mixer
+from .flexformer.token_mixer import TokenMixer
 from .teacher import Teacher
 
 #: Blocks of text whose keys are looked at.
@@ -14,15 +14,17 @@ ROUNDS = 5
 
 
 @torch.no_grad()
-def place_kernels(teacher: Teacher, mixers: dict[int, Mixer], corpus: Corpus, seed: int, device: torch.device) -> None:
+def place_kernels(
+    teacher: Teacher, mixers: dict[int, TokenMixer], corpus: Corpus, seed: int, device: torch.device
+) -> None:
     """Gives every map that wants them the centroids of the keys that its layer makes of some training text."""
     input_ids = next(iter(corpus.batches(1, BLOCKS, seed)))["input_ids"].to(device)
     teacher.to(device)
     heads = teacher.heads(input_ids)
     for layer, mixer in mixers.items():
-        if mixer.map.centroids:
+        if mixer.centroids:
             keys = heads[layer].key.float().transpose(0, 1).flatten(1, 2) * heads[layer].scaling ** 0.5
-            mixer.map.place(centroids(keys, mixer.map.centroids))
+            mixer.place(centroids(keys, mixer.centroids))
 
 
 def centroids(points: Tensor, count: int) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning import seed_everything
 from tokenizers import ByteLevelBPETokenizer
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedTokenizerFast
 
 from .checks import check
 from .config import Config
@@ -19,7 +19,8 @@ from .measure.perplexity import Reading, read_domains
 from .rundir import RunDirectory
 from .stages.fit import device_of, fit
 from .stages.language import LanguageStage
-from .teacher import check_context
+from .task import TASKS, Task
+from .teacher import check_context, check_direction, check_family
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -29,15 +30,16 @@ def train_teacher(config: Config) -> Path:
     check(config)
     if config.teacher.vocabulary is None or config.teacher.architecture is None:
         raise UserError("goal=teacher needs teacher.vocabulary and teacher.architecture")
-    run = RunDirectory(config)
+    run, task = RunDirectory(config), TASKS[config.task]
     seed_everything(config.seed, verbose=False)
     with run.timed("data"):
-        tokenizer = train_tokenizer(training_texts(config.data), config.teacher.vocabulary)
-        corpus = prepare(config.data, tokenizer, config.seed)
-    model = build_model(config.teacher, tokenizer, config.data.context)
+        tokenizer = train_tokenizer(training_texts(config.data), config.teacher.vocabulary, task.special_tokens)
+        corpus = prepare(config.data, tokenizer, config.seed, task.collate(tokenizer))
+    model = build_model(config.teacher, tokenizer, config.data.context, task)
     run.create()
 
-    tokens = fit(LanguageStage(model, config.stages.pretrain), "pretrain", config.stages.pretrain, corpus, config, run)
+    stage = LanguageStage(model, config.stages.pretrain, task)
+    tokens = fit(stage, "pretrain", config.stages.pretrain, corpus, config, run)
 
     # Measured in the precision that is saved.
     model.to(torch.bfloat16).float()
@@ -47,30 +49,34 @@ def train_teacher(config: Config) -> Path:
     return run.path
 
 
-def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer (GPT-2's kind) of `vocabulary` entries; entry 0 ends a text."""
+def train_tokenizer(texts: Iterable[str], vocabulary: int, special: dict[str, str]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer (GPT-2's kind) of `vocabulary` entries; entry 0 ends a text, `special` follows."""
     bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(texts, vocab_size=vocabulary, special_tokens=[END_OF_TEXT])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bpe._tokenizer, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, unk_token=END_OF_TEXT
-    )
+    bpe.train_from_iterator(texts, vocab_size=vocabulary, special_tokens=[END_OF_TEXT, *special.values()])
+    end = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, **end, **special)
 
 
-def build_model(wanted: Wanted, tokenizer: PreTrainedTokenizerFast, context: int) -> Any:
+def build_model(wanted: Wanted, tokenizer: PreTrainedTokenizerFast, context: int, task: Task) -> Any:
     """The untrained model of teacher.architecture; UserError where transformers refuses it."""
     architecture = dict(wanted.architecture or {})
     model_type, end = architecture.pop("model_type", None), tokenizer.eos_token_id
     if model_type not in CONFIG_MAPPING:
-        raise UserError(f"teacher.architecture.model_type={model_type} is unknown to transformers; try llama or gpt2")
+        raise UserError(f"teacher.architecture.model_type={model_type} is unknown to transformers; try llama or bert")
+    check_family("teacher.architecture", model_type, task)
+    tokens = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": tokenizer.pad_token_id}
     try:
         model_config = AutoConfig.for_model(
             model_type,
-            **{"vocab_size": len(tokenizer), "bos_token_id": end, "eos_token_id": end, **architecture},
+            **{"vocab_size": len(tokenizer), **tokens, **architecture},
         )
         check_context(model_config, context)
-        return AutoModelForCausalLM.from_config(model_config, dtype=torch.float32)
+        model = task.auto.from_config(model_config, dtype=torch.float32)
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"teacher.architecture: {str(error).splitlines()[0]}") from error
+    attentions = [module for module in model.modules() if hasattr(module, "is_causal")]
+    check_direction("teacher.architecture", model_type, attentions, task)
+    return model
 
 
 def save(
@@ -91,7 +97,7 @@ def save(
 
 CARD = """# {name}
 
-A softmax language model to distil from, trained from scratch by `python -m distill recipe={recipe}`.
+A softmax {kind} to distil from, trained from scratch by `python -m distill recipe={recipe}`.
 
 - Architecture: {model_type}, {parameters:.2f} M parameters, bfloat16. {architecture}
 - Tokenizer: byte-level BPE, {vocabulary} entries, trained on the same text.
@@ -99,11 +105,12 @@ A softmax language model to distil from, trained from scratch by `python -m dist
 - Training: {steps} steps of {batch} blocks of {context} tokens ({tokens:.1f} M tokens), AdamW, learning rate {lr:g},
   {warmup:.0%} warm-up then cosine, weight decay {decay:g}, seed {seed}, {seconds:.0f} s on {device}.
 
-| held-out text | tokens | perplexity at context {context} |
+| held-out text | {predicted}s | perplexity at context {context} |
 |---|---|---|
 {rows}
 
-Perplexities are of this model's own vocabulary and cannot be compared with those of another tokenizer.
+Perplexity is exp of the mean cross-entropy of the {predicted}s. It is of this model's own vocabulary
+and cannot be compared with that of another tokenizer.
 """
 
 
@@ -114,6 +121,8 @@ def card(
     rows = [f"| {name} | {reading.tokens} | {reading.perplexity:.2f} |" for name, reading in readings.items()]
     return CARD.format(
         name=config.recipe,
+        kind=TASKS[config.task].kind,
+        predicted=TASKS[config.task].predicted,
         recipe=config.recipe,
         model_type=model.config.model_type,
         parameters=model.num_parameters() / 1e6,

@@ -5,11 +5,11 @@ from typing import Any
 
 from .errors import UserError
 from .flexformer.configuration import FlexformerConfig
-from .flexformer.model import FlexformerForCausalLM
+from .flexformer.model import Flexformer
 from .teacher import Teacher
 
 
-def build_student(teacher: Teacher, mixer: dict[str, Any]) -> FlexformerForCausalLM:
+def build_student(teacher: Teacher, mixer: dict[str, Any]) -> Flexformer:
     """A student that equals the teacher in all but its attention; its mixers are as drawn.
 
     Works on copies: an architecture built from the teacher's own configuration object would switch the teacher's
@@ -20,15 +20,16 @@ def build_student(teacher: Teacher, mixer: dict[str, Any]) -> FlexformerForCausa
     options = {key: value for key, value in mixer.items() if key != "exact_layers"}
     kept = exact_layers(mixer, len(teacher.layers))
     try:
-        config = FlexformerConfig(base, options, copy.deepcopy(teacher.layers), kept)
-        student = FlexformerForCausalLM(config)
+        config = FlexformerConfig(base, options, copy.deepcopy(teacher.layers), kept, teacher.task.causal)
+        student = teacher.task.student(config)
     except ValueError as error:
         raise UserError(str(error)) from error
     missing, unexpected = student.lm.load_state_dict(teacher.model.state_dict(), strict=False)
     strangers = [name for name in missing if ".mixer." not in name] + list(unexpected)
     if strangers:
         raise UserError(f"teacher.path={teacher.name}: the student has no place for {strangers[0]}")
-    student.generation_config = copy.deepcopy(teacher.model.generation_config)
+    if teacher.model.can_generate():
+        student.generation_config = copy.deepcopy(teacher.model.generation_config)
     return student.float()
 
 

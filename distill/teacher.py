@@ -1,7 +1,7 @@
 """The frozen softmax teacher: loading it, finding its attention layers, and reading what goes into them."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -15,7 +15,6 @@ from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -25,6 +24,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from . import config
 from .errors import UserError
+from .task import DECODER, Task, other_task
 
 #: The teacher that the package carries.
 POCKET = Path(__file__).parent / "pocket"
@@ -35,13 +35,17 @@ UNSUPPORTED = {"sliding_window": "sliding windows", "softcap": "soft-capped logi
 
 
 class Heads(NamedTuple):
-    """What enters one attention layer: q (B, H, N, D), k and v (B, K, N, D), after position encoding."""
+    """What enters one attention layer: q (B, H, N, D), k and v (B, K, N, D), after position encoding.
+
+    causal: whether a token sees only those before it.
+    """
 
     module: Any
     query: Tensor
     key: Tensor
     value: Tensor
     scaling: float
+    causal: bool = True
 
 
 @dataclass
@@ -57,6 +61,7 @@ class Teacher:
     tokenizer: PreTrainedTokenizerBase
     layers: list[dict[str, Any]]
     stored: torch.dtype
+    task: Task = DECODER
 
     def to(self, device: torch.device) -> None:
         self.model.to(device)
@@ -65,13 +70,13 @@ class Teacher:
     def heads(self, input_ids: Tensor) -> list[Heads]:
         """Queries, keys and values of every layer, from one forward pass."""
         with capture() as captured:
-            self.model.base_model(input_ids=input_ids, use_cache=False)
+            self.model.base_model(input_ids=input_ids, **self.task.arguments)
         return captured
 
     @torch.no_grad()
     def logits(self, input_ids: Tensor) -> Tensor:
         """(B, N, V)."""
-        return self.model(input_ids=input_ids, use_cache=False).logits
+        return self.model(input_ids=input_ids, **self.task.arguments).logits
 
     def weights_hash(self) -> str:
         """sha256 over names and contents of all weights, in the order of the state dictionary."""
@@ -104,7 +109,8 @@ def _attention(
             if kwargs.get(argument) is not None:
                 raise UserError(f"teacher.path: this teacher uses {meaning}, which linear attention cannot stand for")
         scaling = kwargs.get("scaling")
-        captured.append(Heads(module, query, key, value, query.shape[-1] ** -0.5 if scaling is None else scaling))
+        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        captured.append(Heads(module, query, key, value, scaling, is_causal(module)))
     return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, mask, **kwargs)
 
 
@@ -112,7 +118,12 @@ AttentionInterface.register(CAPTURE, _attention)
 AttentionMaskInterface.register(CAPTURE, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
 
 
-def load_teacher(wanted: config.Teacher, context: int) -> Teacher:
+def is_causal(module: Any) -> bool:
+    """Whether transformers lets this attention see only what came before."""
+    return getattr(module, "is_causal", True)
+
+
+def load_teacher(wanted: config.Teacher, context: int, task: Task = DECODER) -> Teacher:
     """The teacher at teacher.path, frozen; UserError where it cannot be had or its attention cannot be swapped."""
     if wanted.path is None:
         raise UserError("teacher.path is missing: give a directory, a hub name, or pocket")
@@ -120,38 +131,49 @@ def load_teacher(wanted: config.Teacher, context: int) -> Teacher:
     model_config = _from_hub(AutoConfig, path)
     check_context(model_config, context)
     if model_config.is_encoder_decoder:
-        raise UserError(f"teacher.path={wanted.path}: encoder-decoder models cannot be swapped, only decoders")
+        raise UserError(
+            f"teacher.path={wanted.path}: encoder-decoder models cannot be swapped, only decoders and encoders"
+        )
+    check_family(f"teacher.path={wanted.path}", model_config.model_type, task)
     dtype = getattr(torch, wanted.dtype)
-    model = _from_hub(AutoModelForCausalLM, path, dtype=dtype, attn_implementation=CAPTURE)
+    model = _from_hub(task.auto, path, dtype=dtype, attn_implementation=CAPTURE)
     tokenizer = _from_hub(AutoTokenizer, path)
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         # transformers makes an empty one where the files are missing.
         raise UserError(
             f"teacher.path={wanted.path} has no tokenizer: add its tokenizer.json and tokenizer_config.json"
         )
-    return freeze(wanted.path, model, tokenizer, model_config.dtype or torch.float32)
+    for name in task.special_tokens:
+        if getattr(tokenizer, name) is None:
+            raise UserError(
+                f"teacher.path={wanted.path}: its tokenizer has no {name}, which an {task.kind} needs; set it"
+            )
+    return freeze(wanted.path, model, tokenizer, model_config.dtype or torch.float32, task)
 
 
-def freeze(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stored: torch.dtype) -> Teacher:
+def freeze(
+    name: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    stored: torch.dtype,
+    task: Task = DECODER,
+) -> Teacher:
     """A Teacher around a model in memory; UserError if its attention cannot be swapped."""
     model.eval().requires_grad_(False)
-    return Teacher(name, model, tokenizer, attention_layers(name, model), stored)
+    return Teacher(name, model, tokenizer, attention_layers(name, model, task), stored, task)
 
 
-def attention_layers(name: str, model: PreTrainedModel) -> list[dict[str, Any]]:
+def attention_layers(name: str, model: PreTrainedModel, task: Task) -> list[dict[str, Any]]:
     """Where attention happens and in which shape, seen by running one token: no family needs code of its own."""
     token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
     with capture() as captured, torch.no_grad():
-        model.base_model(input_ids=token, use_cache=False)
+        model.base_model(input_ids=token, **task.arguments)
     if not captured:
         raise UserError(
             f"teacher.path={name}: {model.config.model_type} does not use transformers' attention interface, "
             "so its attention cannot be swapped"
         )
-    if any(getattr(heads.module, "is_causal", True) is False for heads in captured):
-        raise UserError(
-            f"teacher.path={name}: {model.config.model_type} is an encoder; only causal decoders are swapped"
-        )
+    check_direction(f"teacher.path={name}", model.config.model_type, [heads.module for heads in captured], task)
     if [heads.module.layer_idx for heads in captured] != list(range(model.config.num_hidden_layers)):
         raise UserError(f"teacher.path={name}: only some layers of {model.config.model_type} are softmax attention")
     names = {module: path for path, module in model.named_modules()}
@@ -164,6 +186,24 @@ def attention_layers(name: str, model: PreTrainedModel) -> list[dict[str, Any]]:
         }
         for heads in captured
     ]
+
+
+def check_family(key: str, model_type: str, task: Task) -> None:
+    """UserError for a model type that is made for another task."""
+    if model_type not in task.families and (fitting := other_task(task, lambda each: model_type in each.families)):
+        refuse(key, model_type, *fitting)
+
+
+def check_direction(key: str, model_type: str, attentions: Iterable[nn.Module], task: Task) -> None:
+    """UserError where attention does not look the way that the task is about."""
+    seen = {is_causal(attention) for attention in attentions}
+    if (not task.causal) in seen and (fitting := other_task(task, lambda each: each.causal is not task.causal)):
+        refuse(key, model_type, *fitting)
+
+
+def refuse(key: str, model_type: str, name: str, fitting: Task) -> None:
+    article = "an" if fitting.kind[0] in "aeiou" else "a"
+    raise UserError(f"{key}: {model_type} is {article} {fitting.kind}; set task={name}")
 
 
 def check_context(model_config: Any, context: int) -> None:

@@ -13,11 +13,14 @@ from transformers import PreTrainedTokenizerBase
 
 from ..config import Data, Domain
 from ..errors import UserError
+from ..task import Collate
 from .packing import pack
 from .sources import is_local, load
 
 #: Of the training blocks, the share that is held out where a domain has no validation text.
 HELD_OUT = 0.05
+#: The seed of what is left to chance in held-out blocks: of every run the same, so that runs can be compared.
+EVALUATION = 0
 #: Blocks of a stream among which the next one is drawn.
 BUFFER = 1000
 
@@ -35,7 +38,8 @@ class Corpus:
 
     train: streams where the configuration asked for streaming. validation: in the order of the text.
     weights: each domain's share of the training blocks; they sum to one. seed: decides how domains take turns.
-    workers: processes that load batches. domains: where the text came from.
+    workers: processes that load batches. domains: where the text came from. collate: how blocks become a batch, by
+    chance from a seed; None: stacked as they are.
     """
 
     domains: dict[str, Domain]
@@ -44,6 +48,7 @@ class Corpus:
     weights: dict[str, float]
     seed: int
     workers: int
+    collate: Collate = None
 
     def batches(self, steps: int, batch_size: int, seed: int) -> DataLoader:
         """Exactly `steps` batches {"input_ids": (batch_size, context), int64}, the same ones for the same seed.
@@ -59,8 +64,8 @@ class Corpus:
         return self._loader(self._mixed, batch_size, seed, self.workers, sampler)
 
     def evaluation(self, domain: str, batch_size: int) -> DataLoader:
-        """The domain's validation blocks in order; the last batch may be smaller."""
-        return self._loader(self.validation[domain], batch_size, self.seed, workers=0)
+        """The domain's validation blocks in order, the same at every call; the last batch may be smaller."""
+        return self._loader(self.validation[domain], batch_size, EVALUATION, workers=0)
 
     @cached_property
     def _mixed(self) -> Blocks:
@@ -76,10 +81,13 @@ class Corpus:
     ) -> DataLoader:
         # A generator of its own: the loader would otherwise draw from the program's.
         generator = torch.Generator().manual_seed(seed)
-        return DataLoader(blocks, batch_size, sampler=sampler, num_workers=workers, generator=generator)
+        collate = None if self.collate is None else self.collate(seed)
+        return DataLoader(
+            blocks, batch_size, sampler=sampler, num_workers=workers, generator=generator, collate_fn=collate
+        )
 
 
-def prepare(config: Data, tokenizer: PreTrainedTokenizerBase, seed: int) -> Corpus:
+def prepare(config: Data, tokenizer: PreTrainedTokenizerBase, seed: int, collate: Collate = None) -> Corpus:
     """Loads, tokenises and packs every domain; a second run with the same text and tokenizer reads it from disk.
 
     Where a domain has no validation text, the last 5 % of its packed blocks (at least one) are held out, or, of a
@@ -96,6 +104,7 @@ def prepare(config: Data, tokenizer: PreTrainedTokenizerBase, seed: int) -> Corp
         weights={name: domain.weight / total for name, domain in domains.items()},
         seed=seed,
         workers=config.workers,
+        collate=collate,
     )
 
 

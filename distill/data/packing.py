@@ -30,7 +30,7 @@ def pack(texts: Dataset | IterableDataset, tokenizer: PreTrainedTokenizerBase, c
     domain: what the text is called in messages. UserError if the tokenizer has no end-of-text token, or if the
     text does not fill one block.
     """
-    if tokenizer.eos_token_id is None:
+    if _end(tokenizer) is None:
         raise UserError("teacher.path: the tokenizer has no end-of-text token to join documents by; set its eos_token")
     options = {
         "batched": True,
@@ -61,8 +61,13 @@ def _joined(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> numpy.ndarr
     """The ids (N,) of all documents, int32, each followed by the end-of-text token; an empty text is none."""
     documents = [list(_pieces(text)) for text in texts if text]
     ids = _tokenized([piece for pieces in documents for piece in pieces], tokenizer)
-    end = numpy.array([tokenizer.eos_token_id], dtype=numpy.int32)
+    end = numpy.array([_end(tokenizer)], dtype=numpy.int32)
     return numpy.concatenate([end[:0], *(part for pieces in documents for part in (*islice(ids, len(pieces)), end))])
+
+
+def _end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that ends a text, as encoders have it one that separates two."""
+    return tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
 
 
 def _tokenized(pieces: list[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[numpy.ndarray]:
@@ -88,11 +93,11 @@ def _pieces(text: str) -> Iterator[str]:
 def _identity(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
     """What decides over ids. Not the object, whose hash changes with its first call and with its folder."""
     if not tokenizer.is_fast:
-        return [type(tokenizer).__name__, tokenizer.eos_token_id, sorted(tokenizer.get_vocab().items())]
+        return [type(tokenizer).__name__, _end(tokenizer), sorted(tokenizer.get_vocab().items())]
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     # Left behind by earlier calls, and not used here.
     del state["truncation"], state["padding"]
-    return [tokenizer.eos_token_id, json.dumps(state)]
+    return [_end(tokenizer), json.dumps(state)]
 
 
 def _too_little(texts: Any, tokenizer: PreTrainedTokenizerBase, context: int, domain: str) -> str:

@@ -21,6 +21,7 @@ class FlexformerConfig(PretrainedConfig):
     mixer: {"map": …, "key_weight": …, "decay": …, …}, see options.check_options.
     layers: one {"module", "heads", "kv_heads", "head_dim"} per attention module, in the order of the model.
     exact_layers: indices of those that stay softmax; all others are swapped.
+    causal: a token sees those before it; False for an encoder, where each sees all.
     """
 
     model_type = "flexformer"
@@ -31,10 +32,12 @@ class FlexformerConfig(PretrainedConfig):
         mixer: dict[str, Any] | None = None,
         layers: list[dict[str, Any]] | None = None,
         exact_layers: list[int] | None = None,
+        causal: bool = True,
         **kwargs: Any,
     ):
         self.base, self.mixer = base or {}, mixer or {}
         self.layers, self.exact_layers = layers or [], exact_layers or []
+        self.causal = causal
         # Off the configuration object and not the dictionary: GPT-2 calls its hidden_size n_embd.
         base_config = self.base_config() if self.base else None
         shared = {name: getattr(base_config, name) for name in SHARED if hasattr(base_config, name)}

@@ -50,8 +50,12 @@ def empty_state(features: Features, value: Tensor) -> State:
     return State(sums, features.key.new_full((batch, heads, features.log_decay.shape[-1]), NO_KEYS))
 
 
-def log_scores(features: Features, queries: Tensor | None = None, least: Tensor | None = None) -> Tensor:
+def log_scores(
+    features: Features, queries: Tensor | None = None, least: Tensor | None = None, causal: bool = True
+) -> Tensor:
     """log S of a positive kernel, −∞ for j > i: (B, K, G, Q, N), for the positions `queries` (Q,), None for all.
+
+    Where attention is not causal nothing is hidden, and there is no decay.
 
     Rounding can take a kernel near its minimum below it, where the logarithm would be wrong or undefined: `least`
     (H, M) is what each atom contributes at least.
@@ -65,23 +69,25 @@ def log_scores(features: Features, queries: Tensor | None = None, least: Tensor 
     kappa = kappa[:, :, :, 0] if kappa.shape[3] == 1 else (kappa * (gap - top).exp()).sum(3)
     top = gap[:, :, :, 0] if gap.shape[3] == 1 else top[:, :, :, 0]
     logs = kappa.clamp(min=torch.finfo(kappa.dtype).tiny).log() + top + features.log_weight[:, :, None, None]
-    return logs.masked_fill(hidden(logs, queries), -torch.inf)
+    return logs.masked_fill(hidden(logs, queries, causal), -torch.inf)
 
 
-def scores(features: Features) -> tuple[Tensor, Tensor]:
-    """S e^{−s}, 0 for j > i: (B, K, G, N, N), and s (B, K, N)."""
+def scores(features: Features, causal: bool = True) -> tuple[Tensor, Tensor]:
+    """S e^{−s}, 0 for j > i where attention is causal: (B, K, G, N, N), and s (B, K, N)."""
     gap = _decay(features.log_decay, None) + features.log_weight[:, :, None, None]
-    gap = gap.masked_fill(future(gap.shape[-1], gap.device), -torch.inf)
+    gap = gap.masked_fill(hidden(gap, None, causal), -torch.inf)
     shift = gap.detach().amax((2, 4)).clamp(min=NO_KEYS)
     weights = (gap - shift[:, :, None, :, None]).exp()
     return (_kernel(features, None) * weights[:, :, None]).sum(3), shift
 
 
-def parallel(features: Features, value: Tensor, state: State | None = None) -> tuple[Weighted, State]:
+def parallel(
+    features: Features, value: Tensor, state: State | None = None, causal: bool = True
+) -> tuple[Weighted, State]:
     """The reference, through the whole N × N matrix, without a state."""
-    weights, shift = scores(features)
+    weights, shift = scores(features, causal)
     sums = (weights @ with_ones(value)[:, :, None]).flatten(1, 2)
-    return Weighted(sums, _per_query_head(shift, sums)), empty_state(features, value)
+    return Weighted(sums, per_query_head(shift, sums)), empty_state(features, value)
 
 
 def chunked(features: Features, value: Tensor, state: State | None = None, chunk: int = 64) -> tuple[Weighted, State]:
@@ -111,7 +117,7 @@ def chunked(features: Features, value: Tensor, state: State | None = None, chunk
     out = (near + far).flatten(3, 4).flatten(1, 2)[:, :, :length]
     shift = shift.flatten(2)[:, :, :length]
     # Cloned, or the state would keep the maxima of all chunks in memory.
-    return Weighted(out, _per_query_head(shift, out)), State(sums.flatten(2, 3), last[:, :, -1].clone())
+    return Weighted(out, per_query_head(shift, out)), State(sums.flatten(2, 3), last[:, :, -1].clone())
 
 
 def recurrent(features: Features, value: Tensor, state: State | None = None) -> tuple[Weighted, State]:
@@ -119,7 +125,7 @@ def recurrent(features: Features, value: Tensor, state: State | None = None) -> 
     sums, maximum = state or empty_state(features, value)
     groups = maximum.shape[-1]
     sums = sums.unflatten(2, (groups, -1))
-    query = _grouped(features.query, features.key).unflatten(-1, (groups, -1))
+    query = grouped(features.query, features.key).unflatten(-1, (groups, -1))
     key, values = features.key.unflatten(-1, (groups, -1)), with_ones(value)
     outputs, shifts = [], []
     for i in range(value.shape[2]):
@@ -133,7 +139,7 @@ def recurrent(features: Features, value: Tensor, state: State | None = None) -> 
         outputs.append(torch.einsum("bkgrf,bkrfd->bkgd", scaled, sums))
         shifts.append(shift)
     out = torch.stack(outputs, 3).flatten(1, 2)
-    return Weighted(out, _per_query_head(torch.stack(shifts, 2), out)), State(sums.flatten(2, 3), maximum)
+    return Weighted(out, per_query_head(torch.stack(shifts, 2), out)), State(sums.flatten(2, 3), maximum)
 
 
 def with_ones(value: Tensor) -> Tensor:
@@ -146,8 +152,10 @@ def future(length: int, device: torch.device) -> Tensor:
     return torch.ones(length, length, dtype=torch.bool, device=device).triu(1)
 
 
-def hidden(logs: Tensor, queries: Tensor | None) -> Tensor:
-    """(Q, N), true where a key lies in its query's future."""
+def hidden(logs: Tensor, queries: Tensor | None, causal: bool = True) -> Tensor:
+    """(Q, N), true where a key lies in its query's future; of an attention that is not causal nothing is hidden."""
+    if not causal:
+        return torch.zeros(logs.shape[-2:], dtype=torch.bool, device=logs.device)
     mask = future(logs.shape[-1], logs.device)
     return mask if queries is None else mask[queries]
 
@@ -160,7 +168,7 @@ def chosen(x: Tensor, queries: Tensor | None) -> Tensor:
 def _kernel(features: Features, queries: Tensor | None) -> Tensor:
     """φ^r_q(q_i)·φ^r_k(k_j): (B, K, G, R, Q, N)."""
     groups = features.log_decay.shape[-1]
-    query = _grouped(chosen(features.query, queries), features.key).unflatten(-1, (groups, -1)).transpose(3, 4)
+    query = grouped(chosen(features.query, queries), features.key).unflatten(-1, (groups, -1)).transpose(3, 4)
     return query @ features.key.unflatten(-1, (groups, -1)).transpose(2, 3)[:, :, None].mT
 
 
@@ -171,12 +179,12 @@ def _decay(log_decay: Tensor, queries: Tensor | None) -> Tensor:
     return until[..., :, None] - since[..., None, :]
 
 
-def _grouped(query: Tensor, key: Tensor) -> Tensor:
+def grouped(query: Tensor, key: Tensor) -> Tensor:
     """(B, H, …) → (B, K, G, …): the query heads that share a key-value head side by side."""
     return query.unflatten(1, (key.shape[1], -1))
 
 
-def _per_query_head(shift: Tensor, like: Tensor) -> Tensor:
+def per_query_head(shift: Tensor, like: Tensor) -> Tensor:
     """(B, K, N) → (B, H, N)."""
     return shift.repeat_interleave(like.shape[1] // shift.shape[1], 1)
 
@@ -188,7 +196,7 @@ def _in_chunks(features: Features, value: Tensor, chunk: int) -> tuple[Tensor, T
     """
     groups, pad = features.log_decay.shape[-1], -value.shape[2] % chunk
     fill, longer = torch.nn.functional.pad, (0, 0, 0, pad)
-    query = fill(_grouped(features.query, features.key), longer).unflatten(3, (-1, chunk))
+    query = fill(grouped(features.query, features.key), longer).unflatten(3, (-1, chunk))
     key = fill(features.key, longer).unflatten(2, (-1, chunk))
     return (
         query.unflatten(-1, (groups, -1)).transpose(4, 5),

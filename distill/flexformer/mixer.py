@@ -1,55 +1,44 @@
-"""A mixer: what stands in an attention layer in softmax's place."""
+"""The mixer of feature maps: kernels of query and key in softmax's place."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from .bidirectional import everywhere
 from .decay import build_decay
 from .engine import NO_KEYS, Features, State, Weighted, chosen, chunked, log_scores, recurrent, scores
 from .feature_map import HeadShape
 from .key_weight import KeyWeight
+from .memory import Memory
 from .normaliser import build_normaliser
 from .options import check_options
+from .precision import at_least_float32, scaled
+from .token_mixer import TokenMixer
 from .window import Window, band
-
-
-class Memory(NamedTuple):
-    """All that decoding remembers of a layer, whatever the length.
-
-    sums (B, K, F, D+1), maximum (B, K, R): the linear part's state. seen (B,): tokens so far, padding not counted.
-    keys, values (B, K, w, D), present (B, w): the window, as it came in.
-    """
-
-    sums: Tensor
-    maximum: Tensor
-    seen: Tensor
-    keys: Tensor
-    values: Tensor
-    present: Tensor
-
 
 #: What a token's weight can come from.
 PARTS = ("linear", "window")
-#: One of the engine's three ways.
+#: One of the engine's ways.
 Path = Callable[[Features, Tensor, State], tuple[Weighted, State]]
 
 
-class Mixer(nn.Module):
+class Mixer(TokenMixer):
     """o_i = N(Σ_{j ≤ i} L_ij e^{w(k_j)} φ_q(q_i)·φ_k(k_j) [v_j, 1]), and exact softmax inside the window.
 
     Four parts that combine freely: the feature map φ, the decay L, the normaliser N, and the window; options says
-    which, see `options.check_options`.
+    which, see `options.check_options`. Of an encoder, which is not causal, the sum is over all j, without decay and
+    without a window.
     """
 
-    def __init__(self, shape: HeadShape, options: Mapping[str, Any]):
-        super().__init__()
-        build, arguments = check_options(options)
-        self.shape = shape
-        self.map = build(shape, **arguments)
+    def __init__(self, shape: HeadShape, options: Mapping[str, Any], causal: bool = True):
+        build, arguments = check_options(options, causal)
+        made = build(shape, **arguments)
+        super().__init__(shape, made.feature_dim)
+        self.map, self.causal = made, causal
         self.key_weight = KeyWeight(shape, options["key_weight"])
-        atoms = self.map.feature_dim // self.map.per_atom
+        atoms = self.feature_dim // self.map.per_atom
         self.decay = build_decay(shape, options["decay"], options["decay_groups"], atoms)
         self.groups = options["decay_groups"]
         self.normaliser = build_normaliser(shape, options["normaliser"], self.map.epsilon)
@@ -67,6 +56,17 @@ class Mixer(nn.Module):
         """Weights are above 0 and sum to one: KL(softmax‖student) is defined."""
         return bool(self.map.positive and self.normaliser.averages)
 
+    @property
+    def averages(self) -> bool:
+        return bool(self.normaliser.averages)
+
+    @property
+    def centroids(self) -> int:
+        return self.map.centroids
+
+    def place(self, centroids: Tensor) -> None:
+        self.map.place(centroids)
+
     def forward(
         self,
         query: Tensor,
@@ -81,8 +81,11 @@ class Mixer(nn.Module):
 
         `scaling` is softmax's, `padding` (B, N) is 0 at padding, `memory` what a call before this one returned.
         """
+        if memory is not None and not self.causal:
+            raise ValueError("an encoder sees both directions: it reads a text whole, and has no memory to go on from")
         if path is None:
-            path = recurrent if memory is not None and query.shape[2] == 1 else chunked
+            one = memory is not None and query.shape[2] == 1
+            path = (recurrent if one else chunked) if self.causal else everywhere
         with torch.autocast(query.device.type, enabled=False):
             length = query.shape[2]
             memory = memory or self.no_memory(key, value)
@@ -90,7 +93,7 @@ class Mixer(nn.Module):
             new = key.new_ones(len(key), length, dtype=torch.bool) if padding is None else padding != 0
             present = torch.cat([memory.present, new], 1)
             position = (memory.seen - memory.present.sum(1))[:, None] + present.cumsum(1) - 1
-            query, wide_keys, wide_values = _scaled(query, scaling), _scaled(keys, scaling), _at_least_float32(values)
+            query, wide_keys, wide_values = scaled(query, scaling), scaled(keys, scaling), at_least_float32(values)
 
             # What leaves the window when query i comes is key i − w: the linear part runs that far behind.
             far = slice(0, length)
@@ -128,13 +131,13 @@ class Mixer(nn.Module):
         )
 
     def log_weights(self, query: Tensor, key: Tensor, scaling: float, queries: Tensor | None = None) -> Tensor:
-        """log A (B, K, G, Q, N) of the positions `queries`, all where None; −∞ in the future.
+        """log A (B, K, G, Q, N) of the positions `queries`, all where None; −∞ in the future of a causal mixer.
 
         Of whole texts, without padding or memory, and of comparable mixers.
         """
-        query, key = _scaled(query, scaling), _scaled(key, scaling)
+        query, key = scaled(query, scaling), scaled(key, scaling)
         least = self.map.minimum()
-        logs = log_scores(self._whole(query, key), queries, least if isinstance(least, Tensor) else None)
+        logs = log_scores(self._whole(query, key), queries, least if isinstance(least, Tensor) else None, self.causal)
         if self.window is not None:
             near, inside, gate = self._beside(query, key, queries)
             logs = torch.where(inside, near, _undelayed(logs, self.width, -torch.inf) + gate)
@@ -142,8 +145,8 @@ class Mixer(nn.Module):
 
     def scores(self, query: Tensor, key: Tensor, scaling: float) -> Tensor:
         """S (B, K, G, N, N) up to a factor above 0 in each row, also where it is negative; whole texts as above."""
-        query, key = _scaled(query, scaling), _scaled(key, scaling)
-        weights, shift = scores(self._whole(query, key))
+        query, key = scaled(query, scaling), scaled(key, scaling)
+        weights, shift = scores(self._whole(query, key), self.causal)
         if self.window is None:
             return weights
         near, inside, gate = self._beside(query, key, None)
@@ -177,7 +180,7 @@ class Mixer(nn.Module):
     def no_memory(self, key: Tensor, value: Tensor) -> Memory:
         """What there is to remember before the first token, for texts like k and v."""
         batch, heads, _, head_dim = key.shape
-        wide = _at_least_float32(value[:0]).dtype
+        wide = at_least_float32(value[:0]).dtype
         return Memory(
             key.new_zeros(batch, heads, self.map.feature_dim, value.shape[-1] + 1, dtype=wide),
             key.new_full((batch, heads, self.groups), NO_KEYS, dtype=wide),
@@ -186,14 +189,6 @@ class Mixer(nn.Module):
             value.new_zeros(batch, heads, self.width, value.shape[-1]),
             torch.zeros(batch, self.width, dtype=torch.bool, device=key.device),
         )
-
-
-def _scaled(x: Tensor, scaling: float) -> Tensor:
-    return _at_least_float32(x) * scaling**0.5
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def _undelayed(x: Tensor, width: int, fill: float) -> Tensor:

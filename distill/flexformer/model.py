@@ -8,11 +8,12 @@ from transformers import AttentionInterface, AttentionMaskInterface, AutoModelFo
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from .build import build_mixer
 from .cache import FlexformerCache
 from .configuration import FlexformerConfig
 from .exact import exact_attention
 from .feature_map import HeadShape
-from .mixer import Mixer
+from .token_mixer import TokenMixer
 
 #: The name under which base models find the swapped attention.
 ATTENTION = "flexformer"
@@ -39,7 +40,9 @@ def attend(
         attention_mask = attention_mask[:, -key.shape[2] :]
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if not hasattr(module, "mixer"):
-        return exact_attention(query, key, value, scaling, attention_mask).transpose(1, 2).contiguous(), None
+        causal = getattr(module, "is_causal", True)
+        out = exact_attention(query, key, value, scaling, attention_mask, causal)
+        return out.transpose(1, 2).contiguous(), None
     # Known by what it has: where the files of several students are loaded, its class is not of this file's siblings.
     layer: Any = None if flexformer_cache is None else flexformer_cache.memories[module.layer_idx]
     remembered = None if layer is None else layer.memory
@@ -58,21 +61,23 @@ AttentionInterface.register(ATTENTION, attend)
 AttentionMaskInterface.register(ATTENTION, padding_mask)
 
 
-class FlexformerForCausalLM(PreTrainedModel, GenerationMixin):
-    """A causal language model whose attention layers are linear, all but those that `config.exact_layers` names."""
+class Flexformer(PreTrainedModel):
+    """A language model whose attention layers are linear, all but those that `config.exact_layers` names.
+
+    auto: transformers' class of the base model.
+    """
 
     config_class = FlexformerConfig
     base_model_prefix = "lm"
     supports_gradient_checkpointing = True
-    # What went into a state cannot be taken out again: assisted decoding, which rolls back, is refused.
-    _is_stateful = True
+    auto: Any
 
     def __init__(self, config: FlexformerConfig):
         super().__init__(config)
-        self.lm = AutoModelForCausalLM.from_config(config.base_config(), attn_implementation=ATTENTION)
+        self.lm = self.auto.from_config(config.base_config(), attn_implementation=ATTENTION)
         for layer in self.swapped.values():
             shape = HeadShape(layer["heads"], layer["kv_heads"], layer["head_dim"])
-            self.lm.get_submodule(layer["module"]).mixer = Mixer(shape, config.mixer)
+            self.lm.get_submodule(layer["module"]).mixer = build_mixer(shape, config.mixer, config.causal)
         self.post_init()
 
     @property
@@ -81,9 +86,33 @@ class FlexformerForCausalLM(PreTrainedModel, GenerationMixin):
         return {i: layer for i, layer in enumerate(self.config.layers) if i not in self.config.exact_layers}
 
     @property
-    def mixers(self) -> dict[int, Mixer]:
+    def mixers(self) -> dict[int, TokenMixer]:
         """The mixers by the index of their layer."""
         return {i: self.lm.get_submodule(layer["module"]).mixer for i, layer in self.swapped.items()}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Mixers draw their own parameters when built, and everything else is the teacher's."""
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.lm.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.lm.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.lm.set_output_embeddings(new_embeddings)
+
+
+class FlexformerForCausalLM(Flexformer, GenerationMixin):
+    """A causal language model: every token sees those before it, through a state of fixed size."""
+
+    auto = AutoModelForCausalLM
+    # What went into a state cannot be taken out again: assisted decoding, which rolls back, is refused.
+    _is_stateful = True
 
     def forward(
         self,
@@ -124,19 +153,3 @@ class FlexformerForCausalLM(PreTrainedModel, GenerationMixin):
             raise ValueError(f"cache_implementation={kind}: a flexformer has one fixed-size state; leave it out")
         if generation_config.use_cache and model_kwargs.get("past_key_values") is None:
             model_kwargs["past_key_values"] = self.new_cache()
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """Mixers draw their own parameters when built, and everything else is the teacher's."""
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.lm.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.lm.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.lm.get_output_embeddings()
-
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        self.lm.set_output_embeddings(new_embeddings)

@@ -13,9 +13,11 @@ from .feature_map import FeatureMap
 from .fourier import nonstationary, stationary
 from .hedgehog import Hedgehog
 from .identity import Identity
+from .linformer import Linformer
 from .rfa import Rfa
 from .spectral import Spectral
 from .t2r import T2r
+from .token_mixer import TokenMixer
 
 #: Every feature map by the name that configurations use. A new map is one new file and one line here.
 MAPS: dict[str, Callable[..., FeatureMap]] = {
@@ -34,7 +36,11 @@ MAPS: dict[str, Callable[..., FeatureMap]] = {
     "zero": Zero,
 }
 
-#: The keys that every mixer has beside its map's own arguments, and the type of each.
+#: Mixers that project along the sequence instead, by the same names. They see both directions, and take the arguments
+#: of their own alone.
+PROJECTIONS: dict[str, Callable[..., TokenMixer]] = {"linformer": Linformer}
+
+#: The keys that every mixer of a feature map has beside its map's own arguments, and the type of each.
 EVERY: dict[str, type] = {
     "key_weight": str,
     "decay": str,
@@ -44,17 +50,22 @@ EVERY: dict[str, type] = {
     "frozen": bool,
 }
 
+#: The only values that an encoder's mixer can have of what runs in one direction.
+DIRECTIONLESS = {"decay": "none", "window": 0}
 
-def check_options(options: Mapping[str, Any]) -> tuple[Callable[..., FeatureMap], dict[str, Any]]:
-    """The map's constructor and its arguments, of {"map": a name in MAPS, …EVERY, …the map's own arguments}.
 
-    ValueError names what is unknown, missing or of the wrong type.
+def check_options(options: Mapping[str, Any], causal: bool = True) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """The constructor and its arguments, of {"map": a name in MAPS, …EVERY, …the map's own arguments} or of
+    {"map": a name in PROJECTIONS, …its own arguments}.
+
+    ValueError names what is unknown, missing, of the wrong type or not to be had in the direction of the attention.
     """
     name = options.get("map")
-    if not isinstance(name, str) or name not in MAPS:
-        raise ValueError(f"mixer.map={name} is unknown; known: {', '.join(MAPS)}")
-    own = {key: each.annotation for key, each in inspect.signature(MAPS[name]).parameters.items() if key != "shape"}
-    kinds = EVERY | own
+    known: dict[str, Callable[..., Any]] = {**MAPS, **PROJECTIONS}
+    if not isinstance(name, str) or name not in known:
+        raise ValueError(f"mixer.map={name} is unknown; known: {', '.join(known)}")
+    own = {key: each.annotation for key, each in inspect.signature(known[name]).parameters.items() if key != "shape"}
+    kinds = EVERY | own if name in MAPS else own
     for key in sorted(options.keys() - kinds.keys() - {"map"}):
         raise ValueError(f"mixer.{key} is unknown to mixer={name}; it takes {', '.join(sorted(kinds))}")
     for key in sorted(kinds.keys() - options.keys()):
@@ -62,6 +73,19 @@ def check_options(options: Mapping[str, Any]) -> tuple[Callable[..., FeatureMap]
     for key, kind in kinds.items():
         if type(options[key]) not in ((int, float) if kind is float else (kind,)):
             raise ValueError(f"mixer.{key}={options[key]} is of the wrong type: give {kind.__name__}")
-    if options["window"] < 0:
+    if options.get("window", 0) < 0:
         raise ValueError(f"mixer.window={options['window']} must be 0 or more tokens")
-    return MAPS[name], {key: options[key] for key in own}
+    check_direction(options, causal)
+    return known[name], {key: options[key] for key in own}
+
+
+def check_direction(options: Mapping[str, Any], causal: bool) -> None:
+    """ValueError for a mixer that looks ahead in a causal model, and for one that looks back alone in an encoder."""
+    if causal and options["map"] in PROJECTIONS:
+        raise ValueError(
+            f"mixer.map={options['map']}: projecting along the sequence mixes later tokens into earlier ones; "
+            "it is for encoders, with task=masked_lm"
+        )
+    for key, only in () if causal else DIRECTIONLESS.items():
+        if options.get(key, only) != only:
+            raise ValueError(f"mixer.{key}={options[key]}: an encoder sees both directions; use mixer.{key}={only}")

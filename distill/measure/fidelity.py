@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ..config import Measure
 from ..data import Corpus
-from ..flexformer.mixer import Mixer
+from ..flexformer.engine import hidden
+from ..flexformer.token_mixer import TokenMixer
 from ..maploss import log_student, log_teacher, map_kl, negative_share, output_error
 from ..rundir import RunDirectory
 from ..teacher import Heads, Teacher
@@ -37,7 +38,7 @@ class HeadFidelity(NamedTuple):
 
 def measure_fidelity(
     teacher: Teacher,
-    mixers: dict[int, Mixer],
+    mixers: dict[int, TokenMixer],
     corpus: Corpus,
     wanted: Measure,
     run: RunDirectory,
@@ -61,7 +62,7 @@ def measure_fidelity(
         layers = teacher.heads(batch)
         measured = {layer: head_fidelity(mixer, layers[layer]) for layer, mixer in mixers.items()}
         domains[domain] = table(measured, len(layers))
-        if all(mixer.normaliser.averages for mixer in kinds):
+        if all(mixer.averages for mixer in kinds):
             for why, layer, head in pick(measured, kinds[0].comparable):
                 shown.append({"domain": domain, "layer": layer, "head": head, "why": why})
                 both = look(mixers[layer], layers[layer], head, wanted.map_tokens)
@@ -82,15 +83,15 @@ def measure_fidelity(
 
 
 @torch.no_grad()
-def head_fidelity(mixer: Mixer, heads: Heads) -> HeadFidelity:
+def head_fidelity(mixer: Any, heads: Heads) -> HeadFidelity:
     teacher, error = log_teacher(heads), output_error(mixer, heads)
     none = torch.full_like(error, torch.nan)
-    if not mixer.normaliser.averages:
+    if not mixer.averages:
         return HeadFidelity(none, error, entropy(teacher), *[none] * 6)
     student, weights = student_map(mixer, heads), mixer.scores(heads.query, heads.key, heads.scaling)
     cancelled = weights.sum(-1).abs() / weights.abs().sum(-1).clamp(min=1e-30)
     beyond = [none] * 3
-    if mixer.window is not None:
+    if mixer.width:
         gate = mixer.window.gate(heads.query.float() * heads.scaling**0.5).mean((0, 2))
         beyond = [far_share(teacher, mixer.width), far_share(student, mixer.width), gate]
     return HeadFidelity(
@@ -104,11 +105,12 @@ def head_fidelity(mixer: Mixer, heads: Heads) -> HeadFidelity:
     )
 
 
-def student_map(mixer: Mixer, heads: Heads) -> Tensor:
+def student_map(mixer: Any, heads: Heads) -> Tensor:
     """log A; where weights can be negative or nought, the log of the clipped and renormalised ones."""
     if mixer.comparable:
         return log_student(mixer, heads)
-    clipped = (mixer.scores(heads.query, heads.key, heads.scaling).clamp(min=0) + CLIP).tril()
+    clipped = mixer.scores(heads.query, heads.key, heads.scaling).clamp(min=0) + CLIP
+    clipped = clipped.masked_fill(hidden(clipped, None, heads.causal), 0)
     return (clipped / clipped.sum(-1, keepdim=True)).log()
 
 
@@ -140,7 +142,7 @@ def pick(measured: dict[int, HeadFidelity], comparable: bool) -> list[tuple[str,
     return [(why, layers[int(at) // values.shape[1]], int(at) % values.shape[1]) for why, at in chosen.items()]
 
 
-def look(mixer: Mixer, heads: Heads, head: int, tokens: int) -> dict[str, Tensor]:
+def look(mixer: TokenMixer, heads: Heads, head: int, tokens: int) -> dict[str, Tensor]:
     """Both maps of one head on the first tokens of the first block: (tokens, tokens)."""
     with torch.no_grad():
         sides = {"teacher": log_teacher(heads), "student": student_map(mixer, heads)}

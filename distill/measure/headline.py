@@ -7,7 +7,7 @@ import torch
 
 from ..config import Config
 from ..flexformer.mixer import PARTS
-from ..flexformer.model import FlexformerForCausalLM
+from ..flexformer.model import Flexformer, FlexformerForCausalLM
 from ..rundir import RunDirectory
 from ..teacher import Teacher
 from .perplexity import Reading, agreement, ratio, ratio_error
@@ -19,7 +19,7 @@ Readings = dict[str, dict[str, Reading]]
 
 def measure_headline(
     teacher: Teacher,
-    student: FlexformerForCausalLM,
+    student: Flexformer,
     readings: Readings,
     tokens: dict[str, int],
     config: Config,
@@ -42,6 +42,7 @@ def measure_headline(
             "ratio_error": {domain: ratio_error(*pair) for domain, pair in pairs.items()},
             "agreement": {domain: agreement(*pair) for domain, pair in pairs.items()},
             "evaluation_tokens": {domain: reading.tokens for domain, reading in of_teacher.items()},
+            "task": config.task,
             "context": config.data.context,
             "tokens": tokens,
             "seconds": run.seconds,
@@ -60,7 +61,7 @@ def measure_headline(
     )
 
 
-def parameters(teacher: Teacher, student: FlexformerForCausalLM) -> dict[str, int]:
+def parameters(teacher: Teacher, student: Flexformer) -> dict[str, int]:
     return {
         "teacher": teacher.model.num_parameters(),
         "student": student.num_parameters(),
@@ -68,20 +69,27 @@ def parameters(teacher: Teacher, student: FlexformerForCausalLM) -> dict[str, in
     }
 
 
-def feature_dim(student: FlexformerForCausalLM) -> int | None:
+def feature_dim(student: Flexformer) -> int | None:
     """F as it is: `mixer.features` is only its upper bound. None where no layer is swapped."""
-    return next((mixer.map.feature_dim for mixer in student.mixers.values()), None)
+    return next((mixer.feature_dim for mixer in student.mixers.values()), None)
 
 
 @torch.no_grad()
-def state_bytes(student: FlexformerForCausalLM) -> int:
-    """Bytes that decoding one sequence keeps, over all swapped layers and at any length."""
+def state_bytes(student: Flexformer) -> int | None:
+    """Bytes that decoding one sequence keeps, over all swapped layers and at any length; an encoder decodes none."""
+    if not isinstance(student, FlexformerForCausalLM):
+        return None
     cache = student.new_cache()
     student(input_ids=torch.zeros(1, 1, dtype=torch.long, device=student.device), past_key_values=cache)
     return cache.state_bytes
 
 
 def cache_bytes_per_token(teacher: Teacher, layers: Iterable[int]) -> int:
-    """Bytes by which the key-value cache of these layers grows with each token, in the precision of the checkpoint."""
+    """Bytes by which the key-value cache of these layers grows with each token, in the precision of the checkpoint.
+
+    An encoder keeps none.
+    """
+    if not teacher.task.causal:
+        return 0
     width = sum(2 * teacher.layers[i]["kv_heads"] * teacher.layers[i]["head_dim"] for i in layers)
     return width * teacher.stored.itemsize

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import config
-from ..flexformer.mixer import Mixer
+from ..flexformer.token_mixer import TokenMixer
 from ..maploss import log_student, log_teacher, map_kl, negative_share, output_error
 from ..teacher import Heads, Teacher
 from .stage import Stage, warmup_cosine
@@ -15,7 +15,7 @@ from .stage import Stage, warmup_cosine
 class AttentionStage(Stage):
     """Trains mixers on the teacher's own queries, keys and values; no copy of the student takes part."""
 
-    def __init__(self, teacher: Teacher, mixers: dict[int, Mixer], wanted: config.Attention):
+    def __init__(self, teacher: Teacher, mixers: dict[int, TokenMixer], wanted: config.Attention):
         super().__init__()
         self.teacher, self.wanted = teacher, wanted
         self.layers, self.mixers = list(mixers), nn.ModuleList(mixers.values())
@@ -43,7 +43,7 @@ class AttentionStage(Stage):
         if not mixer.comparable:
             # log A is undefined: there are no weights that sum to one, or some are not above 0.
             loss = output_error(mixer, heads).mean()
-            if mixer.normaliser.averages:
+            if mixer.averages:
                 weights = mixer.scores(heads.query, heads.key, heads.scaling)
                 loss = loss + self.wanted.negative * negative_share(weights).mean()
             return loss

@@ -1,28 +1,27 @@
-"""Next-token training of a softmax model: how a teacher is made, and the control that a student is held against."""
+"""Training a softmax model on text: how a teacher is made, and the control that a student is held against."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from .. import config
+from ..task import DECODER, Task
 from .stage import Stage, warmup_cosine
 
 
 class LanguageStage(Stage):
-    """Cross-entropy of the next token, mean over tokens. Weight decay on matrices alone."""
+    """Cross-entropy of what the task predicts, mean over its targets. Weight decay on matrices alone."""
 
-    def __init__(self, model: PreTrainedModel, wanted: config.Pretrain):
+    def __init__(self, model: PreTrainedModel, wanted: config.Pretrain, task: Task = DECODER):
         super().__init__()
-        self.model, self.wanted = model.requires_grad_(True).train(), wanted
+        self.model, self.wanted, self.task = model.requires_grad_(True).train(), wanted, task
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
-        input_ids = batch["input_ids"]
-        logits = self.model(input_ids=input_ids, use_cache=False).logits.float()
-        loss = cross_entropy(logits[:, :-1].flatten(0, 1), input_ids[:, 1:].flatten())
-        self.losses = {"next token": loss.detach()}
+        logits = self.model(input_ids=batch["input_ids"], **self.task.arguments).logits
+        loss = self.task.loss(logits, batch)
+        self.losses = {self.task.predicted: loss.detach()}
         return loss
 
     def configure_optimizers(self) -> Any:

@@ -7,31 +7,29 @@ from typing import Any, cast
 import peft
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from .. import config
 from ..errors import UserError
-from ..flexformer.model import FlexformerForCausalLM
+from ..flexformer.model import Flexformer
 from ..teacher import Teacher
 from .stage import Stage, warmup_cosine
 
 
 class LogitsStage(Stage):
-    """Minimises T² KL(teacher‖student) at temperature T, mean over tokens, plus an optional next-token loss."""
+    """Minimises T² KL(teacher‖student) at temperature T, mean over tokens, plus an optional loss on the text itself."""
 
-    def __init__(self, teacher: Teacher, student: FlexformerForCausalLM, wanted: config.Logits):
+    def __init__(self, teacher: Teacher, student: Flexformer, wanted: config.Logits):
         super().__init__()
         self.teacher, self.wanted = teacher, wanted
         # Without dropout: the teacher's logits are exact targets, and what it adds to them would only be noise.
         self.student = TRAIN[wanted.train](student, wanted).eval()
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
-        input_ids = batch["input_ids"]
-        logits = self.student(input_ids=input_ids, use_cache=False).logits.float()
+        input_ids, task = batch["input_ids"], self.teacher.task
+        logits = self.student(input_ids=input_ids, **task.arguments).logits.float()
         loss = logit_kl(self.teacher.logits(input_ids).float(), logits, self.wanted.temperature)
         if self.wanted.cross_entropy:
-            next_token = cross_entropy(logits[:, :-1].flatten(0, 1), input_ids[:, 1:].flatten())
-            loss = loss + self.wanted.cross_entropy * next_token
+            loss = loss + self.wanted.cross_entropy * task.loss(logits, batch)
         self.losses = {"logits": loss.detach()}
         return loss
 
@@ -50,10 +48,10 @@ class LogitsStage(Stage):
     def on_fit_start(self) -> None:
         self.teacher.to(self.device)
 
-    def finished(self) -> FlexformerForCausalLM:
+    def finished(self) -> Flexformer:
         """The trained student, adapters merged into its weights."""
         merged = self.student.merge_and_unload() if isinstance(self.student, peft.PeftModel) else self.student
-        return cast(FlexformerForCausalLM, merged)
+        return cast(Flexformer, merged)
 
 
 def logit_kl(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
@@ -63,11 +61,11 @@ def logit_kl(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
     return temperature**2 * (target.exp() * gap).sum(-1).mean()
 
 
-def train_all(student: FlexformerForCausalLM, wanted: config.Logits) -> nn.Module:
+def train_all(student: Flexformer, wanted: config.Logits) -> nn.Module:
     return student.requires_grad_(True)
 
 
-def train_mixers(student: FlexformerForCausalLM, wanted: config.Logits) -> nn.Module:
+def train_mixers(student: Flexformer, wanted: config.Logits) -> nn.Module:
     student.requires_grad_(False)
     for mixer in student.mixers.values():
         mixer.requires_grad_(True)
@@ -76,7 +74,7 @@ def train_mixers(student: FlexformerForCausalLM, wanted: config.Logits) -> nn.Mo
     return student
 
 
-def train_lora(student: FlexformerForCausalLM, wanted: config.Logits) -> nn.Module:
+def train_lora(student: Flexformer, wanted: config.Logits) -> nn.Module:
     """Adapters on every linear layer, and the mixers whole."""
     options = peft.LoraConfig(r=wanted.lora.rank, lora_alpha=wanted.lora.alpha, target_modules="all-linear")
     with warnings.catch_warnings():
@@ -90,7 +88,7 @@ def train_lora(student: FlexformerForCausalLM, wanted: config.Logits) -> nn.Modu
 
 
 #: What stage 2 may change, by the name used in stages.logits.train.
-TRAIN: dict[str, Callable[[FlexformerForCausalLM, config.Logits], nn.Module]] = {
+TRAIN: dict[str, Callable[[Flexformer, config.Logits], nn.Module]] = {
     "all": train_all,
     "lora": train_lora,
     "mixers": train_mixers,

@@ -25,7 +25,8 @@ def section(run: Run) -> Section:
         notes.append(f"No control, the teacher trained on the same tokens: {why_untuned(run)}.")
     return Section(
         title="Headline",
-        intro="Perplexity on held-out text: the same text and context for teacher and student. The ratio is student "
+        intro="Perplexity on held-out text, an encoder's over the masked tokens: the same text and context for teacher "
+        "and student. The ratio is student "
         "over teacher, so 1.00× loses nothing; ± is one standard error over the blocks read. Swapped in: with the "
         "mixers as initialised, before any training.",
         data=data,

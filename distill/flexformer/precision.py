@@ -1,0 +1,13 @@
+"""The precision that mixers compute in, whatever the model runs in."""
+
+import torch
+from torch import Tensor
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def scaled(x: Tensor, scaling: float) -> Tensor:
+    """Queries or keys times √scaling, so that the product of both has softmax's scale."""
+    return at_least_float32(x) * scaling**0.5

@@ -1,0 +1,135 @@
+"""What a model is trained to do, and all that differs between the tasks."""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    DataCollatorForLanguageModeling,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
+
+from .flexformer.masked_lm import FlexformerForMaskedLM
+from .flexformer.model import Flexformer, FlexformerForCausalLM
+
+#: The share of the tokens that a masked language model has to find again, as BERT has it.
+MASKED = 0.15
+#: A target that is none: transformers' label for a token that is not to be predicted.
+NO_TARGET = -100
+
+#: {"input_ids": (B, N)}, and "labels" (B, N) where tokens were masked.
+Batch: TypeAlias = dict[str, Tensor]
+#: The rows of a batch → the batch, from a seed; None: stacked as they are.
+Collate: TypeAlias = Callable[[int], Callable[[list[Batch]], Batch]] | None
+
+
+class Masking:
+    """Rows of tokens → a batch in which 15 % of them are targets, most of these hidden behind the mask token.
+
+    BERT's way, by transformers' own collator; tokens that end a text are never targets. One seed gives one sequence of
+    masks.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, seed: int):
+        self.collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=MASKED, seed=seed)
+
+    def __call__(self, rows: list[Batch]) -> Batch:
+        return dict(self.collator([row["input_ids"] for row in rows]))
+
+
+def as_they_are(tokenizer: PreTrainedTokenizerBase) -> Collate:
+    return None
+
+
+def masked(tokenizer: PreTrainedTokenizerBase) -> Collate:
+    return partial(Masking, tokenizer)
+
+
+def next_tokens(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    return logits[:, :-1], batch["input_ids"][:, 1:]
+
+
+def masked_tokens(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    return logits, batch["labels"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """auto, student: transformers' class of the teacher, and the student's. families: model types that can do it.
+
+    kind: what such models are called. arguments: beside the tokens, of every forward pass. predicted: what a target is
+    called. special_tokens: those that a tokenizer needs beside the one that ends a text. collate: how rows of tokens
+    become batches. targets: logits (B, N, V) and their batch → the logits that have a target (B, M, V), and the targets
+    (B, M), NO_TARGET at those that have none after all.
+    """
+
+    kind: str
+    auto: Any
+    student: type[Flexformer]
+    families: Collection[str]
+    causal: bool
+    predicted: str
+    collate: Callable[[PreTrainedTokenizerBase], Collate]
+    targets: Callable[[Tensor, Batch], tuple[Tensor, Tensor]]
+    arguments: dict[str, Any] = field(default_factory=dict)
+    special_tokens: dict[str, str] = field(default_factory=dict)
+
+    def nll(self, logits: Tensor, batch: Batch) -> Tensor:
+        """−log p of every target in nats, 0 where there is none: (B, M)."""
+        logits, targets = self.targets(logits.float(), batch)
+        return cross_entropy(logits.mT, targets, reduction="none", ignore_index=NO_TARGET)
+
+    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Mean −log p over all targets; 0 in a batch that has none."""
+        logits, targets = self.targets(logits.float(), batch)
+        total = cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=NO_TARGET)
+        return total / (targets != NO_TARGET).sum().clamp(min=1)
+
+    def predictions(self, logits: Tensor, batch: Batch) -> Tensor:
+        """The likeliest token at every target, NO_TARGET where there is none: (B, M)."""
+        logits, targets = self.targets(logits, batch)
+        return torch.where(targets == NO_TARGET, NO_TARGET, logits.argmax(-1))
+
+
+#: Every task by the name used in `task`.
+TASKS: dict[str, Task] = {
+    "causal_lm": Task(
+        kind="decoder",
+        auto=AutoModelForCausalLM,
+        student=FlexformerForCausalLM,
+        families=MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        causal=True,
+        predicted="next token",
+        collate=as_they_are,
+        targets=next_tokens,
+        arguments={"use_cache": False},
+    ),
+    "masked_lm": Task(
+        kind="encoder",
+        auto=AutoModelForMaskedLM,
+        student=FlexformerForMaskedLM,
+        families=MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+        causal=False,
+        predicted="masked token",
+        collate=masked,
+        targets=masked_tokens,
+        special_tokens={"pad_token": "[PAD]", "mask_token": "[MASK]"},
+    ),
+}
+#: What models do where nothing else is said.
+DECODER = TASKS["causal_lm"]
+
+
+def other_task(task: Task, fits: Callable[[Task], bool]) -> tuple[str, Task] | None:
+    """The name and the task, other than `task`, that fits; None where none does."""
+    return next(((name, each) for name, each in TASKS.items() if each is not task and fits(each)), None)
