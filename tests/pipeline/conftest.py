@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from distill.__main__ import folder, register_recipes
 from distill.config import Config, read
+from distill.flexformer.options import PROJECTIONS
 
 from . import tiny
 
@@ -18,8 +19,8 @@ from . import tiny
 torch.set_num_threads(1)
 
 Compose = Callable[..., Config]
-#: Every option of the group `mixer`.
-MIXERS = sorted(path.stem for path in folder("conf").glob("mixer/*.yaml"))
+#: Every option of the group `mixer` that a causal model takes.
+MIXERS = sorted(path.stem for path in folder("conf").glob("mixer/*.yaml") if path.stem not in PROJECTIONS)
 #: A run of seconds: few short steps, and one layer of everything else.
 SMALL = [
     f"data.context={tiny.CONTEXT}",
