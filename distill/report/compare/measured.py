@@ -42,13 +42,19 @@ def measured(path: Path) -> Measured:
         options = run.setting("mixer") or headline["mixer"]
         name = str(origin.get("mixer") or options["map"])
         words = mixer_words(name, options, headline["feature_dim"])
-        values = _values(words, Path(str(teacher)).name, headline, _optional(run, "measurements/fidelity.json"))
+        values = _values(words, teacher_name(str(teacher)), headline, _optional(run, "measurements/fidelity.json"))
     except ArtefactError as error:
         raise UserError(f"{path}: {error}; leave this run out, or distil it again") from error
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{path}: its measurements are not as a run writes them ({error!r}); distil again") from error
     commit = origin.get("commit") or provenance.get("git_commit")
     return Measured(path, seed, _settings(run), values, origin.get("command"), origin.get("hardware"), commit)
+
+
+def teacher_name(path: str) -> str:
+    """The last part of the path; of a teacher that a run of ours has trained, the name of the run."""
+    name = Path(path)
+    return name.parent.name if name.name == "teacher" and name.parent.name else name.name
 
 
 def _values(mixer: str, teacher: str, headline: dict[str, Any], fidelity: dict[str, Any]) -> dict[Case, Values]:
