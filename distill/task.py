@@ -41,7 +41,8 @@ class Masking:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, seed: int):
-        self.collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=MASKED, seed=seed)
+        # To older releases a seed of 0 is none.
+        self.collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=MASKED, seed=seed + 1)
 
     def __call__(self, rows: list[Batch]) -> Batch:
         return dict(self.collator([row["input_ids"] for row in rows]))

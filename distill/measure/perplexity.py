@@ -1,5 +1,6 @@
 """What a model makes of held-out text."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -70,9 +71,12 @@ def ratio(student: Reading, teacher: Reading) -> float:
 
 
 def ratio_error(student: Reading, teacher: Reading) -> float:
-    """Standard error of `ratio` over blocks, which both have read: that of the paired log gap, times the ratio."""
+    """Standard error of `ratio` over blocks, which both have read: that of the paired log gap, times the ratio.
+
+    NaN where there is a single block.
+    """
     gap = (student.nll - teacher.nll) * teacher.weights
-    return (gap.std() / len(gap) ** 0.5).item() * ratio(student, teacher)
+    return (gap.std() / len(gap) ** 0.5).item() * ratio(student, teacher) if len(gap) > 1 else math.nan
 
 
 def agreement(student: Reading, teacher: Reading) -> float:
