@@ -3,9 +3,11 @@
 from ..quantities import DASH, number, share, size, times, with_error
 from ..section import Table
 from .case import family, feature_dim, is_ceiling, is_control
+from .command import sweeps
 from .compared import Compared
 from .goals import kept
-from .words import commits, listed_values
+from .rows import Row
+from .words import commits
 
 
 def quality_table(found: Compared) -> Table:
@@ -54,18 +56,20 @@ def goal_table(found: Compared) -> Table:
 
 
 def origin_table(found: Compared) -> Table:
-    """Nothing when the sentence above the tables says it all."""
-    if len({row.command for mixer in found.mixers for row in found.rows_of(mixer) if row.command}) < 2:
+    """One line for each sweep; nothing when the sentence above the tables says it all."""
+    rows = [row for mixer in found.mixers for row in found.rows_of(mixer) if row.command]
+    commands = dict.fromkeys(row.command for row in rows if row.command)
+    if len(commands) < 2:
         return Table("", [], [])
-    rows = []
-    for mixer in found.mixers:
-        of_mixer = found.rows_of(mixer)
-        seeds = sorted({seed for row in of_mixer for seed in row.seeds})
-        told = [listed_values(map(str, seeds)), listed_values(row.hardware for row in of_mixer)]
-        told += [commits(of_mixer)]
-        rows.append([mixer, *told, listed_values(row.command for row in of_mixer)])
-    columns = ["Mixer", "Seeds", "Hardware", "Commit", "Command"]
-    return Table("How each was made", columns, [[cell or DASH for cell in row] for row in rows], labels=5)
+    by_machine: dict[str | None, list[Row]] = {}
+    for row in rows:
+        by_machine.setdefault(row.hardware, []).append(row)
+    lines = [
+        [hardware or DASH, commits(of_machine) or DASH, command]
+        for hardware, of_machine in by_machine.items()
+        for command in sweeps("mixer", dict.fromkeys(row.command for row in of_machine if row.command))
+    ]
+    return Table("How each was made", ["Hardware", "Commit", "Command"], lines, labels=3)
 
 
 def names(mixer: str) -> list[str]:
