@@ -18,6 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from .config import read
 from .errors import UserError
 
+#: Jobs of a sweep that ended in an error; the others go on.
+failed: list[str] = []
 #: A disk that takes nothing more is the user's to mend.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -55,7 +57,10 @@ def run(composed: DictConfig) -> None:
         PIPELINES[config.goal](config)
     except UserError as error:
         # Here and not in `main`, because Hydra announces every exception that reaches it.
-        sys.exit(fail(str(error)))
+        code = fail(str(error))
+        if HydraConfig.get().mode != RunMode.MULTIRUN:
+            sys.exit(code)
+        failed.append(composed.run_dir)
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
@@ -99,6 +104,8 @@ def main() -> None:
         hydra.main(version_base="1.3", config_path=str(folder("conf")), config_name="config")(run)()
     except HydraException as error:
         sys.exit(fail(explain(error, known_keys())))
+    if failed:
+        sys.exit(fail(f"{len(failed)} of the sweep's jobs failed, see above: {', '.join(failed)}"))
 
 
 def fail(message: str) -> int:

@@ -50,6 +50,9 @@ def check(wanted: config.Config) -> None:
         check_options(options, TASKS[wanted.task].causal)
     except ValueError as error:
         raise UserError(str(error)) from error
+    for key in ("length", "horizon"):
+        if (tokens := wanted.mixer.get(key)) is not None and tokens < wanted.data.context:
+            raise UserError(f"mixer.{key}={tokens} is shorter than data.context={wanted.data.context}; leave it out")
     check_sections(wanted.report.sections)
 
 

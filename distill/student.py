@@ -35,7 +35,7 @@ def build_student(teacher: Teacher, mixer: dict[str, Any]) -> Flexformer:
 
 def exact_layers(mixer: dict[str, Any], count: int) -> list[int]:
     """Indices of the layers that stay softmax, of `count`; UserError where there is no such layer."""
-    wanted = mixer["exact_layers"]
+    wanted = mixer.get("exact_layers", [])
     if wanted == "all":
         return list(range(count))
     if not isinstance(wanted, list) or any(type(each) is not int or not 0 <= each < count for each in wanted):

@@ -174,7 +174,12 @@ def attention_layers(name: str, model: PreTrainedModel, task: Task) -> list[dict
             "so its attention cannot be swapped"
         )
     check_direction(f"teacher.path={name}", model.config.model_type, [heads.module for heads in captured], task)
-    if [heads.module.layer_idx for heads in captured] != list(range(model.config.num_hidden_layers)):
+    # Encoders have no cache, and some of them no index of their layers.
+    found = [getattr(heads.module, "layer_idx", place) for place, heads in enumerate(captured)]
+    shared = len({heads.module for heads in captured}) < len(captured)
+    if shared:
+        raise UserError(f"teacher.path={name}: the layers of {model.config.model_type} share one attention module")
+    if found != list(range(model.config.num_hidden_layers)):
         raise UserError(f"teacher.path={name}: only some layers of {model.config.model_type} are softmax attention")
     names = {module: path for path, module in model.named_modules()}
     return [

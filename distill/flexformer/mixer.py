@@ -18,6 +18,8 @@ from .precision import at_least_float32, scaled
 from .token_mixer import TokenMixer
 from .window import Window, band
 
+#: log γ of a past that is as good as forgotten; sums of anything lower would lose the digits of what is remembered.
+FORGOTTEN = -50.0
 #: What a token's weight can come from.
 PARTS = ("linear", "window")
 #: One of the engine's ways.
@@ -127,7 +129,7 @@ class Mixer(TokenMixer):
             self.map.query_features(query, query_position),
             key_features,
             log_weight.masked_fill(absent, -torch.inf),
-            log_decay.masked_fill(absent[..., None], 0.0),
+            log_decay.clamp(min=FORGOTTEN).masked_fill(absent[..., None], 0.0),
         )
 
     def log_weights(self, query: Tensor, key: Tensor, scaling: float, queries: Tensor | None = None) -> Tensor:

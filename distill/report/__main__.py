@@ -57,7 +57,7 @@ def compared(arguments: list[str]) -> Path:
         nargs="+",
         type=Path,
         metavar="RUNS",
-        help="run directories, and earlier OUT.json, whose rows are kept unless a run measures them anew",
+        help="run directories, folders of sweeps, and earlier OUT.json, whose rows are kept unless measured anew",
     )
     parser.add_argument("--out", required=True, type=Path, metavar="OUT", help="such as docs/results/compare")
     parser.add_argument("--html", type=Path, metavar="FILE", help="also write it as one page that needs no other file")
@@ -69,7 +69,9 @@ def compared(arguments: list[str]) -> Path:
         help="a bound to keep: 'hedgehog F=128 | books-6x512 | prose=ratio<=1.19'; may be repeated",
     )
     given = parser.parse_args(arguments)
-    return compare(given.runs, given.out, given.html, given.goal)
+    # What is written has endings of its own.
+    out = given.out.with_suffix("") if given.out.suffix in (".json", ".md", ".html") else given.out
+    return compare(given.runs, out, given.html, given.goal)
 
 
 def asked_for(run_dir: Path) -> list[str]:

@@ -109,3 +109,16 @@ def test_padding_fades_nothing(form: str):
     real = padding[0].bool()
     whole, alone = mixer(q, k, v, 0.5, padding)[0], mixer(*(x[:, :, real] for x in (q, k, v)), 0.5)[0]
     torch.testing.assert_close(whole[:, :, real], alone, **EXACT)
+
+
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+def test_a_past_forgotten_at_once_costs_the_rest_no_digits(path):
+    """Where one token's step is huge, float32 still tells apart those that follow it."""
+    torch.manual_seed(0)
+    options = PLAIN | {"map": "exponential", "features": 6, "frequency_scale": 1.0, "decay": "selective"}
+    mixer = randomise(Mixer(SHAPE, options).double())
+    q, k, v = draw(8, 60)[:3]
+    k[:, :, 10] = 1e6 * mixer.decay.direction.detach()
+    exact, _ = mixer(q, k, v, 0.5, path=path)
+    rough, _ = mixer.float()(q.float(), k.float(), v.float(), 0.5, path=path)
+    torch.testing.assert_close(rough[:, :, 12:].double(), exact[:, :, 12:], rtol=1e-3, atol=1e-3)

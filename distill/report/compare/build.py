@@ -22,11 +22,11 @@ def compare(sources: list[Path], out: Path, html: Path | None = None, goals: lis
     """Write OUT.json, OUT.md, a figure OUT-TEACHER-DOMAIN.svg for each, and the page `html`; returns the
     page, or OUT.md without one.
 
-    sources: run directories, and earlier tables (*.json) whose rows are kept. UserError: a source cannot be used,
-    two disagree, a goal matches no row, or the files cannot be written.
+    sources: run directories, folders of sweeps, and earlier tables (*.json) whose rows are kept. UserError: a source
+    cannot be used, two disagree, a goal matches no row, or the files cannot be written.
     """
     tables = {source: read_rows(source) for source in sources if source.suffix == ".json"}
-    runs = [measured(source) for source in sources if source.suffix != ".json"]
+    runs = [measured(run) for source in sources if source.suffix != ".json" for run in runs_of(source)]
     rows = with_goals(joined(tables, joined_over_seeds(runs)), goals or [])
     out = out.with_name(out.name.removesuffix(".json"))
     texts = rendered(rows, out, html)
@@ -35,6 +35,12 @@ def compare(sources: list[Path], out: Path, html: Path | None = None, goals: lis
     except OSError as error:
         raise UserError(f"{error.filename or out}: cannot be written, {error.strerror}; set --out elsewhere") from error
     return html or _beside(out, ".md")
+
+
+def runs_of(source: Path) -> list[Path]:
+    """The run, or those of a sweep's folder."""
+    within = sorted(path.parent for path in source.glob("*/config.yaml"))
+    return [source] if (source / "config.yaml").exists() or not within else within
 
 
 def rendered(rows: list[Row], out: Path, html: Path | None) -> dict[Path, str]:

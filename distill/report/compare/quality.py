@@ -113,9 +113,9 @@ def _scales(axes: Axes, x: list[float], y: list[float]) -> None:
 def _marks(axes: Axes, found: Compared, domain: str) -> None:
     """The teacher, the ceiling where it is not the same, and the key-value cache at the context of the evaluation."""
     exact = found.value(CEILING, domain, "ratio")
-    lines = [("teacher", 1.0, "bottom" if exact and exact < 1 else "top" if exact else "center")]
-    if exact:
-        lines.append(("exact, trained\nalike", exact, "top" if exact < 1 else "bottom"))
+    lines = [("teacher", 1.0, "bottom" if exact and exact < 1 else "top" if exact and exact > 1 else "center")]
+    if exact and exact != 1:
+        lines.append(("exact", exact, "top" if exact < 1 else "bottom"))
     for name, ratio, side in lines:
         axes.axhline(ratio, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
         at = (1.01, ratio)
