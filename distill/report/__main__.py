@@ -69,9 +69,7 @@ def compared(arguments: list[str]) -> Path:
         help="a bound to keep: 'hedgehog F=128 | books-6x512 | prose=ratio<=1.19'; may be repeated",
     )
     given = parser.parse_args(arguments)
-    # What is written has endings of its own.
-    out = given.out.with_suffix("") if given.out.suffix in (".json", ".md", ".html") else given.out
-    return compare(given.runs, out, given.html, given.goal)
+    return compare(given.runs, given.out, given.html, given.goal)
 
 
 def asked_for(run_dir: Path) -> list[str]:

@@ -37,6 +37,10 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "steps below nought": (["stages.attention.max_steps=-1"], ["stages.attention.max_steps=-1", "at least 0"]),
     "no queries": (["stages.attention.queries=0"], ["stages.attention.queries=0", "at least 1"]),
     "temperature": (["stages.logits.temperature=0"], ["stages.logits.temperature=0", "above 0"]),
+    "linformer shorter than a text": (
+        ["task=masked_lm", "mixer=linformer", "mixer.length=8"],
+        ["mixer.length=8", "data.context"],
+    ),
     "devices": (["trainer.devices=2"], ["trainer.devices=2", "one device"]),
     "trainer": (["trainer.precision=nope"], ["trainer", "nope"]),
     "precision": (["matmul_precision=low"], ["matmul_precision=low", "highest", "medium"]),
@@ -173,3 +177,13 @@ def test_a_missing_teacher_as_typed(tmp_path: Path, arguments: list[str]):
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.splitlines()[-1].startswith("distill: teacher.path=./nowhere does not exist")
     assert "Traceback" not in done.stderr and list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_job_does_not_end_a_sweep(tmp_path: Path, arguments: list[str], teachers: dict[str, Path]):
+    kept = [each for each in arguments if not each.startswith(("teacher.path", "run_dir"))]
+    kept += [f"teacher.path=./nowhere,{teachers['gpt2']}", f"hydra.sweep.dir={tmp_path}/all"]
+    done = typed("-m", *kept, "stages.attention.max_steps=0", "stages.logits.max_steps=0", cwd=tmp_path)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "teacher.path=./nowhere does not exist" in done.stderr
+    assert re.search(r"1 of the sweep's jobs failed, see above: \S*all/0$", done.stderr.splitlines()[-1])
+    assert (tmp_path / "all/1/student/config.json").exists() and not (tmp_path / "all/0/student").exists()

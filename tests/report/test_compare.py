@@ -116,6 +116,12 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("distill.report.compare.quality.draw", lambda *given: "<svg></svg>")
 
 
+def test_a_sweeps_folder_stands_for_its_runs(many: list[Path], out: Path, undrawn: None, tmp_path: Path) -> None:
+    (many[0].parent / "multirun.yaml").touch()
+    compare([many[0].parent], tmp_path / "swept.md")
+    assert table(tmp_path / "swept") == table(out)
+
+
 def test_rows_keep_the_contract(out: Path) -> None:
     rows = table(out)
     assert all(list(row) == KEYS for row in rows.values())

@@ -28,7 +28,8 @@ def compare(sources: list[Path], out: Path, html: Path | None = None, goals: lis
     tables = {source: read_rows(source) for source in sources if source.suffix == ".json"}
     runs = [measured(run) for source in sources if source.suffix != ".json" for run in runs_of(source)]
     rows = with_goals(joined(tables, joined_over_seeds(runs)), goals or [])
-    out = out.with_name(out.name.removesuffix(".json"))
+    # What is written has endings of its own.
+    out = out.with_suffix("") if out.suffix in (".json", ".md", ".html") else out
     texts = rendered(rows, out, html)
     try:
         write(texts)
