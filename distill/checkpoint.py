@@ -131,6 +131,12 @@ perplexity on it says little about recall over long distances.
 """
 
 
+def kept_exact(headline: dict[str, Any]) -> str:
+    """What layers that stay softmax cost beside the state."""
+    grows = headline["student_cache_bytes_per_token"]
+    return f" Layers that stay softmax keep {grows / 2**10:.1f} KiB more for each token." if grows else ""
+
+
 def student_card(config: Config, run: RunDirectory) -> str:
     """The student's README.md, from measurements/headline.json."""
     headline = json.loads((run.path / "measurements" / "headline.json").read_text(encoding="utf-8"))
@@ -144,7 +150,7 @@ def student_card(config: Config, run: RunDirectory) -> str:
         teacher=config.teacher.path,
         recipe=config.recipe,
         mixer=", ".join(f"{key} {value}" for key, value in config.mixer.items()),
-        cost=COST[config.task].format(state=(headline["state_bytes"] or 0) / 2**20),
+        cost=COST[config.task].format(state=(headline["state_bytes"] or 0) / 2**20) + kept_exact(headline),
         predicted=TASKS[config.task].predicted,
         auto=TASKS[config.task].auto.__name__,
         usage=USAGE[config.task],
