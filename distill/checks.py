@@ -7,6 +7,7 @@ from .errors import UserError
 from .flexformer.options import check_options
 from .report.sections import check as check_sections
 from .stages.logits import TRAIN
+from .student import swapped_options
 from .task import TASKS
 
 #: Keys that choose by name, and the names there are.
@@ -46,8 +47,7 @@ def check(wanted: config.Config) -> None:
         if (number := look_up(wanted, key)) != 1:
             raise UserError(f"{key}={number}: a run uses one device; start one run per device, or leave it out")
     try:
-        options = {key: value for key, value in wanted.mixer.items() if key != "exact_layers"}
-        check_options(options, TASKS[wanted.task].causal)
+        check_options(swapped_options(wanted.mixer), TASKS[wanted.task].causal)
     except ValueError as error:
         raise UserError(str(error)) from error
     for key in ("length", "horizon"):

@@ -17,8 +17,7 @@ def build_student(teacher: Teacher, mixer: dict[str, Any]) -> Flexformer:
     """
     base = teacher.model.config.to_dict()
     base["dtype"] = "float32"
-    options = {key: value for key, value in mixer.items() if key != "exact_layers"}
-    kept = exact_layers(mixer, len(teacher.layers))
+    options, kept = swapped_options(mixer), exact_layers(mixer, len(teacher.layers))
     try:
         config = FlexformerConfig(base, options, copy.deepcopy(teacher.layers), kept, teacher.task.causal)
         student = teacher.task.student(config)
@@ -31,6 +30,11 @@ def build_student(teacher: Teacher, mixer: dict[str, Any]) -> Flexformer:
     if teacher.model.can_generate():
         student.generation_config = copy.deepcopy(teacher.model.generation_config)
     return student.float()
+
+
+def swapped_options(mixer: dict[str, Any]) -> dict[str, Any]:
+    """What is said of the layers that are swapped: all but which are not."""
+    return {key: value for key, value in mixer.items() if key != "exact_layers"}
 
 
 def exact_layers(mixer: dict[str, Any], count: int) -> list[int]:

@@ -24,6 +24,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from . import config
 from .errors import UserError
+from .flexformer.exact import is_causal
 from .task import DECODER, Task, other_task
 
 #: The teacher that the package carries.
@@ -116,11 +117,6 @@ def _attention(
 
 AttentionInterface.register(CAPTURE, _attention)
 AttentionMaskInterface.register(CAPTURE, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
-
-
-def is_causal(module: Any) -> bool:
-    """Whether transformers lets this attention see only what came before."""
-    return getattr(module, "is_causal", True)
 
 
 def load_teacher(wanted: config.Teacher, context: int, task: Task = DECODER) -> Teacher:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
-from .mixer import Memory
+from .memory import Memory
 
 
 class StateLayer(CacheLayerMixin):

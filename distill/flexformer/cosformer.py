@@ -35,7 +35,3 @@ class Cosformer(FeatureMap):
 
     def key_features(self, key: Tensor, position: Tensor) -> tuple[Tensor, Tensor | None]:
         return self._features(key, position), None
-
-    def minimum(self) -> float:
-        """Reached at the largest distance below the horizon where relu leaves nothing of the query, nor of the key."""
-        return self.shape.head_dim * FLOOR**2 * math.sin(0.5 * math.pi / self.horizon)

@@ -1,8 +1,15 @@
 """Exact softmax attention, for the layers that are kept as they were."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+
+
+def is_causal(module: Any) -> bool:
+    """Whether transformers lets this attention module see only what came before."""
+    return getattr(module, "is_causal", True)
 
 
 def exact_attention(

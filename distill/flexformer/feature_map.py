@@ -82,9 +82,9 @@ class FeatureMap(nn.Module):
         """Draw the random frequencies anew."""
         raise TypeError(f"{type(self).__name__} has no frequencies to redraw")
 
-    def minimum(self) -> Tensor | float:
-        """What each atom adds to κ at least, (H, M) or a number: rounding must not take a positive kernel below."""
-        return 0.0
+    def minimum(self) -> Tensor | None:
+        """What each atom adds to κ at least, (H, M): rounding must not take the kernel below. None: just above 0."""
+        return None
 
 
 def project(x: Tensor, frequency: Tensor) -> Tensor:

@@ -15,8 +15,9 @@ class Linformer(TokenMixer):
 
     Wang et al. 2020 (arXiv:2006.04768), without its sharing of E and F between heads or layers. Bidirectional alone:
     every row of E k holds all tokens. The n-th real token of a text goes with the n-th column, so that `length` is a
-    maximum, shorter texts use the first columns, and padding adds nothing on either side.
-    E = F = I at full rank, with a text of `length` tokens, is softmax.
+    maximum and shorter texts use the first columns; the f-th mixture takes part once a text has reached the f-th of
+    `features` equal stretches of the columns, or empty mixtures would share the weights. Padding adds nothing on either
+    side. E = F = I at full rank is softmax.
 
     E and F start as means over stretches of neighbouring tokens, from which they learn faster than from the paper's
     random ones. They are held times `length`: a row sums over all tokens, and with steps of the size that suits other
@@ -49,12 +50,16 @@ class Linformer(TokenMixer):
             raise ValueError(f"a text of {length} tokens is longer than mixer.length={self.length}")
         with torch.autocast(query.device.type, enabled=False):
             query, wide_key, wide_value = (at_least_float32(x) for x in (query, key, value))
+            reached = torch.full((len(key), 1), length, device=key.device)
             if padding is not None:
                 wide_key, wide_value = (_real_first(x, padding != 0) for x in (wide_key, wide_value))
+                reached = (padding != 0).sum(1, keepdim=True)
+            # A text of nothing but padding has its first mixture, whose value is 0.
+            begun = _starts(self.feature_dim, self.length, key.device) < reached.clamp(min=1)
             keys = self.key_projection[:, :, :length].to(query.dtype) @ wide_key / self.length
             values = self.value_projection[:, :, :length].to(query.dtype) @ wide_value / self.length
-            shared = self.shape.group > 1
-            out = scaled_dot_product_attention(query, keys, values, scale=scaling, enable_gqa=shared)
+            shared, seen = self.shape.group > 1, begun[:, None, None]
+            out = scaled_dot_product_attention(query, keys, values, seen, scale=scaling, enable_gqa=shared)
         return out.to(value.dtype), None
 
 
@@ -63,6 +68,11 @@ def _pooling(count: int, length: int) -> Tensor:
     stretch = torch.arange(length) * count // length
     member = torch.nn.functional.one_hot(stretch, count).float().T
     return member / member.sum(1, keepdim=True)
+
+
+def _starts(count: int, length: int, device: torch.device) -> Tensor:
+    """The first column of each of `count` stretches: (count,)."""
+    return (torch.arange(count, device=device) * length + count - 1) // count
 
 
 def _real_first(x: Tensor, real: Tensor) -> Tensor:

@@ -138,8 +138,7 @@ class Mixer(TokenMixer):
         Of whole texts, without padding or memory, and of comparable mixers.
         """
         query, key = scaled(query, scaling), scaled(key, scaling)
-        least = self.map.minimum()
-        logs = log_scores(self._whole(query, key), queries, least if isinstance(least, Tensor) else None, self.causal)
+        logs = log_scores(self._whole(query, key), queries, self.map.minimum(), self.causal)
         if self.window is not None:
             near, inside, gate = self._beside(query, key, queries)
             logs = torch.where(inside, near, _undelayed(logs, self.width, -torch.inf) + gate)

@@ -11,7 +11,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from .build import build_mixer
 from .cache import FlexformerCache
 from .configuration import FlexformerConfig
-from .exact import exact_attention
+from .exact import exact_attention, is_causal
 from .feature_map import HeadShape
 from .token_mixer import TokenMixer
 
@@ -40,8 +40,7 @@ def attend(
         attention_mask = attention_mask[:, -key.shape[2] :]
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if not hasattr(module, "mixer"):
-        causal = getattr(module, "is_causal", True)
-        out = exact_attention(query, key, value, scaling, attention_mask, causal)
+        out = exact_attention(query, key, value, scaling, attention_mask, is_causal(module))
         return out.transpose(1, 2).contiguous(), None
     # Known by what it has: where the files of several students are loaded, its class is not of this file's siblings.
     layer: Any = None if flexformer_cache is None else flexformer_cache.memories[module.layer_idx]

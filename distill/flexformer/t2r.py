@@ -33,7 +33,3 @@ class T2r(FeatureMap):
 
     def key_features(self, key: Tensor, position: Tensor) -> tuple[Tensor, Tensor | None]:
         return (project(key, self.key_projection) + self.key_bias[:, None]).relu() + FLOOR, None
-
-    def minimum(self) -> float:
-        """Reached where no feature of the query is alive, nor one of the key."""
-        return self.feature_dim * FLOOR**2

@@ -12,22 +12,12 @@ from distill.flexformer.bidirectional import everywhere
 from distill.flexformer.configuration import FlexformerConfig
 from distill.flexformer.engine import parallel
 from distill.flexformer.exact import exact_attention
-from distill.flexformer.feature_map import HeadShape
 from distill.flexformer.masked_lm import FlexformerForMaskedLM
 from distill.flexformer.mixer import Mixer
 
-#: Two query heads per key-value head.
-SHAPE = HeadShape(heads=4, kv_heads=2, head_dim=4)
+from .examples import FOURIER, PLAIN, SHAPE
+
 SCALING = 0.4
-PLAIN = {
-    "key_weight": "none",
-    "decay": "none",
-    "decay_groups": 1,
-    "normaliser": "sum",
-    "window": 0,
-    "frozen": False,
-}
-FOURIER = {"frequency_scale": 1.0}
 KINDS: dict[str, dict[str, Any]] = {
     "exponential": {"map": "exponential", "features": 5, "frequency_scale": 1.0, "key_weight": "quadratic"},
     "favor": {"map": "favor", "features": 6, "redraw_every": 0},

@@ -83,8 +83,8 @@ def test_query_heads_read_their_own_key_head(case: Case):
 
 def least(feature_map) -> Tensor:
     """The minimum of the whole kernel (H, 1, 1): the sum of its atoms'."""
-    minimum = torch.as_tensor(feature_map.minimum(), dtype=torch.float64)
-    return minimum.sum(-1)[:, None, None] if minimum.dim() else minimum
+    minimum = feature_map.minimum()
+    return torch.zeros(()) if minimum is None else minimum.sum(-1)[:, None, None]
 
 
 def test_sign_is_as_declared(case: Case):

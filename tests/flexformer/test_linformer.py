@@ -45,19 +45,23 @@ def padding(side: str, tokens: int) -> Tensor | None:
 
 
 def by_loop(made: Linformer, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Σ_f softmax_f(scaling q·Σ_n E_fn k_n) Σ_n F_fn v_n, n counting the real tokens of the text."""
+    """Σ_f softmax_f(scaling q·Σ_n E_fn k_n) Σ_n F_fn v_n, n counting the real tokens of the text.
+
+    f counts the mixtures whose stretch of columns the text has reached.
+    """
     out = torch.zeros_like(query)
     for b in range(len(query)):
         real = [n for n in range(query.shape[2]) if mask is None or mask[b, n]]
+        begun = sorted({n * made.feature_dim // made.length for n in range(len(real))})
         for h in range(SHAPE.heads):
             g = h // SHAPE.group
             keys = [
                 sum(made.key_projection[g, f, n] / made.length * key[b, g, t] for n, t in enumerate(real))
-                for f in range(made.feature_dim)
+                for f in begun
             ]
             values = [
                 sum(made.value_projection[g, f, n] / made.length * value[b, g, t] for n, t in enumerate(real))
-                for f in range(made.feature_dim)
+                for f in begun
             ]
             for i in range(query.shape[2]):
                 weights = torch.stack([torch.exp(SCALING * (query[b, h, i] @ each)) for each in keys])
@@ -81,6 +85,14 @@ def test_it_starts_from_means_of_neighbours():
         expected[f, stretch] = 1 / len(stretch)
     for projection in (made.key_projection, made.value_projection):
         torch.testing.assert_close(projection / 9, expected.expand(2, 4, 9))
+
+
+@pytest.mark.parametrize("tokens", [3, 5, 7, 9])
+def test_values_of_a_short_text_keep_their_size(tokens: int):
+    """As it starts, over whole stretches: the mean of equal values is that value."""
+    made, (query, key, _) = Linformer(SHAPE, 4, 9).double(), draw(tokens)
+    out, _ = made(query, key, torch.ones_like(key), SCALING)
+    torch.testing.assert_close(out, torch.ones_like(out))
 
 
 def test_full_rank_identity_is_softmax():

@@ -99,16 +99,6 @@ def test_cosformer_is_positive_below_the_horizon_alone():
     values = kernel_matrix(cosformer, ones, ones[:, : SHAPE.kv_heads])
     distance = (torch.arange(40)[:, None] - torch.arange(40)).abs()
     assert (values[..., distance < 30] > 0).all() and (values[..., distance > 30] < 0).all()
-    least = kernel_matrix(cosformer, -ones, -ones[:, : SHAPE.kv_heads])[..., distance < 30].min()
-    assert least.item() == pytest.approx(cosformer.minimum(), rel=1e-9, abs=0)
-
-
-def test_t2r_attains_its_minimum():
-    t2r, inputs = T2r(SHAPE, features=5).double(), draw(0, 3)
-    for parameter in t2r.parameters():
-        parameter.data.fill_(-1.0)
-    values = kernel_matrix(t2r, inputs.query.abs(), inputs.key.abs())
-    torch.testing.assert_close(values, torch.full_like(values, t2r.minimum()), **EXACT)
 
 
 def test_t2r_starts_half_alive_as_the_arc_cosine_kernel():

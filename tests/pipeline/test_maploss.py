@@ -10,6 +10,7 @@ from distill.flexformer.engine import Features
 from distill.flexformer.feature_map import HeadShape
 from distill.flexformer.mixer import Mixer
 from distill.maploss import log_student, log_teacher, map_kl, negative_share, output_error
+from distill.student import swapped_options
 from distill.teacher import Heads
 
 from . import tiny
@@ -17,7 +18,7 @@ from . import tiny
 #: Two query heads per key-value head.
 SHAPE = HeadShape(heads=4, kv_heads=2, head_dim=4)
 BATCH, LENGTH, SCALING = 2, 7, 0.4
-PLAIN = {key: value for key, value in tiny.PLAIN.items() if key != "exact_layers"}
+PLAIN = swapped_options(tiny.PLAIN)
 PRODUCTS = PLAIN | {"map": "nonstationary", "features": 18, "frequency_scale": 1.0, "positive": True, "order": 2}
 POSITIVE = {
     "exponential": PLAIN | {"map": "exponential", "features": 6, "frequency_scale": 1.0, "key_weight": "quadratic"},

@@ -15,6 +15,7 @@ from distill.flexformer.mixer import Mixer
 from distill.flexformer.options import MAPS
 from distill.measure.fidelity import HeadFidelity
 from distill.pipeline import distil
+from distill.student import swapped_options
 
 from . import tiny
 from .conftest import MIXERS, Compose, sized
@@ -94,7 +95,7 @@ class Toy(FeatureMap):
 
 
 TOY = {"map": "toy", "features": 6, "spread": 1.0}
-OPTIONS = {key: value for key, value in tiny.PLAIN.items() if key != "exact_layers"} | TOY
+OPTIONS = swapped_options(tiny.PLAIN) | TOY
 
 
 @pytest.fixture

@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from omegaconf import OmegaConf
 from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedTokenizerFast
 
+from distill.__main__ import folder
 from distill.data import Corpus
 
 END = "<|endoftext|>"
@@ -18,15 +20,7 @@ CONTEXT = 32
 COMMON = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 0, "initializer_range": 0.3}
 
 #: A mixer as a configuration has it: the keys that all have, and a map.
-PLAIN = {
-    "key_weight": "none",
-    "decay": "none",
-    "decay_groups": 1,
-    "normaliser": "sum",
-    "window": 0,
-    "frozen": False,
-    "exact_layers": [],
-}
+PLAIN: Any = OmegaConf.to_container(OmegaConf.load(folder("conf") / "mixer/parts/default.yaml"))
 MIXER = PLAIN | {"map": "exponential", "features": 4, "frequency_scale": 0.3}
 
 CONFIGS = {
