@@ -149,7 +149,7 @@ def student_card(config: Config, run: RunDirectory) -> str:
         name="student",
         teacher=config.teacher.path,
         recipe=config.recipe,
-        mixer=", ".join(f"{key} {value}" for key, value in config.mixer.items()),
+        mixer=", ".join(f"{key} {value}" for key, value in config.mixer.items() if key != "rates"),
         cost=COST[config.task].format(state=(headline["state_bytes"] or 0) / 2**20) + kept_exact(headline),
         predicted=TASKS[config.task].predicted,
         auto=TASKS[config.task].auto.__name__,

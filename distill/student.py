@@ -33,8 +33,8 @@ def build_student(teacher: Teacher, mixer: dict[str, Any]) -> Flexformer:
 
 
 def swapped_options(mixer: dict[str, Any]) -> dict[str, Any]:
-    """What is said of the layers that are swapped: all but which are not."""
-    return {key: value for key, value in mixer.items() if key != "exact_layers"}
+    """What the mixers themselves are told: neither which layers go without, nor how fast to learn."""
+    return {key: value for key, value in mixer.items() if key not in ("exact_layers", "rates")}
 
 
 def exact_layers(mixer: dict[str, Any], count: int) -> list[int]:

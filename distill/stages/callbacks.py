@@ -61,10 +61,16 @@ class Meter(Callback):
 
 
 class Redraw(Callback):
-    """Draws random features anew after every `redraw_every`-th step, for the maps that ask for it."""
+    """Draws random features anew after every `redraw_every`-th step, for the maps that ask for it.
+
+    Not in the last fifth of the steps, where the learning rate nears nought: the weights settle on the draw that the
+    student is served with.
+    """
 
     def on_before_optimizer_step(self, trainer: Trainer, module: Any, optimizer: Any) -> None:
         step = trainer.global_step + 1
+        if 5 * step > 4 * trainer.max_steps:
+            return
         for each in module.modules():
             if isinstance(each, FeatureMap) and each.redraw_every and step % each.redraw_every == 0:
                 each.redraw()

@@ -5,7 +5,6 @@ import json
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -20,6 +19,7 @@ from distill.flexformer.mixer import Mixer
 from distill.flexformer.normaliser import NORMALISERS
 from distill.flexformer.options import MAPS
 from distill.pipeline import PIPELINES, distil
+from distill.student import swapped_options
 
 from . import tiny
 from .conftest import MIXERS, compose
@@ -34,7 +34,7 @@ def test_a_recipe_composes(name: str):
     assert config.data.path or all(isinstance(domain, Domain) for domain in config.data.domains.values())
     if config.goal == "student":
         assert config.teacher.path is not None
-        Mixer(HeadShape(4, 2, 64), options(config))
+        Mixer(HeadShape(4, 2, 64), swapped_options(config.mixer))
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -51,7 +51,7 @@ def test_the_pocket_recipe_is_the_default():
 @pytest.mark.parametrize("name", MIXERS)
 def test_a_mixer_composes_and_can_be_built(name: str):
     config = compose(f"mixer={name}")
-    mixer = Mixer(HeadShape(4, 2, 64), options(config))
+    mixer = Mixer(HeadShape(4, 2, 64), swapped_options(config.mixer))
     if features := config.mixer.get("features"):
         assert 0.9 * features <= mixer.map.feature_dim <= features
 
@@ -61,11 +61,6 @@ def test_every_map_has_an_option():
     composed = [compose(f"mixer={name}").mixer for name in MIXERS]
     for key, known in (("map", MAPS), ("decay", DECAYS), ("normaliser", NORMALISERS), ("key_weight", DEGREES)):
         assert {mixer[key] for mixer in composed} >= known.keys() - {"linear"}
-
-
-def options(config: Config) -> dict[str, Any]:
-    """What a mixer takes of the group."""
-    return {key: value for key, value in config.mixer.items() if key != "exact_layers"}
 
 
 @pytest.mark.parametrize("group", ["data", "trainer", "logger"])
@@ -112,3 +107,11 @@ def test_gpt2_small_at_its_own_shape(tmp_path: Path, tokenizer: PreTrainedTokeni
     assert headline["parameters"]["teacher"] > 85e6 and headline["ratio"]["prose"] > 0
     assert {line["stage"] for line in lines} == {"attention", "logits"} and len(lines[0]["layers"]) == 12
     assert student["layers"][11] == {"module": "transformer.h.11.attn", "heads": 12, "kv_heads": 12, "head_dim": 64}
+
+
+def test_a_mixer_may_ask_for_rates_of_its_own_and_the_command_line_decides():
+    slow, common = compose("mixer=rfa").stages, compose("mixer=favor").stages
+    assert (slow.attention.learning_rate, common.attention.learning_rate) == (3e-3, 3e-2)
+    assert (slow.logits.learning_rate, common.logits.learning_rate) == (2e-5, 2e-4)
+    assert (slow.logits.mixer_learning_rate, common.logits.mixer_learning_rate) == (2e-5, 3e-3)
+    assert compose("mixer=rfa", "stages.attention.learning_rate=0.5").stages.attention.learning_rate == 0.5
