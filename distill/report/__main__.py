@@ -68,8 +68,15 @@ def compared(arguments: list[str]) -> Path:
         metavar="CASE=METRIC<=NUMBER",
         help="a bound to keep: 'hedgehog F=128 | books-6x512 | prose=ratio<=1.19'; may be repeated",
     )
+    parser.add_argument(
+        "--without",
+        action="append",
+        default=[],
+        metavar="MIXER",
+        help="leave out the rows of a mixer: 'favor F=128'; may be repeated",
+    )
     given = parser.parse_args(arguments)
-    return compare(given.runs, given.out, given.html, given.goal)
+    return compare(given.runs, given.out, given.html, given.goal, given.without)
 
 
 def asked_for(run_dir: Path) -> list[str]:

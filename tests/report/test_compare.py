@@ -129,7 +129,7 @@ def test_rows_keep_the_contract(out: Path) -> None:
     metrics = {metric for case, metric in rows if case == "hybrid-0 F=64 window=32 decay=learned | books-6x512 | code"}
     assert metrics == {
         *("ratio", "stage1_ratio", "map_kl", "output_error", "agreement", "state_bytes"),
-        *("context", "cache_bytes_per_token", "attention_tokens", "logits_tokens"),
+        *("context", "cache_bytes_per_token", "student_cache_bytes_per_token", "attention_tokens", "logits_tokens"),
     }
 
 
@@ -210,10 +210,29 @@ def test_the_tuned_teacher_counts_the_seeds_it_was_measured_with(tmp_path: Path,
         ),
         ("softmax", {"exact_layers": "all"}, None, "exact"),
         ("zero", {}, 0, "zero F=0"),
+        ("exponential-512", {"map": "exponential", "features": 512}, 512, "exponential F=512"),
+        ("exponential-512", {"map": "exponential", "features": 64}, 64, "exponential F=64"),
+        ("mine-2", {"map": "other", "features": 64}, 64, "mine-2 F=64"),
     ],
 )
 def test_a_mixer_in_words(name: str, options: dict[str, Any], features: int | None, words: str) -> None:
     assert mixer_words(name, options, features) == words
+
+
+def test_what_was_said_of_a_mixer_is_part_of_its_name(tmp_path: Path, undrawn: None) -> None:
+    """Or it would be joined with the mixer as it is, or stand beside it under the same name."""
+    plain, weighted, unplaced = (write(tmp_path / each) for each in ("plain", "weighted", "unplaced"))
+    command = "python -m distill mixer=hedgehog mixer.key_weight=linear mixer.decay_groups=4 mixer.features=128 seed=0"
+    edit(weighted / "measurements/run.json", command=command)
+    config = yaml.safe_load((unplaced / "config.yaml").read_text())
+    config["stages"]["attention"] = {"place": False, "loss": "kl"}
+    (unplaced / "config.yaml").write_text(yaml.safe_dump(config))
+    compare([plain, weighted, unplaced], tmp_path / "out")
+    assert {case.split(" | ")[0] for case, _ in table(tmp_path / "out")} == {
+        "hedgehog F=128",
+        "hedgehog F=128 decay_groups=4 key_weight=linear",
+        "hedgehog F=128 place=false",
+    }
 
 
 @pytest.mark.parametrize(
@@ -373,7 +392,7 @@ def test_the_figure_names_what_it_shows_and_what_it_leaves_out(out: Path) -> Non
     assert not {"uniform", "signed"} & written and "teacher's cache" in drawing
     text = Path(f"{out}.md").read_text().replace("\\", "")
     caption = next(line for line in text.splitlines() if line.startswith("prose: student over"))
-    assert "window-only F=1 window=64 (1.13×)" in caption
+    assert "uniform F=1 (4.07×)" in caption and "window-only window=64" in written
     assert re.search(r"Not shown: signed F=128 \(8,\d+×\).* and uniform F=1 \(4.07×\)\.$", caption)
 
 
@@ -497,3 +516,58 @@ def test_a_failed_write_leaves_the_old_files(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(UserError, match="cannot be written, No space left on device"):
         compare([write(tmp_path / "b", "t2r")], out)
     assert {path: path.read_bytes() for path in out.parent.iterdir()} == before
+
+
+def test_layers_kept_exact_count_with_their_cache(tmp_path: Path, undrawn: None) -> None:
+    exact = {"student_cache_bytes_per_token": 2048, "context": 512, "state_bytes": 2**20}
+    ceiling = {"student_cache_bytes_per_token": 4096, "cache_bytes_per_token": 4096, "context": 512, "state_bytes": 0}
+    runs = [
+        write(tmp_path / "a", "favor", options={"exact_layers": [0]}, **exact),
+        write(tmp_path / "b", "softmax", features=None, options={"exact_layers": "all"}, **ceiling),
+    ]
+    compare(runs, tmp_path / "out")
+    text = (tmp_path / "out.md").read_text()
+    assert "| favor exact_layers=[0] | 128 | 2 MiB |" in text.replace("\N{NO-BREAK SPACE}", " ").replace("\\", "")
+    assert "| exact (ceiling) | – | 2 MiB |" in text.replace("\N{NO-BREAK SPACE}", " ")
+
+
+def test_encoders_keep_no_state_and_are_drawn_by_their_features(tmp_path: Path) -> None:
+    none = {"state_bytes": None, "cache_bytes_per_token": 0, "student_cache_bytes_per_token": 0}
+    runs = [write(tmp_path / name, name, features=size, **none) for name, size in (("elu", 64), ("linformer", 128))]
+    compare([*runs, write(tmp_path / "c", "uniform", features=1, **none)], tmp_path / "out")
+    text = (tmp_path / "out-books-6x512-code.svg").read_text()
+    assert all(word in text for word in ("features F", "linformer", "elu", "uniform"))
+    assert "Not shown" not in (tmp_path / "out.md").read_text()
+
+
+def test_a_control_smaller_than_all_is_drawn_at_the_edge(tmp_path: Path) -> None:
+    sizes = {"elu": 64, "hedgehog": 128, "key-weight-only": 1}
+    compare([write(tmp_path / name, name, features=size) for name, size in sizes.items()], tmp_path / "out")
+    assert "key-weight-only" in (tmp_path / "out-books-6x512-code.svg").read_text()
+    assert "Not shown" not in (tmp_path / "out.md").read_text()
+
+
+def test_a_control_beats_only_by_more_than_the_spread(tmp_path: Path, undrawn: None) -> None:
+    runs = [
+        write(tmp_path / f"{name}-{seed}", name, seed, ratio={"code": ratio + off * seed})
+        for name, ratio, off in (("window-only", 1.18, 0.02), ("level", 1.20, 0.02), ("worse", 1.30, 0.02))
+        for seed in (0, 1)
+    ]
+    compare(runs, tmp_path / "out")
+    told = [line.replace("\\", "") for line in lines((tmp_path / "out.md").read_text(), "> ")]
+    assert told == ["> Beaten by a control: window-only F=128, on code, beats worse F=128."]
+
+
+def test_rows_can_be_left_out(tmp_path: Path, undrawn: None) -> None:
+    runs = [write(tmp_path / "a", "elu"), write(tmp_path / "b", "t2r")]
+    compare(runs, tmp_path / "out", without=["elu F=128"])
+    assert {case.split(" | ")[0] for case, _ in table(tmp_path / "out")} == {"t2r F=128"}
+    with pytest.raises(UserError, match=r"^--without 'elu': no row"):
+        compare(runs, tmp_path / "out", without=["elu"])
+
+
+def test_seeds_of_other_weights_or_precision_are_not_joined(tmp_path: Path, undrawn: None) -> None:
+    runs = [write(tmp_path / "a"), write(tmp_path / "b", seed=1)]
+    edit(runs[1] / "student/provenance.json", teacher={"weights_sha256": "beef"})
+    with pytest.raises(UserError, match="differ in the teacher's weights"):
+        compare(runs, tmp_path / "out")

@@ -18,16 +18,22 @@ from .seeds import joined_over_seeds
 from .teacher import sections
 
 
-def compare(sources: list[Path], out: Path, html: Path | None = None, goals: list[str] | None = None) -> Path:
+def compare(
+    sources: list[Path],
+    out: Path,
+    html: Path | None = None,
+    goals: list[str] | None = None,
+    without: list[str] | None = None,
+) -> Path:
     """Write OUT.json, OUT.md, a figure OUT-TEACHER-DOMAIN.svg for each, and the page `html`; returns the
     page, or OUT.md without one.
 
     sources: run directories, folders of sweeps, and earlier tables (*.json) whose rows are kept. UserError: a source
-    cannot be used, two disagree, a goal matches no row, or the files cannot be written.
+    cannot be used, two disagree, a goal or a mixer in `without` matches no row, or the files cannot be written.
     """
     tables = {source: read_rows(source) for source in sources if source.suffix == ".json"}
     runs = [measured(run) for source in sources if source.suffix != ".json" for run in runs_of(source)]
-    rows = with_goals(joined(tables, joined_over_seeds(runs)), goals or [])
+    rows = with_goals(left(joined(tables, joined_over_seeds(runs)), without or []), goals or [])
     # What is written has endings of its own.
     out = out.with_suffix("") if out.suffix in (".json", ".md", ".html") else out
     texts = rendered(rows, out, html)
@@ -42,6 +48,15 @@ def runs_of(source: Path) -> list[Path]:
     """The run, or those of a sweep's folder."""
     within = sorted(path.parent for path in source.glob("*/config.yaml"))
     return [source] if (source / "config.yaml").exists() or not within else within
+
+
+def left(rows: list[Row], without: list[str]) -> list[Row]:
+    """The rows of all mixers but these."""
+    known = {parse(row.case).mixer for row in rows}
+    for mixer in without:
+        if mixer not in known:
+            raise UserError(f"--without '{mixer}': no row is of this mixer; type it as in OUT.json")
+    return [row for row in rows if parse(row.case).mixer not in without]
 
 
 def rendered(rows: list[Row], out: Path, html: Path | None) -> dict[Path, str]:

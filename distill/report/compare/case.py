@@ -9,6 +9,8 @@ CEILING = "exact"
 CONTROLS = frozenset({"constant", "zero", "uniform", "window", "window-only", "key-weight", "key-weight-only"})
 #: Words after the name that make a control of any mixer: draws kept as they were, or one part of a hybrid alone.
 CONTROL_WORDS = ("frozen", "only=")
+#: Options that have words of their own, or whose value F tells.
+WORDED = frozenset({"map", "features", "window", "decay", "frozen", "exact_layers"})
 
 
 class Case(NamedTuple):
@@ -28,16 +30,19 @@ def parse(text: str) -> Case:
     return Case(mixer, teacher, domain)
 
 
-def mixer_words(name: str, options: dict[str, Any], feature_dim: int | None) -> str:
-    """`name F=n [window=w] [decay=form] [frozen] [exact_layers=[i,…]]`.
+def mixer_words(
+    name: str, options: dict[str, Any], feature_dim: int | None, typed: dict[str, Any] | None = None
+) -> str:
+    """`name F=n [window=w] [decay=form] [frozen] [exact_layers=[i,…]] [key=value …]`.
 
-    name: what a configuration calls the mixer. feature_dim: None where no layer is swapped.
+    name: what a configuration calls the mixer. feature_dim: None where no layer is swapped. typed: what else was said
+    of it than its file in conf/mixer/ says.
     """
     exact = options.get("exact_layers") or []
     if feature_dim is None or exact == "all":
         return CEILING
     window, decay, frozen = (options.get(key) for key in ("window", "decay", "frozen"))
-    name = _told_once(name, frozen=frozen, window=window, decay=decay not in (None, "none"))
+    name = _told_once(name, options.get("map"), frozen=frozen, window=window, decay=decay not in (None, "none"))
     words = [
         re.sub(r"\s+", "-", name),
         f"F={feature_dim}",
@@ -45,14 +50,16 @@ def mixer_words(name: str, options: dict[str, Any], feature_dim: int | None) -> 
         f"decay={decay}" if decay not in (None, "none") else "",
         "frozen" if frozen else "",
         f"exact_layers=[{','.join(map(str, exact))}]" if exact else "",
+        *(f"{key}={value}" for key, value in sorted((typed or {}).items()) if key not in WORDED),
     ]
     return " ".join(filter(None, words))
 
 
-def _told_once(name: str, **words: Any) -> str:
-    """Without an ending, as in "exponential-frozen", that the words to come will say again."""
+def _told_once(name: str, map_name: str | None, **words: Any) -> str:
+    """Without an ending, as in "exponential-frozen" or "exponential-512", that the words to come will say again."""
     stem, _, ending = name.rpartition("-")
-    return stem if stem and words.get(ending) else name
+    size = ending.isdigit() and stem == map_name
+    return stem if stem and (size or words.get(ending)) else name
 
 
 def feature_dim(mixer: str) -> str:

@@ -2,7 +2,7 @@
 
 import math
 
-from .case import is_ceiling, is_control, parse
+from .case import feature_dim, is_ceiling, is_control, parse
 from .rows import Row
 
 
@@ -32,6 +32,22 @@ class Compared:
         """A value that is the same in every domain, such as the size of the state."""
         values = (self.value(mixer, domain, metric) for domain in self.domains)
         return next((value for value in values if value is not None), None)
+
+    def memory(self, mixer: str) -> float | None:
+        """Bytes that decoding one sequence keeps at the context: the state, and the cache of layers kept exact."""
+        exact, context = is_ceiling(mixer), self.of_mixer(mixer, "context") or 0
+        cache = self.of_mixer(mixer, "cache_bytes_per_token" if exact else "student_cache_bytes_per_token")
+        state = 0 if exact else self.of_mixer(mixer, "state_bytes")
+        return None if state is None else (state + context * (cache or 0)) or None
+
+    @property
+    def decodes(self) -> bool:
+        """Whether these are decoders, which keep a state; encoders keep none."""
+        return any(self.memory(mixer) for mixer in self.mixers)
+
+    def extent(self, mixer: str) -> float | None:
+        """How large a mixer is: what decoding keeps, or F in encoders."""
+        return self.memory(mixer) if self.decodes else float(feature_dim(mixer) or 0) or None
 
     def rows_of(self, mixer: str) -> list[Row]:
         return [row for row in self.rows if parse(row.case).mixer == mixer]

@@ -1,5 +1,6 @@
 """What one finished run says about its mixer, domain by domain."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from .case import Case, mixer_words
 
 #: One metric after another, by its name; None: it was measured and is not a number, or has no meaning here.
 Values = dict[str, float | None]
+#: What a stage 1 like any other does, by key of stages.attention.
+STAGE_1 = {"place": True, "loss": "kl"}
 
 
 @dataclass
@@ -41,14 +44,27 @@ def measured(path: Path) -> Measured:
             raise ArtefactError("measurements/headline.json has no 'feature_dim'")
         options = run.setting("mixer") or headline["mixer"]
         name = str(origin.get("mixer") or options["map"])
-        words = mixer_words(name, options, headline["feature_dim"])
+        command = origin.get("command")
+        words = mixer_words(name, options, headline["feature_dim"], _typed(command) | _ablated(run))
         values = _values(words, teacher_name(str(teacher)), headline, _optional(run, "measurements/fidelity.json"))
     except ArtefactError as error:
         raise UserError(f"{path}: {error}; leave this run out, or distil it again") from error
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{path}: its measurements are not as a run writes them ({error!r}); distil again") from error
     commit = origin.get("commit") or provenance.get("git_commit")
-    return Measured(path, seed, _settings(run), values, origin.get("command"), origin.get("hardware"), commit)
+    return Measured(path, seed, _settings(run, provenance), values, command, origin.get("hardware"), commit)
+
+
+def _typed(command: str | None) -> dict[str, str]:
+    """What a command line says of the mixer's options: {"key_weight": "none"} of "… mixer.key_weight=none"."""
+    words = (word.lstrip("+").partition("=") for word in shlex.split(command or ""))
+    return {key.removeprefix("mixer."): value for key, _, value in words if key.startswith("mixer.")}
+
+
+def _ablated(run: Run) -> dict[str, Any]:
+    """What stage 1 does otherwise than by default."""
+    found = {key: run.setting(f"stages.attention.{key}") for key in STAGE_1}
+    return {key: str(value).lower() for key, value in found.items() if value not in (None, STAGE_1[key])}
 
 
 def teacher_name(path: str) -> str:
@@ -59,7 +75,7 @@ def teacher_name(path: str) -> str:
 
 def _values(mixer: str, teacher: str, headline: dict[str, Any], fidelity: dict[str, Any]) -> dict[Case, Values]:
     found: dict[Case, Values] = {}
-    fixed = {"context": headline["context"], "cache_bytes_per_token": headline["cache_bytes_per_token"]}
+    fixed = {key: headline.get(key) for key in ("context", "cache_bytes_per_token", "student_cache_bytes_per_token")}
     fixed |= {f"{stage}_tokens": tokens for stage, tokens in headline["tokens"].items()}
     for domain, perplexity in headline["teacher_ppl"].items():
         heads = (fidelity.get("domains") or {}).get(domain) or {}
@@ -93,9 +109,10 @@ def _mean(layers: list[list[float | None]] | None) -> float | None:
     return float(np.mean(np.array(values, dtype=float)))
 
 
-def _settings(run: Run) -> dict[str, Any]:
-    chosen = {key: run.setting(key) for key in ("data", "mixer", "stages", "matmul_precision", "teacher.dtype")}
-    flat = dict(_leaves(chosen))
+def _settings(run: Run, provenance: dict[str, Any]) -> dict[str, Any]:
+    keys = ("task", "data", "mixer", "stages", "matmul_precision", "teacher.dtype", "trainer.precision")
+    chosen = {key: run.setting(key) for key in (*keys, "trainer.accumulate_grad_batches")}
+    flat = dict(_leaves(chosen)) | {"the teacher's weights": (provenance.get("teacher") or {}).get("weights_sha256")}
     # How fast the text is read does not change it.
     flat.pop("data.workers", None)
     return flat

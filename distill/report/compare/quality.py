@@ -31,30 +31,33 @@ def quality_figure(found: Compared, domain: str) -> Figure:
     best = min(shown, key=lambda mixer: found.value(mixer, domain, "ratio") or math.inf, default=None)
     lowest = f" The lowest ratio is {times(found.value(best, domain, 'ratio'))}, {best}." if best else ""
     without = f" Not shown: {listed(left_out)}." if left_out else ""
-    alt = f"{found.teacher}, {domain}: ratio against state size, both on logarithmic scales.{lowest}"
+    against, smaller = ("state size", "size of the decoding state") if found.decodes else ("features", "features F")
+    alt = f"{found.teacher}, {domain}: ratio against {against}, both on logarithmic scales.{lowest}"
     caption = (
-        f"{domain}: student over teacher perplexity against the size of the decoding state, both on logarithmic "
-        "scales; lower and further left is better. Controls are grey; lines join one mixer in several sizes; bars "
-        f"are the spread over seeds.{without}"
+        f"{domain}: student over teacher perplexity against the {smaller}, both on logarithmic "
+        "scales; lower and further left is better. Controls are grey, at the left edge where theirs is smaller still; "
+        f"lines join one mixer in several sizes; bars are the spread over seeds.{without}"
     )
     name = f"{file_name(found.teacher)}-{file_name(domain)}"
     return Figure(name, caption, alt, _drawing(found, domain, shown, alt), wide=True)
 
 
-def _within_reach(found: Compared, domain: str) -> tuple[list[str], list[str]]:
-    """The mixers to draw, and the others with their ratio. One part of a hybrid alone has no state to be drawn at."""
+def _within_reach(found: Compared, domain: str) -> tuple[dict[str, float], list[str]]:
+    """Where on the x axis to draw the mixers, and those left out with their ratio. Controls smaller than every system
+    are drawn at the edge. One part of a hybrid alone has no state to be drawn at.
+    """
     at = {
-        mixer: (found.value(mixer, domain, "ratio") or math.inf, found.value(mixer, domain, "state_bytes") or 0)
+        mixer: (found.value(mixer, domain, "ratio") or math.inf, found.extent(mixer) or 0)
         for mixer in found.systems + found.controls
         if found.row(mixer, domain, "ratio") and found.row(mixer, domain, "state_bytes")
     }
     placed = [each for mixer, each in at.items() if each[1] and each[0] < math.inf and not is_control(mixer)]
     placed = placed or [each for each in at.values() if each[1] and each[0] < math.inf]
     if not placed:
-        return [], [_told(mixer, ratio) for mixer, (ratio, _) in at.items()]
+        return {}, [_told(mixer, ratio) for mixer, (ratio, _) in at.items()]
     top = max(TOP, math.exp(REACH * median(math.log(ratio) for ratio, _ in placed)))
-    low, high = min(state for _, state in placed) / ASIDE, max(state for _, state in placed) * ASIDE
-    shown = [mixer for mixer, (ratio, state) in at.items() if ratio <= top and low <= state <= high]
+    low, high = min(x for _, x in placed) / ASIDE, max(x for _, x in placed) * ASIDE
+    shown = {mixer: max(x, low) for mixer, (ratio, x) in at.items() if ratio <= top and 0 < x <= high}
     return shown, [_told(mixer, ratio) for mixer, (ratio, _) in at.items() if mixer not in shown]
 
 
@@ -62,7 +65,7 @@ def _told(mixer: str, ratio: float) -> str:
     return f"{mixer} ({times(ratio) if ratio < math.inf else 'no finite ratio'})"
 
 
-def _drawing(found: Compared, domain: str, shown: list[str], alt: str) -> str:
+def _drawing(found: Compared, domain: str, shown: dict[str, float], alt: str) -> str:
     families: dict[str, list[str]] = {}
     for mixer in shown:
         families.setdefault(family(mixer), []).append(mixer)
@@ -74,11 +77,13 @@ def _drawing(found: Compared, domain: str, shown: list[str], alt: str) -> str:
         for name, mixers in families.items():
             control = is_control(mixers[0])
             marker, colour = ("x", INK) if control else next(looks)
-            sizes = sorted(mixers, key=lambda mixer: found.of_mixer(mixer, "state_bytes") or 0)
-            x, y = (_column(found, domain, sizes, metric) for metric in ("state_bytes", "ratio"))
+            sizes = sorted(mixers, key=shown.__getitem__)
+            x = [shown[mixer] for mixer in sizes]
+            y = [found.value(mixer, domain, "ratio") or np.nan for mixer in sizes]
             spread = [found.spread(mixer, domain, "ratio") or np.nan for mixer in sizes]
-            style: dict[str, Any] = {"color": colour, "alpha": 0.6 if control else 1.0, "marker": marker}
-            axes.errorbar(x, y, spread, linewidth=1, elinewidth=0.8, **style)
+            beyond = (found.extent(sizes[0]) or 0) < x[0]
+            style: dict[str, Any] = {"color": colour, "alpha": 0.6 if control else 1.0}
+            axes.errorbar(x, y, spread, linewidth=1, elinewidth=0.8, marker="<" if beyond else marker, **style)
             # A family is named once, where its best is.
             named = int(np.argmin(y))
             labels += [
@@ -86,27 +91,24 @@ def _drawing(found: Compared, domain: str, shown: list[str], alt: str) -> str:
                 for i, at in enumerate(zip(x, y, strict=True))
             ]
         ceiling = found.value(CEILING, domain, "ratio") or 1.0
-        _scales(axes, [label.x for label in labels], [ceiling, *(label.y for label in labels)])
+        _scales(axes, [label.x for label in labels], [ceiling, *(label.y for label in labels)], found.decodes)
         _marks(axes, found, domain)
         write_labels(axes, labels)
 
     return draw(paint, 5.8, alt, WIDE)
 
 
-def _column(found: Compared, domain: str, mixers: list[str], metric: str) -> list[float]:
-    return [found.value(mixer, domain, metric) or np.nan for mixer in mixers]
-
-
-def _scales(axes: Axes, x: list[float], y: list[float]) -> None:
+def _scales(axes: Axes, x: list[float], y: list[float], decodes: bool) -> None:
     """Both logarithmic, with room for names around the points and for a ratio of 1."""
-    axes.set(ylim=(min([1.0, *y]) / 1.02, max([1.1, *y]) * 1.02), xlabel="state of one sequence")
+    label = "state of one sequence" if decodes else "features F"
+    axes.set(ylim=(min([1.0, *y]) / 1.02, max([1.1, *y]) * 1.02), xlabel=label)
     axes.set_ylabel("perplexity / teacher's")
     logarithmic(axes, "×")
     axes.set_xscale("log", base=2)
     if x:
         axes.set_xlim(min(x) / 1.6, max(x) * 1.6)
     axes.xaxis.set_major_locator(LogLocator(base=2, numticks=8))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: size(value)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: size(value) if decodes else f"{value:.0f}"))
     axes.xaxis.set_minor_locator(NullLocator())
 
 

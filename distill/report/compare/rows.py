@@ -18,6 +18,7 @@ METRICS = {
     "agreement": "share",
     "state_bytes": "bytes",
     "cache_bytes_per_token": "bytes per token",
+    "student_cache_bytes_per_token": "bytes per token",
     "context": "tokens",
 }
 #: The types that each field may have.

@@ -21,9 +21,7 @@ def quality_table(found: Compared) -> Table:
             for domain in found.domains
         ]
         cells += [times(found.value(mixer, domain, "stage1_ratio")) for domain in found.domains]
-        # Exact layers have a cache that grows, and no state.
-        state = None if is_ceiling(mixer) else found.of_mixer(mixer, "state_bytes")
-        rows.append([*names(mixer), size(state), *cells])
+        rows.append([*names(mixer), size(found.memory(mixer)), *cells])
     return Table("Quality and size of state", ["Mixer", "F", "State", *heads], rows, aside=aside(found))
 
 

@@ -16,7 +16,8 @@ def sections(found: Compared) -> dict[str, Section]:
         title=found.teacher,
         intro=f"{setting(found)} The ratio is student over teacher perplexity, same text and context, so 1 loses "
         "nothing; ± is the sample standard deviation over seeds. Stage 1 is the ratio after that stage alone. KL is "
-        "that of its attention maps in nats, mean over layers and heads. State is what decoding one sequence keeps. "
+        "that of its attention maps in nats, mean over layers and heads. State is what decoding one sequence "
+        "keeps, at this context where it grows. "
         "The rows are in the order of the mean log ratio.",
         data={},
         verdict=verdict(found),

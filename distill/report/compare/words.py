@@ -17,7 +17,7 @@ def verdict(found: Compared) -> str:
     controls = [mixer for mixer in found.controls if ratios(found, mixer)]
     told = []
     if systems:
-        state = found.of_mixer(systems[0], "state_bytes")
+        state = found.memory(systems[0])
         nearest = each(ratios(found, systems[0]), of=" the teacher's")
         told.append(f"{systems[0]} comes nearest: {nearest}{f', with a state of {size(state)}' if state else ''}.")
     if controls:
@@ -78,8 +78,13 @@ def beaten(found: Compared) -> list[str]:
 
 
 def better_control(found: Compared, system: str, domain: str) -> str | None:
-    """The best of the controls whose ratio is below the system's."""
-    own = found.value(system, domain, "ratio") or math.inf
+    """The best of the controls, where its ratio is below the system's by more than both spreads over seeds."""
     theirs = {control: found.value(control, domain, "ratio") or math.inf for control in found.controls}
     best = min(theirs, key=theirs.__getitem__, default=None)
-    return best if best and theirs[best] < own else None
+    if best is None:
+        return None
+    own, spreads = (
+        found.value(system, domain, "ratio"),
+        [found.spread(each, domain, "ratio") for each in (best, system)],
+    )
+    return best if theirs[best] + sum(spread or 0 for spread in spreads) < (own or math.inf) else None
