@@ -22,8 +22,10 @@ def exact_attention(
     """
     length, total = query.shape[2], key.shape[2]
     grouped = query.shape[1] != key.shape[1]
-    if padding is None and length == total:
-        return scaled_dot_product_attention(query, key, value, is_causal=causal, scale=scaling, enable_gqa=grouped)
+    if padding is None and length in (1, total):
+        # One query that comes last sees every key.
+        triangle = causal and length > 1
+        return scaled_dot_product_attention(query, key, value, is_causal=triangle, scale=scaling, enable_gqa=grouped)
     i, j = torch.arange(total - length, total, device=key.device)[:, None], torch.arange(total, device=key.device)
     seen = (j <= i) | (not causal)
     if padding is not None:

@@ -52,8 +52,13 @@ def attend(
 
 
 def padding_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
-    """transformers' mask interface. Without one of its own, an attention would never be told of the padding."""
-    return attention_mask
+    """transformers' mask interface. Without one of its own, an attention would never be told of the padding.
+
+    A mask that hides nothing is none: without one, layers kept exact take the fast path.
+    """
+    if attention_mask is None or torch.compiler.is_compiling():
+        return attention_mask
+    return None if bool((attention_mask != 0).all()) else attention_mask
 
 
 AttentionInterface.register(ATTENTION, attend)

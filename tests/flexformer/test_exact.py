@@ -1,8 +1,11 @@
 """Layers that are kept softmax: their attention, and a model that has both kinds."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from distill.flexformer.cache import ExactLayer
 from distill.flexformer.exact import exact_attention
@@ -42,6 +45,27 @@ def test_nothing_but_padding_is_a_number():
     out = exact_attention(q.requires_grad_(), k, v, 0.4, torch.zeros(2, 5))
     out.sum().backward()
     assert out.isfinite().all() and q.grad.isfinite().all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("new", [6, 1])
+def test_a_mask_that_hides_nothing_leaves_the_fast_path(new: int, monkeypatch: pytest.MonkeyPatch):
+    """`generate` always gives a mask, and with one there is no flash attention."""
+    given = []
+
+    def watched(*args: Tensor, **kwargs: Any) -> Tensor:
+        given.append(kwargs.get("attn_mask"))
+        return scaled_dot_product_attention(*args, **kwargs)
+
+    monkeypatch.setattr("distill.flexformer.exact.scaled_dot_product_attention", watched)
+    model, ids, cache = student("llama", exact=[0]), tokens(2, 6), None
+    if new == 1:
+        cache = model.new_cache()
+        model(ids[:, :5], past_key_values=cache)
+    given.clear()
+    model(ids[:, -new:], torch.ones(2, 6), past_key_values=cache)
+    model(ids, padding("left", 2, 6))
+    assert [mask is None for mask in given] == [True, False]
 
 
 @torch.no_grad()
