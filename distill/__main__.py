@@ -75,6 +75,9 @@ def explain(error: Exception, known: list[str]) -> str:
         return f"{group}={option} is unknown; known: {', '.join(error.options)}"
     if lines and lines[0].startswith("Could not override"):
         key = lines[0].split("'")[1]
+        if key in known:
+            group = key.partition(".")[0]
+            return f"{key} is no key of the {group} that was chosen; leave it out, or choose another {group}"
         near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
         return f"unknown key {key}" + (f"; did you mean {', '.join(near)}?" if near else "; see --help")
     return " ".join(lines)

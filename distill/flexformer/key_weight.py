@@ -17,8 +17,6 @@ class KeyWeight(nn.Module):
 
     def __init__(self, shape: HeadShape, form: str):
         super().__init__()
-        if form not in DEGREES:
-            raise ValueError(f"mixer.key_weight={form} is unknown; known: {', '.join(DEGREES)}")
         self.coefficients = nn.ParameterList(
             nn.Parameter(zeros(shape.kv_heads, shape.head_dim)) for _ in range(DEGREES[form])
         )

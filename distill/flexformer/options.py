@@ -1,11 +1,12 @@
 """What a mixer may be told, and a line for every mistake."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from .constant import Constant, Zero
 from .cosformer import Cosformer
+from .decay import DECAYS, GROUPED
 from .elu import Elu
 from .exponential import Exponential
 from .favor import Favor
@@ -13,7 +14,9 @@ from .feature_map import FeatureMap
 from .fourier import nonstationary, stationary
 from .hedgehog import Hedgehog
 from .identity import Identity
+from .key_weight import DEGREES
 from .linformer import Linformer
+from .normaliser import NORMALISERS
 from .rfa import Rfa
 from .spectral import Spectral
 from .t2r import T2r
@@ -50,6 +53,9 @@ EVERY: dict[str, type] = {
     "frozen": bool,
 }
 
+#: Those of them that choose by name, and the names there are.
+CHOICES: dict[str, Collection[str]] = {"key_weight": DEGREES, "decay": DECAYS, "normaliser": NORMALISERS}
+
 #: The only values that an encoder's mixer can have of what runs in one direction.
 DIRECTIONLESS = {"decay": "none", "window": 0}
 
@@ -73,17 +79,29 @@ def check_options(options: Mapping[str, Any], causal: bool = True) -> tuple[Call
     for key, kind in kinds.items():
         if type(options[key]) not in ((int, float) if kind is float else (kind,)):
             raise ValueError(f"mixer.{key}={options[key]} is of the wrong type: give {kind.__name__}")
-    if options.get("window", 0) < 0:
-        raise ValueError(f"mixer.window={options['window']} must be 0 or more tokens")
+    if name in MAPS:
+        check_parts(options)
     check_direction(options, causal)
     return known[name], {key: options[key] for key in own}
+
+
+def check_parts(options: Mapping[str, Any]) -> None:
+    """ValueError for a part that there is none of, and for groups of what has none."""
+    for key, known in CHOICES.items():
+        if options[key] not in known:
+            raise ValueError(f"mixer.{key}={options[key]} is unknown; known: {', '.join(known)}")
+    groups = options["decay_groups"]
+    if groups < 1 or (groups > 1 and options["decay"] not in GROUPED):
+        raise ValueError(f"mixer.decay_groups={groups}: give 1, or more with mixer.decay={' or '.join(GROUPED)}")
+    if options["window"] < 0:
+        raise ValueError(f"mixer.window={options['window']} must be 0 or more tokens")
 
 
 def check_direction(options: Mapping[str, Any], causal: bool) -> None:
     """ValueError for a mixer that looks ahead in a causal model, and for one that looks back alone in an encoder."""
     if causal and options["map"] in PROJECTIONS:
         raise ValueError(
-            f"mixer.map={options['map']}: projecting along the sequence mixes later tokens into earlier ones; "
+            f"mixer={options['map']}: projecting along the sequence mixes later tokens into earlier ones; "
             "it is for encoders, with task=masked_lm"
         )
     for key, only in () if causal else DIRECTIONLESS.items():
