@@ -75,12 +75,19 @@ def explain(error: Exception, known: list[str]) -> str:
         return f"{group}={option} is unknown; known: {', '.join(error.options)}"
     if lines and lines[0].startswith("Could not override"):
         key = lines[0].split("'")[1]
-        if key in known:
-            group = key.partition(".")[0]
-            return f"{key} is no key of the {group} that was chosen; leave it out, or choose another {group}"
+        if key in mixer_keys():
+            return f"{key} is no key of the mixer that was chosen; leave it out, or choose another mixer"
+        if key.startswith("data.domains."):
+            return f"{key} is new here; write +{key} to add it"
         near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
         return f"unknown key {key}" + (f"; did you mean {', '.join(near)}?" if near else "; see --help")
     return " ".join(lines)
+
+
+def mixer_keys() -> set[str]:
+    """Every dotted key that some mixer has."""
+    files = [OmegaConf.load(file) for file in folder("conf").glob("mixer/**/*.yaml")]
+    return {f"mixer.{name!s}" for file in files for name in file if name != "defaults"}
 
 
 def known_keys() -> list[str]:

@@ -69,6 +69,11 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
         ["mixer=elu", "mixer.features=64"],
         ["mixer.features", "no key of the mixer", "leave"],
     ),
+    "option of another mixer": (
+        ["mixer=exponential", "mixer.order=2"],
+        ["mixer.order", "no key of the mixer", "leave"],
+    ),
+    "domain": (["data=text", "data.domains.code.path=x"], ["data.domains.code.path", "+data.domains.code.path"]),
     "decay": (["mixer.decay=slow"], ["mixer.decay=slow", "learned, gated"]),
     "normaliser": (["mixer.normaliser=mean"], ["mixer.normaliser=mean", "sum, norm"]),
     "groups": (["mixer.decay=learned", "mixer.decay_groups=0"], ["mixer.decay_groups=0", "1, or more"]),

@@ -22,10 +22,12 @@ def frequencies(made: Run) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("stage", ["attention", "logits"])
-@pytest.mark.parametrize(("every", "draws"), [(2, [1, 1, 2, 2, 3]), (0, [1, 1, 1, 1, 1]), (5, [1, 1, 1, 1, 1])])
+@pytest.mark.parametrize(
+    ("every", "draws"), [(2, [1, 1, 2, 2, 3, 3, 4, 4, 5, 5]), (0, [1] * 10), (9, [1] * 10), (8, [1] * 8 + [2] * 2)]
+)
 def test_features_are_drawn_anew_as_often_as_asked_for_and_settle(run, stage: str, every: int, draws: list[int]):
     weight = "mixer.key_weight=quadratic"
-    made = run(*sized("favor"), weight, f"mixer.redraw_every={every}", f"stages.{stage}.max_steps=5")
+    made = run(*sized("favor"), weight, f"mixer.redraw_every={every}", f"stages.{stage}.max_steps=10")
     trained, seen = getattr(made, stage)(), []
     trained.on_train_batch_start = lambda *args: seen.append({n: each.clone() for n, each in frequencies(made).items()})
     made.fit(trained, stage)

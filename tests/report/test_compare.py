@@ -222,16 +222,16 @@ def test_a_mixer_in_words(name: str, options: dict[str, Any], features: int | No
 def test_what_was_said_of_a_mixer_is_part_of_its_name(tmp_path: Path, undrawn: None) -> None:
     """Or it would be joined with the mixer as it is, or stand beside it under the same name."""
     plain, weighted, unplaced = (write(tmp_path / each) for each in ("plain", "weighted", "unplaced"))
-    command = "python -m distill mixer=hedgehog mixer.key_weight=linear mixer.decay_groups=4 mixer.features=128 seed=0"
+    command = "python -m distill mixer=hedgehog mixer.key_weight=linear +mixer.decay_groups=4 mixer.features=128 seed=0"
     edit(weighted / "measurements/run.json", command=command)
     config = yaml.safe_load((unplaced / "config.yaml").read_text())
-    config["stages"]["attention"] = {"place": False, "loss": "kl"}
+    config["stages"]["attention"] = {"place": False, "loss": "both"}
     (unplaced / "config.yaml").write_text(yaml.safe_dump(config))
     compare([plain, weighted, unplaced], tmp_path / "out")
     assert {case.split(" | ")[0] for case, _ in table(tmp_path / "out")} == {
         "hedgehog F=128",
         "hedgehog F=128 decay_groups=4 key_weight=linear",
-        "hedgehog F=128 place=false",
+        "hedgehog F=128 loss=both place=false",
     }
 
 
@@ -357,10 +357,12 @@ def test_what_a_control_beats_is_said(tmp_path: Path, undrawn: None) -> None:
     compare(runs, tmp_path / "out")
     text = (tmp_path / "out.md").read_text()
     assert [line.replace("\\", "") for line in lines(text, "> ")] == [
-        "> Beaten by a control: window-only F=128, on prose, beats good F=128.",
-        "> Beaten by a control: window-only F=128, on code, beats bad F=128.",
+        "> Beaten by a control that is no larger: window-only F=128, on prose, beats good F=128.",
+        "> Beaten by a control that is no larger: window-only F=128, on code, beats bad F=128.",
     ]
-    assert "good F=128 comes nearest: 1.10× the teacher's on code and 1.30× on prose" in text
+    assert (
+        "Of all that are no controls good F=128 comes nearest: 1.10× the teacher's on code and 1.30× on prose" in text
+    )
     assert "The best control, window-only F=128, is at 1.20× on code and 1.20× on prose." in text
 
 
@@ -536,14 +538,19 @@ def test_encoders_keep_no_state_and_are_drawn_by_their_features(tmp_path: Path) 
     runs = [write(tmp_path / name, name, features=size, **none) for name, size in (("elu", 64), ("linformer", 128))]
     compare([*runs, write(tmp_path / "c", "uniform", features=1, **none)], tmp_path / "out")
     text = (tmp_path / "out-books-6x512-code.svg").read_text()
-    assert all(word in text for word in ("features F", "linformer", "elu", "uniform"))
-    assert "Not shown" not in (tmp_path / "out.md").read_text()
+    assert all(word in text for word in ("features F", "linformer", "elu", "uniform")) and "KiB" not in text
+    page = (tmp_path / "out.md").read_text()
+    assert "Not shown" not in page and "against the features F" in page and "State is what" not in page
 
 
 def test_a_control_smaller_than_all_is_drawn_at_the_edge(tmp_path: Path) -> None:
     sizes = {"elu": 64, "hedgehog": 128, "key-weight-only": 1}
     compare([write(tmp_path / name, name, features=size) for name, size in sizes.items()], tmp_path / "out")
-    assert "key-weight-only" in (tmp_path / "out-books-6x512-code.svg").read_text()
+    text = (tmp_path / "out-books-6x512-code.svg").read_text()
+    assert "key-weight-only" in text
+    # Or the axis would reach down to its 1,000 bytes.
+    ticks = set(re.findall(r">(\d+)\N{NO-BREAK SPACE}(K?i?B)<", text))
+    assert ticks and not ticks & {(str(2**i), unit) for unit in ("B", "KiB") for i in range(4)}
     assert "Not shown" not in (tmp_path / "out.md").read_text()
 
 
@@ -555,7 +562,33 @@ def test_a_control_beats_only_by_more_than_the_spread(tmp_path: Path, undrawn: N
     ]
     compare(runs, tmp_path / "out")
     told = [line.replace("\\", "") for line in lines((tmp_path / "out.md").read_text(), "> ")]
-    assert told == ["> Beaten by a control: window-only F=128, on code, beats worse F=128."]
+    assert told == ["> Beaten by a control that is no larger: window-only F=128, on code, beats worse F=128."]
+
+
+def test_a_larger_control_does_not_count_and_the_best_clear_one_does(tmp_path: Path, undrawn: None) -> None:
+    """Nor does a noisy control hide a clear one, or a system that diverged hide behind its spread."""
+    ratios = {
+        ("window-only", 512): (1.01, 0.0),
+        ("uniform", 1): (1.05, 0.2),
+        ("zero", 1): (1.11, 0.001),
+        ("elu", 128): (1.2, 0.001),
+        ("signed", 128): (10.0, 80.0),
+    }
+    for (name, size), (ratio, off) in ratios.items():
+        for seed in (0, 1):
+            write(tmp_path / f"{name}-{seed}", name, seed, size, ratio={"code": ratio + off * seed})
+    compare(sorted(tmp_path.iterdir()), tmp_path / "out")
+    told = [line.replace("\\", "") for line in lines((tmp_path / "out.md").read_text(), "> ")]
+    assert told == ["> Beaten by a control that is no larger: zero F=1, on code, beats elu F=128 and signed F=128."]
+
+
+def test_each_line_of_origin_has_its_own_commit(tmp_path: Path, undrawn: None) -> None:
+    runs = [write(tmp_path / "a", "elu"), write(tmp_path / "b", "t2r")]
+    origin = json.loads((runs[1] / "measurements/run.json").read_text())
+    edit(runs[1] / "measurements/run.json", **origin | {"commit": "decade"})
+    compare(runs, tmp_path / "out")
+    told = [line for line in lines((tmp_path / "out.md").read_text(), "| 2 CPU cores")]
+    assert [("c0ffee" in line, "decade" in line) for line in told] == [(True, False), (False, True)]
 
 
 def test_rows_can_be_left_out(tmp_path: Path, undrawn: None) -> None:
@@ -564,9 +597,27 @@ def test_rows_can_be_left_out(tmp_path: Path, undrawn: None) -> None:
     assert {case.split(" | ")[0] for case, _ in table(tmp_path / "out")} == {"t2r F=128"}
     with pytest.raises(UserError, match=r"^--without 'elu': no row"):
         compare(runs, tmp_path / "out", without=["elu"])
+    parts = {"window": {"code": 18.0, "prose": 30.0}}
+    hybrid = write(tmp_path / "c", "favor", options={"window": 8}, parts=parts)
+    # Not even a clash with itself keeps it in.
+    again = write(tmp_path / "d", "favor", options={"window": 8}, parts=parts)
+    compare([*runs, hybrid, again], tmp_path / "out", without=["favor F=128 window=8"])
+    assert {case.split(" | ")[0] for case, _ in table(tmp_path / "out")} == {"elu F=128", "t2r F=128"}
 
 
-def test_seeds_of_other_weights_or_precision_are_not_joined(tmp_path: Path, undrawn: None) -> None:
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("task", "masked_lm"), ("trainer", {"precision": "bf16"}), ("trainer", {"accumulate_grad_batches": 2})],
+)
+def test_seeds_of_other_settings_are_not_joined(key: str, value: Any, tmp_path: Path, undrawn: None) -> None:
+    runs = [write(tmp_path / "a"), write(tmp_path / "b", seed=1)]
+    config = yaml.safe_load((runs[1] / "config.yaml").read_text())
+    (runs[1] / "config.yaml").write_text(yaml.safe_dump(config | {key: value}))
+    with pytest.raises(UserError, match=f"differ in {key}"):
+        compare(runs, tmp_path / "out")
+
+
+def test_seeds_of_other_weights_are_not_joined(tmp_path: Path, undrawn: None) -> None:
     runs = [write(tmp_path / "a"), write(tmp_path / "b", seed=1)]
     edit(runs[1] / "student/provenance.json", teacher={"weights_sha256": "beef"})
     with pytest.raises(UserError, match="differ in the teacher's weights"):

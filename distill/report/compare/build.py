@@ -1,6 +1,7 @@
 """From runs and earlier tables to OUT.json, and from its rows alone to OUT.md, the figures and a page."""
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import quote
@@ -12,7 +13,7 @@ from ..section import Figure
 from .case import parse
 from .compared import by_teacher
 from .goals import with_goals
-from .measured import measured
+from .measured import Measured, measured
 from .rows import Row, joined, read_rows, written
 from .seeds import joined_over_seeds
 from .teacher import sections
@@ -33,7 +34,8 @@ def compare(
     """
     tables = {source: read_rows(source) for source in sources if source.suffix == ".json"}
     runs = [measured(run) for source in sources if source.suffix != ".json" for run in runs_of(source)]
-    rows = with_goals(left(joined(tables, joined_over_seeds(runs)), without or []), goals or [])
+    tables, runs = left(tables, runs, without or [])
+    rows = with_goals(joined(tables, joined_over_seeds(runs)), goals or [])
     # What is written has endings of its own.
     out = out.with_suffix("") if out.suffix in (".json", ".md", ".html") else out
     texts = rendered(rows, out, html)
@@ -50,13 +52,22 @@ def runs_of(source: Path) -> list[Path]:
     return [source] if (source / "config.yaml").exists() or not within else within
 
 
-def left(rows: list[Row], without: list[str]) -> list[Row]:
-    """The rows of all mixers but these."""
-    known = {parse(row.case).mixer for row in rows}
+def left(
+    tables: dict[Path, list[Row]], runs: list[Measured], without: list[str]
+) -> tuple[dict[Path, list[Row]], list[Measured]]:
+    """All but these mixers and the parts of them, which are gone before anything is joined."""
+    known = {parse(row.case).mixer for rows in tables.values() for row in rows}
+    known |= {case.mixer for run in runs for case in run.values}
     for mixer in without:
         if mixer not in known:
             raise UserError(f"--without '{mixer}': no row is of this mixer; type it as in OUT.json")
-    return [row for row in rows if parse(row.case).mixer not in without]
+
+    def stays(mixer: str) -> bool:
+        return not any(mixer == each or mixer.startswith(f"{each} only=") for each in without)
+
+    kept = {file: [row for row in rows if stays(parse(row.case).mixer)] for file, rows in tables.items()}
+    values = ({case: found for case, found in run.values.items() if stays(case.mixer)} for run in runs)
+    return kept, [replace(run, values=found) for run, found in zip(runs, values, strict=True) if found]
 
 
 def rendered(rows: list[Row], out: Path, html: Path | None) -> dict[Path, str]:
@@ -75,7 +86,7 @@ def page(rows: list[Row], out: Path) -> Page:
     identity = {
         "teachers": [found.teacher for found in teachers],
         "domains": sorted({case.domain for case in cases}),
-        "mixers": [str(len({case.mixer for case in cases}))],
+        "mixers": [f"{len({mixer for each in teachers for mixer in each.systems})} and controls"],
     }
     parts = {name: part for found in teachers for name, part in sections(found).items()}
     told = [(name, ", ".join(values)) for name, values in identity.items()]

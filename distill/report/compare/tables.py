@@ -59,13 +59,13 @@ def origin_table(found: Compared) -> Table:
     commands = dict.fromkeys(row.command for row in rows if row.command)
     if len(commands) < 2:
         return Table("", [], [])
-    by_machine: dict[str | None, list[Row]] = {}
+    by_origin: dict[tuple[str | None, str | None], list[Row]] = {}
     for row in rows:
-        by_machine.setdefault(row.hardware, []).append(row)
+        by_origin.setdefault((row.hardware, row.commit), []).append(row)
     lines = [
-        [hardware or DASH, commits(of_machine) or DASH, command]
-        for hardware, of_machine in by_machine.items()
-        for command in sweeps("mixer", dict.fromkeys(row.command for row in of_machine if row.command))
+        [hardware or DASH, commits(together) or DASH, command]
+        for (hardware, _), together in by_origin.items()
+        for command in sweeps("mixer", dict.fromkeys(row.command for row in together if row.command))
     ]
     return Table("How each was made", ["Hardware", "Commit", "Command"], lines, labels=3)
 

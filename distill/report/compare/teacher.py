@@ -7,6 +7,9 @@ from .quality import quality_figure
 from .tables import beside_table, goal_table, origin_table, quality_table
 from .words import beaten, setting, verdict
 
+#: What the column means.
+STATE = "State is what decoding one sequence keeps, at this context where it grows. "
+
 
 def sections(found: Compared) -> dict[str, Section]:
     """By name: the comparison itself, and what is known beside it."""
@@ -15,10 +18,9 @@ def sections(found: Compared) -> dict[str, Section]:
     comparison = Section(
         title=found.teacher,
         intro=f"{setting(found)} The ratio is student over teacher perplexity, same text and context, so 1 loses "
-        "nothing; ± is the sample standard deviation over seeds. Stage 1 is the ratio after that stage alone. KL is "
-        "that of its attention maps in nats, mean over layers and heads. State is what decoding one sequence "
-        "keeps, at this context where it grows. "
-        "The rows are in the order of the mean log ratio.",
+        "nothing; ± is the sample standard deviation over seeds. Stage 1 is the ratio after that stage alone, which "
+        "mixers that have nothing to fit to maps go without. KL is that of its attention maps in nats, mean over "
+        f"layers and heads. {STATE if found.decodes else ''}The rows are in the order of the mean log ratio.",
         data={},
         verdict=verdict(found),
         tables=[quality_table(found)],

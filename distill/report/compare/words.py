@@ -9,6 +9,8 @@ from .compared import Compared
 from .rows import Row
 
 STAGES = {"attention_tokens": "stage 1", "logits_tokens": "stage 2"}
+#: Up to how many times a system's size a control may have to count as no larger: what a few features less make.
+SAME_SIZE = 1.02
 
 
 def verdict(found: Compared) -> str:
@@ -19,7 +21,8 @@ def verdict(found: Compared) -> str:
     if systems:
         state = found.memory(systems[0])
         nearest = each(ratios(found, systems[0]), of=" the teacher's")
-        told.append(f"{systems[0]} comes nearest: {nearest}{f', with a state of {size(state)}' if state else ''}.")
+        kept = f", with a state of {size(state)}" if state else ""
+        told.append(f"Of all that are no controls {systems[0]} comes nearest: {nearest}{kept}.")
     if controls:
         told.append(f"The best control, {controls[0]}, is at {each(ratios(found, controls[0]))}.")
     return " ".join(told)
@@ -65,7 +68,7 @@ def commits(rows: list[Row]) -> str:
 
 
 def beaten(found: Compared) -> list[str]:
-    """A sentence for the systems that a control beats, by the best control on the domains in question."""
+    """A sentence for the systems that a control beats, by the best such control on the domains in question."""
     by: dict[str, list[str]] = {}
     for system in found.systems:
         lost: dict[str, list[str]] = {}
@@ -74,17 +77,23 @@ def beaten(found: Compared) -> list[str]:
                 lost.setdefault(control, []).append(domain)
         for control, domains in lost.items():
             by.setdefault(f"{control}, on {listed(domains)}", []).append(system)
-    return [f"Beaten by a control: {control}, beats {listed(systems)}." for control, systems in by.items()]
+    return [
+        f"Beaten by a control that is no larger: {control}, beats {listed(names)}." for control, names in by.items()
+    ]
 
 
 def better_control(found: Compared, system: str, domain: str) -> str | None:
-    """The best of the controls, where its ratio is below the system's by more than both spreads over seeds."""
-    theirs = {control: found.value(control, domain, "ratio") or math.inf for control in found.controls}
-    best = min(theirs, key=theirs.__getitem__, default=None)
-    if best is None:
-        return None
-    own, spreads = (
-        found.value(system, domain, "ratio"),
-        [found.spread(each, domain, "ratio") for each in (best, system)],
-    )
-    return best if theirs[best] + sum(spread or 0 for spread in spreads) < (own or math.inf) else None
+    """The best of the controls, not larger than the system, whose ratio is below by more than both spreads allow."""
+    size = found.extent(system) or math.inf
+    controls = [each for each in found.controls if (found.extent(each) or 0) <= SAME_SIZE * size]
+    better = [each for each in controls if clearly_below(found, each, system, domain)]
+    return min(better, key=lambda control: found.value(control, domain, "ratio") or math.inf, default=None)
+
+
+def clearly_below(found: Compared, control: str, system: str, domain: str) -> bool:
+    """By logarithms, since what diverged spreads as far as it fails. A system without a ratio is beaten by any."""
+    theirs, own = (found.value(each, domain, "ratio") for each in (control, system))
+    if theirs is None or own is None:
+        return theirs is not None
+    spreads = ((found.spread(each, domain, "ratio") or 0, ratio) for each, ratio in ((control, theirs), (system, own)))
+    return math.log(own / theirs) > sum(spread / ratio for spread, ratio in spreads)
