@@ -622,3 +622,57 @@ def test_seeds_of_other_weights_are_not_joined(tmp_path: Path, undrawn: None) ->
     edit(runs[1] / "student/provenance.json", teacher={"weights_sha256": "beef"})
     with pytest.raises(UserError, match="differ in the teacher's weights"):
         compare(runs, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"context": 64}, "tokens of context"),
+        ({"tokens": {"attention": 7, "logits": 8}}, "tokens of stage 1"),
+    ],
+)
+def test_mixers_of_other_budgets_are_not_ranked(changes: Any, what: str, tmp_path: Path, undrawn: None) -> None:
+    """Not even where one of them comes from an earlier table."""
+    compare([write(tmp_path / "a", "elu", context=512)], tmp_path / "out")
+    other = write(tmp_path / "b", "t2r", **{"context": 512} | changes)
+    with pytest.raises(UserError, match=f"^books-6x512: rows differ in {what} .*tables of their own$"):
+        compare([tmp_path / "out.json", other], tmp_path / "out")
+    # What is not fitted to maps has no such tokens.
+    none = headline(("code",))["tokens"] | {"attention": 0}
+    compare([tmp_path / "out.json", write(tmp_path / "c", "t2r", context=512, tokens=none)], tmp_path / "out")
+
+
+def test_runs_of_a_sweep_that_did_not_finish_are_told(
+    tmp_path: Path, undrawn: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = tmp_path / "sweep"
+    write(sweep / "0-elu", "elu")
+    (write(sweep / "1-t2r", "t2r") / "measurements/headline.json").unlink()
+    (tmp_path / "refused").mkdir()
+    for folder in (sweep, tmp_path / "refused"):
+        (folder / "multirun.yaml").touch()
+    compare([sweep, tmp_path / "refused"], tmp_path / "out")
+    assert {case.split(" | ")[0] for case, _ in table(tmp_path / "out")} == {"elu F=128"}
+    assert capsys.readouterr().err == f"{sweep / '1-t2r'}: left out, it did not finish\n"
+    with pytest.raises(UserError, match="no finished run"):
+        compare([tmp_path / "refused"], tmp_path / "out")
+
+
+def test_layers_kept_exact_do_not_take_the_others_figures_away(tmp_path: Path, undrawn: None) -> None:
+    run = write(tmp_path / "run", options={"exact_layers": [0]})
+    found = json.loads((run / "measurements/fidelity.json").read_text())
+    found["domains"]["code"]["kl"] = [[None, None], [0.25, 0.75]]
+    dump(run / "measurements/fidelity.json", found)
+    compare([run], tmp_path / "out")
+    assert table(tmp_path / "out")["hedgehog F=128 exact_layers=[0] | books-6x512 | code", "map_kl"]["value"] == 0.5
+
+
+def test_a_case_that_is_not_there_brings_those_that_are_like_it(tmp_path: Path, undrawn: None) -> None:
+    run = write(tmp_path / "run")
+    for given, hint in (
+        ({"without": ["Hedgehog"]}, "did you mean 'hedgehog F=128'?"),
+        ({"goals": ["hedgehog F=128 | books-6x512 | prose=ration<=1"]}, "its metrics are agreement, .*ratio"),
+        ({"goals": ["hedgehog | books-6x512 | prose=ratio<=1"]}, "did you mean 'hedgehog F=128 | books-6x512 | "),
+    ):
+        with pytest.raises(UserError, match=hint.replace("?", r"\?").replace("|", r"\|")):
+            compare([run], tmp_path / "out", **given)

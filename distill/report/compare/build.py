@@ -1,5 +1,6 @@
 """From runs and earlier tables to OUT.json, and from its rows alone to OUT.md, the figures and a page."""
 
+import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -10,13 +11,20 @@ from ...errors import UserError
 from ..figures import standalone
 from ..pages import Page
 from ..section import Figure
-from .case import parse
-from .compared import by_teacher
+from .case import nearest, parse
+from .compared import Compared, by_teacher
 from .goals import with_goals
 from .measured import Measured, measured
 from .rows import Row, joined, read_rows, written
 from .seeds import joined_over_seeds
 from .teacher import sections
+
+#: What has to be the same for all mixers of one teacher, 0 aside: those without a stage 1 have 0 tokens in it.
+ALIKE = {
+    "context": "tokens of context",
+    "attention_tokens": "tokens of stage 1",
+    "logits_tokens": "tokens of stage 2",
+}
 
 
 def compare(
@@ -34,8 +42,12 @@ def compare(
     """
     tables = {source: read_rows(source) for source in sources if source.suffix == ".json"}
     runs = [measured(run) for source in sources if source.suffix != ".json" for run in runs_of(source)]
+    if not tables and not runs:
+        raise UserError(f"{', '.join(map(str, sources))}: no finished run; give runs, folders of sweeps or OUT.json")
     tables, runs = left(tables, runs, without or [])
     rows = with_goals(joined(tables, joined_over_seeds(runs)), goals or [])
+    for found in by_teacher(rows):
+        check_alike(found)
     # What is written has endings of its own.
     out = out.with_suffix("") if out.suffix in (".json", ".md", ".html") else out
     texts = rendered(rows, out, html)
@@ -46,10 +58,26 @@ def compare(
     return html or _beside(out, ".md")
 
 
+def check_alike(found: Compared) -> None:
+    """UserError where mixers were measured at different contexts, or trained on different numbers of tokens."""
+    for metric, what in ALIKE.items():
+        if len(values := found.values(metric)) > 1:
+            told = ", ".join(f"{value:,.0f}" for value in values)
+            raise UserError(f"{found.teacher}: rows differ in {what} ({told}): compare them in tables of their own")
+
+
 def runs_of(source: Path) -> list[Path]:
-    """The run, or those of a sweep's folder."""
+    """The run, or those of a sweep's folder that finished; those that did not are told."""
+    if (source / "config.yaml").exists() or not (
+        (source / "multirun.yaml").exists() or list(source.glob("*/config.yaml"))
+    ):
+        return [source]
     within = sorted(path.parent for path in source.glob("*/config.yaml"))
-    return [source] if (source / "config.yaml").exists() or not within else within
+    finished = [run for run in within if (run / "measurements" / "headline.json").exists()]
+    for run in within:
+        if run not in finished:
+            print(f"{run}: left out, it did not finish", file=sys.stderr)
+    return finished
 
 
 def left(
@@ -60,7 +88,7 @@ def left(
     known |= {case.mixer for run in runs for case in run.values}
     for mixer in without:
         if mixer not in known:
-            raise UserError(f"--without '{mixer}': no row is of this mixer; type it as in OUT.json")
+            raise UserError(f"--without '{mixer}': no row is of this mixer; {nearest(mixer, known)}")
 
     def stays(mixer: str) -> bool:
         return not any(mixer == each or mixer.startswith(f"{each} only=") for each in without)

@@ -1,6 +1,8 @@
 """What a row is about, as one line of text: "exponential F=128 decay=learned frozen | pocket | code"."""
 
 import re
+from collections.abc import Collection
+from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 #: The mixer of a student whose layers all keep their softmax: what no other can be expected to beat.
@@ -71,6 +73,14 @@ def feature_dim(mixer: str) -> str:
 def family(mixer: str) -> str:
     """The words of a mixer without its F: those that share them are one mixer in several sizes."""
     return re.sub(r" F=\d+", "", mixer, count=1)
+
+
+def nearest(typed: str, known: Collection[str]) -> str:
+    """What may have been meant, as a hint at the end of a refusal."""
+    # Names begin alike and differ in their words: by the beginning first, then by likeness.
+    found = sorted(each for each in known if each.lower().startswith(typed.lower()))[:3]
+    found = found or get_close_matches(typed, known, n=3, cutoff=0.5)
+    return f"did you mean {', '.join(map(repr, found))}?" if found else f"there is {sorted(known)[0]!r}, for one"
 
 
 def is_ceiling(mixer: str) -> bool:

@@ -56,6 +56,10 @@ class Compared:
         """Whether any case has a value of it."""
         return any(row.metric == metric and row.value is not None for row in self.rows)
 
+    def values(self, metric: str) -> list[float]:
+        """Every value there is of a metric, but for 0, each once."""
+        return sorted({row.value for row in self.rows if row.metric == metric and row.value})
+
     @property
     def controls(self) -> list[str]:
         return [mixer for mixer in self.mixers if is_control(mixer)]

@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 
 from ...errors import UserError
+from .case import nearest
 from .rows import Row
 
 KEEPS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
@@ -17,9 +18,13 @@ def with_goals(rows: list[Row], goals: list[str]) -> list[Row]:
     known = {row.key for row in rows}
     for (case, metric), goal in bounds.items():
         if (case, metric) not in known:
-            raise UserError(
-                f"--goal '{case}={metric}{goal}': no row has this case and metric; type the case as in OUT.json"
+            metrics = [name for each, name in known if each == case]
+            near = (
+                f"its metrics are {', '.join(sorted(metrics))}"
+                if metrics
+                else nearest(case, {each for each, _ in known})
             )
+            raise UserError(f"--goal '{case}={metric}{goal}': no row has this case and metric; {near}")
     return [replace(row, goal=bounds.get(row.key, row.goal)) for row in rows]
 
 

@@ -46,7 +46,8 @@ def measured(path: Path) -> Measured:
         name = str(origin.get("mixer") or options["map"])
         command = origin.get("command")
         words = mixer_words(name, options, headline["feature_dim"], _typed(command) | _ablated(run))
-        values = _values(words, teacher_name(str(teacher)), headline, _optional(run, "measurements/fidelity.json"))
+        fidelity = _swapped_alone(_optional(run, "measurements/fidelity.json"), options.get("exact_layers"))
+        values = _values(words, teacher_name(str(teacher)), headline, fidelity)
     except ArtefactError as error:
         raise UserError(f"{path}: {error}; leave this run out, or distil it again") from error
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -95,6 +96,19 @@ def _values(mixer: str, teacher: str, headline: dict[str, Any], fidelity: dict[s
             case = Case(f"{mixer} only={part}", teacher, domain)
             found[case] = {"ratio": _over(perplexities.get(domain), perplexity)} | fixed
     return found
+
+
+def _swapped_alone(fidelity: dict[str, Any], exact: Any) -> dict[str, Any]:
+    """Without the rows of layers that were kept exact, which hold nothing."""
+    kept = exact if isinstance(exact, list) else []
+    domains = {
+        domain: {
+            key: [row for i, row in enumerate(layers) if i not in kept] if isinstance(layers, list) else layers
+            for key, layers in table.items()
+        }
+        for domain, table in (fidelity.get("domains") or {}).items()
+    }
+    return fidelity | {"domains": domains}
 
 
 def _over(value: float | None, base: float | None) -> float | None:

@@ -101,7 +101,8 @@ def _drawing(found: Compared, domain: str, shown: dict[str, float], alt: str) ->
 def _scales(axes: Axes, x: list[float], y: list[float], decodes: bool) -> None:
     """Both logarithmic, with room for names around the points and for a ratio of 1."""
     label = "state of one sequence" if decodes else "features F"
-    axes.set(ylim=(min([1.0, *y]) / 1.02, max([1.1, *y]) * 1.02), xlabel=label)
+    low, high = min([1.0, *y]), max([1.1, *y])
+    axes.set(ylim=(low / 1.02, high * 1.02 * (high / low) ** 0.02), xlabel=label)
     axes.set_ylabel("perplexity / teacher's")
     logarithmic(axes, "×")
     axes.set_xscale("log", base=2)
