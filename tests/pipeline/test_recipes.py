@@ -110,10 +110,16 @@ def test_gpt2_small_at_its_own_shape(tmp_path: Path, tokenizer: PreTrainedTokeni
 
 
 def test_a_mixer_may_ask_for_rates_of_its_own_and_the_command_line_decides():
-    slow, common = compose("mixer=stationary-signed").stages, compose("mixer=favor").stages
+    slow, common = (
+        compose("recipe=compare", "mixer=stationary-signed").stages,
+        compose("recipe=compare", "mixer=favor").stages,
+    )
     assert (slow.attention.learning_rate, common.attention.learning_rate) == (3e-3, 3e-2)
     assert (slow.logits.learning_rate, common.logits.learning_rate) == (2e-5, 2e-4)
     assert (slow.logits.mixer_learning_rate, common.logits.mixer_learning_rate) == (2e-5, 3e-3)
     assert (
-        compose("mixer=stationary-signed", "stages.attention.learning_rate=0.5").stages.attention.learning_rate == 0.5
+        compose(
+            "recipe=compare", "mixer=stationary-signed", "stages.attention.learning_rate=0.5"
+        ).stages.attention.learning_rate
+        == 0.5
     )

@@ -361,4 +361,4 @@ def test_through_the_door(arguments: list[str], run: Path, tmp_path: Path):
     for here, there in zip(metrics(run), metrics(tmp_path / "typed"), strict=True):
         assert there["loss"] == pytest.approx(here["loss"], rel=1e-3)
     told = measured(tmp_path / "typed", "run")
-    assert told["command"] == shlex.join(["python", "-m", "distill", *arguments]) and told["mixer"] == "exponential-512"
+    assert told["command"] == shlex.join(["python", "-m", "distill", *arguments]) and told["mixer"] == "exponential"
