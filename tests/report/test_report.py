@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from distill.errors import UserError
 from distill.report import render, sections
 from distill.report.build import CONTRACT
+from distill.report.run import Run
 
 BOTH = ["headline", "fidelity"]
 HOSTILE = "<script>alert('x')</script>|$\\frac{1}$"
@@ -206,3 +208,16 @@ def test_a_new_section_is_one_new_file(make_run: MakeRun, tmp_path: Path, monkey
     report = render(make_run(), ["cost"])
     assert read(report)["cost"] == {"price": 3}
     assert "In money." in (report / "report.html").read_text()
+
+
+def test_the_head_of_the_page_tells_what_a_mixer_has_and_not_what_it_lacks(tmp_path: Path):
+    mixer = {
+        "map": "spectral",
+        "key_weight": "none",
+        "decay": "learned",
+        "decay_groups": 4,
+        "window": 0,
+        "features": 126,
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"mixer": mixer | {"rates": {"attention": 1.0}}, "seed": 0}))
+    assert dict(Run(tmp_path).identity)["mixer"] == "spectral, decay learned, decay_groups 4, features 126"
