@@ -5,7 +5,6 @@ import errno
 import os
 import sys
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import hydra
@@ -17,17 +16,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from .config import read
 from .errors import UserError
+from .folders import folder
 
 #: Jobs of a sweep that ended in an error; the others go on.
 failed: list[str] = []
 #: A disk that takes nothing more is the user's to mend.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-
-
-def folder(name: str) -> Path:
-    """`conf` or `recipes`: inside the package where it was installed from a wheel, else beside it."""
-    package = Path(__file__).parent
-    return package / name if (package / name).is_dir() else package.parent / name
 
 
 def register_recipes() -> None:

@@ -13,6 +13,7 @@ from .config import Config
 from .data import Corpus
 from .flexformer.configuration import FlexformerConfig
 from .flexformer.model import Flexformer
+from .mixer import told
 from .rundir import RunDirectory
 from .task import TASKS
 from .teacher import Teacher
@@ -149,7 +150,7 @@ def student_card(config: Config, run: RunDirectory) -> str:
         name="student",
         teacher=config.teacher.path,
         recipe=config.recipe,
-        mixer=", ".join(f"{key} {value}" for key, value in config.mixer.items() if key != "rates"),
+        mixer=told(config.mixer),
         cost=COST[config.task].format(state=(headline["state_bytes"] or 0) / 2**20) + kept_exact(headline),
         predicted=TASKS[config.task].predicted,
         auto=TASKS[config.task].auto.__name__,

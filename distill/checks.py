@@ -5,9 +5,9 @@ from typing import Any
 from . import config
 from .errors import UserError
 from .flexformer.options import check_options
+from .mixer import swapped_options
 from .report.sections import check as check_sections
 from .stages.logits import TRAIN
-from .student import swapped_options
 from .task import TASKS
 
 #: Keys that choose by name, and the names there are.

@@ -6,6 +6,7 @@ from typing import Any
 from .errors import UserError
 from .flexformer.configuration import FlexformerConfig
 from .flexformer.model import Flexformer
+from .mixer import exact_layers, swapped_options
 from .teacher import Teacher
 
 
@@ -30,18 +31,3 @@ def build_student(teacher: Teacher, mixer: dict[str, Any]) -> Flexformer:
     if teacher.model.can_generate():
         student.generation_config = copy.deepcopy(teacher.model.generation_config)
     return student.float()
-
-
-def swapped_options(mixer: dict[str, Any]) -> dict[str, Any]:
-    """What the mixers themselves are told: neither which layers go without, nor how fast to learn."""
-    return {key: value for key, value in mixer.items() if key not in ("exact_layers", "rates")}
-
-
-def exact_layers(mixer: dict[str, Any], count: int) -> list[int]:
-    """Indices of the layers that stay softmax, of `count`; UserError where there is no such layer."""
-    wanted = mixer.get("exact_layers", [])
-    if wanted == "all":
-        return list(range(count))
-    if not isinstance(wanted, list) or any(type(each) is not int or not 0 <= each < count for each in wanted):
-        raise UserError(f"mixer.exact_layers={wanted}: give a list of layers, which are 0 to {count - 1}, or all")
-    return sorted(set(wanted))

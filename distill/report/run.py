@@ -11,18 +11,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from ..errors import UserError
-
-#: A mixer's options that are not told where they leave a part out, and those that say nothing of what it is.
-OFF = {
-    "key_weight": "none",
-    "decay": "none",
-    "decay_groups": 1,
-    "normaliser": "sum",
-    "window": 0,
-    "frozen": False,
-    "exact_layers": [],
-}
-UNTOLD = ("map", "rates")
+from ..mixer import told
 
 
 class ArtefactError(Exception):
@@ -61,10 +50,8 @@ class Run:
     @property
     def identity(self) -> list[tuple[str, str]]:
         """What tells this run from others: name and value, for the head of the page."""
-        mixer = dict(self.setting("mixer") or {})
-        told = {name: value for name, value in mixer.items() if name not in UNTOLD and value != OFF.get(name)}
-        options = [mixer.get("map", ""), *(f"{name} {value}" for name, value in told.items())]
-        named = {"teacher": self.setting("teacher.path"), "mixer": ", ".join(options), "seed": self.setting("seed")}
+        mixer = told(self.setting("mixer") or {})
+        named = {"teacher": self.setting("teacher.path"), "mixer": mixer, "seed": self.setting("seed")}
         return [(name, str(value)) for name, value in named.items() if value not in (None, "")]
 
     def setting(self, key: str) -> Any:

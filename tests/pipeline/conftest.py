@@ -7,11 +7,13 @@ import datasets
 import hydra
 import pytest
 import torch
+from hydra.core.hydra_config import HydraConfig
 from transformers import PreTrainedTokenizerFast
 
-from distill.__main__ import folder, register_recipes
+from distill.__main__ import register_recipes
 from distill.config import Config, read
 from distill.flexformer.options import PROJECTIONS
+from distill.folders import folder
 
 from . import tiny
 
@@ -50,6 +52,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
         yield
+
+
+@pytest.fixture(autouse=True)
+def closed_door():
+    """What goes through the door here leaves Hydra's configuration open, and later runs would tell of its command."""
+    yield
+    HydraConfig.instance().cfg = None
 
 
 @pytest.fixture(scope="session")

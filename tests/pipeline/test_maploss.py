@@ -10,7 +10,7 @@ from distill.flexformer.engine import Features
 from distill.flexformer.feature_map import HeadShape
 from distill.flexformer.mixer import Mixer
 from distill.maploss import log_student, log_teacher, map_kl, negative_share, output_error
-from distill.student import swapped_options
+from distill.mixer import swapped_options
 from distill.teacher import Heads
 
 from . import tiny

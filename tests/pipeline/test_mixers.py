@@ -14,8 +14,8 @@ from distill.flexformer.feature_map import FeatureMap, HeadShape
 from distill.flexformer.mixer import Mixer
 from distill.flexformer.options import MAPS
 from distill.measure.fidelity import HeadFidelity
+from distill.mixer import swapped_options
 from distill.pipeline import distil
-from distill.student import swapped_options
 
 from . import tiny
 from .conftest import MIXERS, Compose, sized

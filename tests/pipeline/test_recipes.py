@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 from transformers import GPT2Config, PreTrainedTokenizerFast
 
-from distill.__main__ import folder, main
+from distill.__main__ import main
 from distill.config import Config, Domain
 from distill.flexformer.decay import DECAYS
 from distill.flexformer.feature_map import HeadShape
@@ -18,8 +18,9 @@ from distill.flexformer.key_weight import DEGREES
 from distill.flexformer.mixer import Mixer
 from distill.flexformer.normaliser import NORMALISERS
 from distill.flexformer.options import MAPS
+from distill.folders import folder
+from distill.mixer import swapped_options
 from distill.pipeline import PIPELINES, distil
-from distill.student import swapped_options
 
 from . import tiny
 from .conftest import MIXERS, compose

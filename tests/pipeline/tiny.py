@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedTokenizerFast
 
-from distill.__main__ import folder
 from distill.data import Corpus
+from distill.folders import folder
 
 END = "<|endoftext|>"
 VOCABULARY = 300

@@ -1,8 +1,6 @@
 """From runs and earlier tables to OUT.json, and from its rows alone to OUT.md, the figures and a page."""
 
-import sys
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import quote
@@ -11,20 +9,14 @@ from ...errors import UserError
 from ..figures import standalone
 from ..pages import Page
 from ..section import Figure
-from .case import nearest, parse
-from .compared import Compared, by_teacher
+from .case import parse
+from .compared import by_teacher
 from .goals import with_goals
-from .measured import Measured, measured
+from .measured import measured
 from .rows import Row, joined, read_rows, written
 from .seeds import joined_over_seeds
+from .sources import check_alike, left, runs_of
 from .teacher import sections
-
-#: What has to be the same for all mixers of one teacher, 0 aside: those without a stage 1 have 0 tokens in it.
-ALIKE = {
-    "context": "tokens of context",
-    "attention_tokens": "tokens of stage 1",
-    "logits_tokens": "tokens of stage 2",
-}
 
 
 def compare(
@@ -56,46 +48,6 @@ def compare(
     except OSError as error:
         raise UserError(f"{error.filename or out}: cannot be written, {error.strerror}; set --out elsewhere") from error
     return html or _beside(out, ".md")
-
-
-def check_alike(found: Compared) -> None:
-    """UserError where mixers were measured at different contexts, or trained on different numbers of tokens."""
-    for metric, what in ALIKE.items():
-        if len(values := found.values(metric)) > 1:
-            told = ", ".join(f"{value:,.0f}" for value in values)
-            raise UserError(f"{found.teacher}: rows differ in {what} ({told}): compare them in tables of their own")
-
-
-def runs_of(source: Path) -> list[Path]:
-    """The run, or those of a sweep's folder that finished; those that did not are told."""
-    if (source / "config.yaml").exists() or not (
-        (source / "multirun.yaml").exists() or list(source.glob("*/config.yaml"))
-    ):
-        return [source]
-    within = sorted(path.parent for path in source.glob("*/config.yaml"))
-    finished = [run for run in within if (run / "measurements" / "headline.json").exists()]
-    for run in within:
-        if run not in finished:
-            print(f"{run}: left out, it did not finish", file=sys.stderr)
-    return finished
-
-
-def left(
-    tables: dict[Path, list[Row]], runs: list[Measured], without: list[str]
-) -> tuple[dict[Path, list[Row]], list[Measured]]:
-    """All but these mixers and the parts of them, which are gone before anything is joined."""
-    known = {parse(row.case).mixer for rows in tables.values() for row in rows}
-    known |= {case.mixer for run in runs for case in run.values}
-    for mixer in without:
-        if mixer not in known:
-            raise UserError(f"--without '{mixer}': no row is of this mixer; {nearest(mixer, known)}")
-
-    def stays(mixer: str) -> bool:
-        return not any(mixer == each or mixer.startswith(f"{each} only=") for each in without)
-
-    kept = {file: [row for row in rows if stays(parse(row.case).mixer)] for file, rows in tables.items()}
-    values = ({case: found for case, found in run.values.items() if stays(case.mixer)} for run in runs)
-    return kept, [replace(run, values=found) for run, found in zip(runs, values, strict=True) if found]
 
 
 def rendered(rows: list[Row], out: Path, html: Path | None) -> dict[Path, str]:

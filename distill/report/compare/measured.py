@@ -46,8 +46,8 @@ def measured(path: Path) -> Measured:
         name = str(origin.get("mixer") or options["map"])
         command = origin.get("command")
         words = mixer_words(name, options, headline["feature_dim"], _typed(command) | _ablated(run))
-        fidelity = _swapped_alone(_optional(run, "measurements/fidelity.json"), options.get("exact_layers"))
-        values = _values(words, teacher_name(str(teacher)), headline, fidelity)
+        fidelity = _optional(run, "measurements/fidelity.json")
+        values = _values(words, teacher_name(str(teacher)), headline, fidelity, options.get("exact_layers"))
     except ArtefactError as error:
         raise UserError(f"{path}: {error}; leave this run out, or distil it again") from error
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -74,7 +74,9 @@ def teacher_name(path: str) -> str:
     return name.parent.name if name.name == "teacher" and name.parent.name else name.name
 
 
-def _values(mixer: str, teacher: str, headline: dict[str, Any], fidelity: dict[str, Any]) -> dict[Case, Values]:
+def _values(
+    mixer: str, teacher: str, headline: dict[str, Any], fidelity: dict[str, Any], exact: Any
+) -> dict[Case, Values]:
     found: dict[Case, Values] = {}
     fixed = {key: headline.get(key) for key in ("context", "cache_bytes_per_token", "student_cache_bytes_per_token")}
     fixed |= {f"{stage}_tokens": tokens for stage, tokens in headline["tokens"].items()}
@@ -84,8 +86,8 @@ def _values(mixer: str, teacher: str, headline: dict[str, Any], fidelity: dict[s
         values = {
             "ratio": headline["ratio"].get(domain),
             "stage1_ratio": _over((headline.get("stage1_ppl") or {}).get(domain), perplexity),
-            "map_kl": _mean(heads.get("kl")) if fidelity.get("comparable") else None,
-            "output_error": _mean(heads.get("output_error")),
+            "map_kl": _mean(heads.get("kl"), exact) if fidelity.get("comparable") else None,
+            "output_error": _mean(heads.get("output_error"), exact),
             "agreement": headline["agreement"].get(domain),
             "state_bytes": headline["state_bytes"],
         }
@@ -98,26 +100,14 @@ def _values(mixer: str, teacher: str, headline: dict[str, Any], fidelity: dict[s
     return found
 
 
-def _swapped_alone(fidelity: dict[str, Any], exact: Any) -> dict[str, Any]:
-    """Without the rows of layers that were kept exact, which hold nothing."""
-    kept = exact if isinstance(exact, list) else []
-    domains = {
-        domain: {
-            key: [row for i, row in enumerate(layers) if i not in kept] if isinstance(layers, list) else layers
-            for key, layers in table.items()
-        }
-        for domain, table in (fidelity.get("domains") or {}).items()
-    }
-    return fidelity | {"domains": domains}
-
-
 def _over(value: float | None, base: float | None) -> float | None:
     return value / base if value is not None and base else None
 
 
-def _mean(layers: list[list[float | None]] | None) -> float | None:
-    """Over layers and heads; None where a head has no value, so that one that diverged is not passed over."""
-    values = [value for layer in layers or [] for value in layer]
+def _mean(layers: list[list[float | None]] | None, exact: Any) -> float | None:
+    """Over swapped layers and heads; None where a head has no value, so that one that diverged is not passed over."""
+    kept = exact if isinstance(exact, list) else []
+    values = [value for i, layer in enumerate(layers or []) if i not in kept for value in layer]
     if not values or None in values:
         return None
     return float(np.mean(np.array(values, dtype=float)))

@@ -1,0 +1,41 @@
+"""What the configuration says of a mixer, for those who build it and those who tell of it."""
+
+from functools import cache
+from typing import Any
+
+import yaml
+
+from .errors import UserError
+from .folders import folder
+
+#: What is said in a mixer's place in the configuration and is none of its own options.
+BESIDE = ("exact_layers", "rates")
+
+
+def swapped_options(mixer: dict[str, Any]) -> dict[str, Any]:
+    """What the mixers themselves are told: neither which layers go without, nor how fast to learn."""
+    return {key: value for key, value in mixer.items() if key not in BESIDE}
+
+
+def exact_layers(mixer: dict[str, Any], count: int) -> list[int]:
+    """Indices of the layers that stay softmax, of `count`; UserError where there is no such layer."""
+    wanted = mixer.get("exact_layers", [])
+    if wanted == "all":
+        return list(range(count))
+    if not isinstance(wanted, list) or any(type(each) is not int or not 0 <= each < count for each in wanted):
+        raise UserError(f"mixer.exact_layers={wanted}: give a list of layers, which are 0 to {count - 1}, or all")
+    return sorted(set(wanted))
+
+
+def told(mixer: dict[str, Any]) -> str:
+    """What it has, and not what it lacks, in words: "exponential, key_weight quadratic, window 64, features 128"."""
+    left_out = plain() | {"map": mixer.get("map")}
+    has = (f"{key} {value}" for key, value in mixer.items() if key != "rates" and value != left_out.get(key))
+    return ", ".join([mixer.get("map", ""), *has])
+
+
+@cache
+def plain() -> dict[str, Any]:
+    """The options that every mixer has, where it has none of the parts that they are for."""
+    options: dict[str, Any] = yaml.safe_load((folder("conf") / "mixer" / "parts" / "default.yaml").read_text("utf-8"))
+    return options
