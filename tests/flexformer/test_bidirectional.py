@@ -210,4 +210,5 @@ def test_the_direction_is_saved(tmp_path):
     again = FlexformerForMaskedLM.from_pretrained(tmp_path).eval()
     assert not again.config.causal and FlexformerConfig().causal
     ids = torch.randint(3, 50, (2, 9))
-    assert torch.equal(again(ids).logits, model(ids).logits)
+    # Not to the bit: where the copies lie in memory decides how a product is summed up.
+    torch.testing.assert_close(again(ids).logits, model(ids).logits, rtol=1e-12, atol=1e-12)

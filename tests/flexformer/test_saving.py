@@ -35,7 +35,8 @@ def test_round_trip(case: Case, road):
     mixer, inputs = case.mixer(seed=17), draw(17, 9)
     other = road(mixer, case)
     out, again = (m(*inputs[:3], 0.5, inputs.padding)[0] for m in (mixer, other))
-    assert torch.equal(out, again)
+    # Not to the bit: where the copies lie in memory decides how a product is summed up.
+    torch.testing.assert_close(out, again, rtol=1e-12, atol=1e-12)
     assert not {p.data_ptr() for p in mixer.parameters()} & {p.data_ptr() for p in other.parameters()}
 
 

@@ -35,7 +35,8 @@ def test_all_weights_but_the_mixers_are_the_teachers(teacher: Teacher):
 def test_with_softmax_put_back_it_is_the_teacher(teacher: Teacher):
     student = build_student(teacher, GOOD).eval()
     student.lm.set_attn_implementation("sdpa")
-    assert torch.equal(student.lm(ids()).logits, teacher.logits(ids()))
+    # Not to the bit: where the copies lie in memory decides how a product is summed up.
+    torch.testing.assert_close(student.lm(ids()).logits, teacher.logits(ids()), rtol=1e-5, atol=1e-5)
 
 
 def test_nothing_is_shared_with_the_teacher(teacher: Teacher):
