@@ -17,7 +17,13 @@ from .feature_map import HeadShape
 SLOWEST, FASTEST = 4096.0, 16.0
 
 
-class NoDecay(nn.Module):
+class Decay(nn.Module):
+    """erases: a key also takes out of the state what stands in its own place, see `delta`."""
+
+    erases = False
+
+
+class NoDecay(Decay):
     """γ = 1: a key weighs the same however long ago it was."""
 
     def __init__(self, shape: HeadShape, groups: int):
@@ -27,7 +33,7 @@ class NoDecay(nn.Module):
         return key.new_zeros(*key.shape[:-1], 1), None
 
 
-class FixedDecay(nn.Module):
+class FixedDecay(Decay):
     """γ_h = 1 − 2^{−5−h} for key-value head h, never trained. RetNet, Sun et al. 2023 (arXiv:2307.08621)."""
 
     def __init__(self, shape: HeadShape, groups: int):
@@ -39,7 +45,7 @@ class FixedDecay(nn.Module):
         return log_gamma[:, None, None].expand(*key.shape[:-1], 1), None
 
 
-class LearnedDecay(nn.Module):
+class LearnedDecay(Decay):
     """γ_r = exp(−e^{a_r}), one trainable rate per key-value head and group."""
 
     def __init__(self, shape: HeadShape, groups: int):
@@ -51,7 +57,7 @@ class LearnedDecay(nn.Module):
         return log_gamma[:, None].expand(*key.shape[:-1], -1), None
 
 
-class GatedDecay(nn.Module):
+class GatedDecay(Decay):
     """γ_r = σ(u_r·k + b_r)^{1/τ}, τ = 16: each token decides by its key how much of the past is kept.
 
     Gated linear attention, Yang et al. 2024 (arXiv:2312.06635), which makes its gates of the layer's input.
@@ -71,7 +77,7 @@ class GatedDecay(nn.Module):
         return logsigmoid(gate) / self.TEMPERATURE, None
 
 
-class SelectiveDecay(nn.Module):
+class SelectiveDecay(Decay):
     """γ = exp(−e^a Δ) and a weight Δ for the key itself, Δ = softplus(u·k + b).
 
     Mamba-2 as state-space duality writes it, Dao & Gu 2024 (arXiv:2405.21060), which makes Δ of the layer's input.
@@ -80,9 +86,8 @@ class SelectiveDecay(nn.Module):
 
     def __init__(self, shape: HeadShape, groups: int):
         super().__init__()
-        step = math.log(2) / half_lives(shape.kv_heads)
         self.direction = nn.Parameter(torch.zeros(shape.kv_heads, shape.head_dim))
-        self.bias = nn.Parameter(step + (-torch.expm1(-step)).log())
+        self.bias = nn.Parameter(before_softplus(math.log(2) / half_lives(shape.kv_heads)))
         self.log_rate = nn.Parameter(torch.zeros(shape.kv_heads))
 
     def forward(self, key: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -90,13 +95,35 @@ class SelectiveDecay(nn.Module):
         return -(self.log_rate.to(key.dtype).exp()[:, None] * softplus(gate))[..., None], log_softplus(gate)
 
 
+class DeltaDecay(Decay):
+    """γ = exp(−softplus(u·k + a)), and β = σ(s·k + c), the share of its own place in the state that a key writes anew.
+
+    L_ij is a matrix here, Π_{t=j+1..i} γ_t (I − β_t φ_t φ_tᵀ), see `delta`. Heads start with different memories.
+    """
+
+    erases = True
+
+    def __init__(self, shape: HeadShape, groups: int):
+        super().__init__()
+        self.direction = nn.Parameter(torch.zeros(shape.kv_heads, shape.head_dim))
+        self.bias = nn.Parameter(before_softplus(math.log(2) / half_lives(shape.kv_heads)))
+        self.share_direction = nn.Parameter(torch.zeros(shape.kv_heads, shape.head_dim))
+        self.share_bias = nn.Parameter(torch.zeros(shape.kv_heads))
+
+    def forward(self, key: Tensor) -> tuple[Tensor, Tensor | None]:
+        fade = (key * self.direction[:, None]).sum(-1) + self.bias[:, None]
+        share = (key * self.share_direction[:, None]).sum(-1) + self.share_bias[:, None]
+        return -softplus(fade)[..., None], logsigmoid(share)
+
+
 #: Every form by the name that configurations use, and those that take groups.
-DECAYS: dict[str, Callable[[HeadShape, int], nn.Module]] = {
+DECAYS: dict[str, Callable[[HeadShape, int], Decay]] = {
     "none": NoDecay,
     "fixed": FixedDecay,
     "learned": LearnedDecay,
     "gated": GatedDecay,
     "selective": SelectiveDecay,
+    "delta": DeltaDecay,
 }
 GROUPED = ("learned", "gated")
 
@@ -107,12 +134,17 @@ def log_softplus(x: Tensor) -> Tensor:
     return torch.where(small, x, softplus(x.masked_fill(small, 0)).log())
 
 
+def before_softplus(y: Tensor) -> Tensor:
+    """x with softplus(x) = y."""
+    return y + (-torch.expm1(-y)).log()
+
+
 def half_lives(count: int) -> Tensor:
     """From slowest to fastest, in equal ratios: (count,)."""
     return torch.logspace(math.log2(SLOWEST), math.log2(FASTEST), count, base=2)
 
 
-def build_decay(shape: HeadShape, form: str, groups: int, atoms: int) -> nn.Module:
+def build_decay(shape: HeadShape, form: str, groups: int, atoms: int) -> Decay:
     """The decay `form` of features that `atoms` atoms make; ValueError for groups that they cannot form."""
     if atoms % groups:
         raise ValueError(

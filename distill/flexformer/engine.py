@@ -12,6 +12,7 @@ Shapes: query features (B, H, N, F), key features (B, K, N, F), log-weight (B, K
 value (B, K, N, D); G = H/K query heads share a key-value head.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -42,6 +43,18 @@ class Weighted(NamedTuple):
 
     sums: Tensor
     shift: Tensor
+
+
+#: One way through a text: features, values and the state before → what each query gathers, and the state after.
+Way = Callable[..., tuple[Weighted, State]]
+
+
+class Ways(NamedTuple):
+    """The reference through N × N, the one for whole texts, and the one for decoding."""
+
+    parallel: Way
+    chunked: Way
+    recurrent: Way
 
 
 def empty_state(features: Features, value: Tensor) -> State:
@@ -94,7 +107,7 @@ def chunked(features: Features, value: Tensor, state: State | None = None, chunk
     """Explicit inside chunks of `chunk` tokens, through the state between them: O(N)."""
     length, groups = value.shape[2], features.log_decay.shape[-1]
     state = state or empty_state(features, value)
-    query, key, log_weight, log_decay, values = _in_chunks(features, value, chunk)
+    query, key, log_weight, log_decay, values = in_chunks(features, value, chunk)
 
     # Σ log γ from the start of the chunk; relative to it, keys of the chunk weigh `local`, and older ones the state's.
     since = log_decay.cumsum(-1)
@@ -140,6 +153,10 @@ def recurrent(features: Features, value: Tensor, state: State | None = None) -> 
         shifts.append(shift)
     out = torch.stack(outputs, 3).flatten(1, 2)
     return Weighted(out, per_query_head(torch.stack(shifts, 2), out)), State(sums.flatten(2, 3), maximum)
+
+
+#: Where keys add to the state.
+SUMS = Ways(parallel, chunked, recurrent)
 
 
 def with_ones(value: Tensor) -> Tensor:
@@ -189,7 +206,7 @@ def per_query_head(shift: Tensor, like: Tensor) -> Tensor:
     return shift.repeat_interleave(like.shape[1] // shift.shape[1], 1)
 
 
-def _in_chunks(features: Features, value: Tensor, chunk: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def in_chunks(features: Features, value: Tensor, chunk: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Pad to a multiple of c = `chunk` with keys of weight −∞; split into C chunks and R groups of f features.
 
     φ_q (B, K, G, C, R, c, f), φ_k (B, K, C, R, c, f), w (B, K, C, c), log γ (B, K, C, R, c), [v, 1] (B, K, C, c, D+1).

@@ -1,6 +1,6 @@
 """The mixer of feature maps: kernels of query and key in softmax's place."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -8,7 +8,8 @@ from torch import Tensor
 
 from .bidirectional import everywhere
 from .decay import build_decay
-from .engine import NO_KEYS, Features, State, Weighted, chosen, chunked, log_scores, recurrent, scores
+from .delta import DELTA, Reading, unit
+from .engine import NO_KEYS, SUMS, Features, State, Way, chosen, log_scores, scores
 from .feature_map import HeadShape
 from .key_weight import KeyWeight
 from .memory import Memory
@@ -22,8 +23,6 @@ from .window import Window, band
 FORGOTTEN = -50.0
 #: What a token's weight can come from.
 PARTS = ("linear", "window")
-#: One of the engine's ways.
-Path = Callable[[Features, Tensor, State], tuple[Weighted, State]]
 
 
 class Mixer(TokenMixer):
@@ -43,6 +42,8 @@ class Mixer(TokenMixer):
         atoms = self.feature_dim // self.map.per_atom
         self.decay = build_decay(shape, options["decay"], options["decay_groups"], atoms)
         self.groups = options["decay_groups"]
+        self.ways = DELTA if self.decay.erases else SUMS
+        self.reading = Reading(shape) if self.decay.erases else None
         self.normaliser = build_normaliser(shape, options["normaliser"], self.map.epsilon)
         self.width = options["window"]
         self.window = Window(shape, self.width) if self.width else None
@@ -56,11 +57,11 @@ class Mixer(TokenMixer):
     @property
     def comparable(self) -> bool:
         """Weights are above 0 and sum to one: KL(softmax‖student) is defined."""
-        return bool(self.map.positive and self.normaliser.averages)
+        return bool(self.map.positive and self.averages)
 
     @property
     def averages(self) -> bool:
-        return bool(self.normaliser.averages)
+        return bool(self.normaliser.averages and not self.decay.erases)
 
     @property
     def centroids(self) -> int:
@@ -77,7 +78,7 @@ class Mixer(TokenMixer):
         scaling: float,
         padding: Tensor | None = None,
         memory: Memory | None = None,
-        path: Path | None = None,
+        path: Way | None = None,
     ) -> tuple[Tensor, Memory]:
         """q (B, H, N, D), k and v (B, K, N, D) → o (B, H, N, D) in the dtype of `value`, and what to remember.
 
@@ -87,7 +88,7 @@ class Mixer(TokenMixer):
             raise ValueError("an encoder sees both directions: it reads a text whole, and has no memory to go on from")
         if path is None:
             one = memory is not None and query.shape[2] == 1
-            path = (recurrent if one else chunked) if self.causal else everywhere
+            path = (self.ways.recurrent if one else self.ways.chunked) if self.causal else everywhere
         with torch.autocast(query.device.type, enabled=False):
             length = query.shape[2]
             memory = memory or self.no_memory(key, value)
@@ -119,6 +120,11 @@ class Mixer(TokenMixer):
     ) -> Features:
         """Features of scaled q (B, H, N, D) and k (B, K, N, D), both at least float32; present (B, N)."""
         key_features, log_scale = self.map.key_features(key, key_position)
+        query_features = self.map.query_features(query, query_position)
+        if self.reading is not None:
+            # Of length 1, so that a key erases no more than there is; whatever factor a map leaves out is gone, too.
+            query_features, key_features = unit(query_features) * self.reading(query), unit(key_features)
+            log_scale = None
         log_decay, decay_weight = self.decay(key)
         log_weight = self.key_weight(key)
         for term in (log_scale, decay_weight):
@@ -126,7 +132,7 @@ class Mixer(TokenMixer):
                 log_weight = log_weight + term
         absent = ~(present & ("linear" in self.parts))[:, None]
         return Features(
-            self.map.query_features(query, query_position),
+            query_features,
             key_features,
             log_weight.masked_fill(absent, -torch.inf),
             log_decay.clamp(min=FORGOTTEN).masked_fill(absent[..., None], 0.0),
@@ -176,14 +182,16 @@ class Mixer(TokenMixer):
         """What the logarithm of the linear part's weights is raised by beside a window: (B, H, N)."""
         assert self.window is not None
         gate, dropped = self.window.gate(query), self.map.dropped(query)
-        return gate if dropped is None else gate + dropped
+        return gate if dropped is None or self.decay.erases else gate + dropped
 
     def no_memory(self, key: Tensor, value: Tensor) -> Memory:
         """What there is to remember before the first token, for texts like k and v."""
         batch, heads, _, head_dim = key.shape
         wide = at_least_float32(value[:0]).dtype
+        # What the delta rule reads is a value: it keeps no sum of weights to divide by.
+        columns = value.shape[-1] + (not self.decay.erases)
         return Memory(
-            key.new_zeros(batch, heads, self.map.feature_dim, value.shape[-1] + 1, dtype=wide),
+            key.new_zeros(batch, heads, self.map.feature_dim, columns, dtype=wide),
             key.new_full((batch, heads, self.groups), NO_KEYS, dtype=wide),
             torch.zeros(batch, dtype=torch.long, device=key.device),
             key.new_zeros(batch, heads, self.width, head_dim),

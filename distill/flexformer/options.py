@@ -93,6 +93,11 @@ def check_parts(options: Mapping[str, Any]) -> None:
     groups = options["decay_groups"]
     if groups < 1 or (groups > 1 and options["decay"] not in GROUPED):
         raise ValueError(f"mixer.decay_groups={groups}: give 1, or more with mixer.decay={' or '.join(GROUPED)}")
+    if options["decay"] == "delta" and options["key_weight"] != "none":
+        raise ValueError(
+            f"mixer.key_weight={options['key_weight']}: with mixer.decay=delta a key writes a share of its own place, "
+            "and has no other weight; use mixer.key_weight=none"
+        )
     if options["window"] < 0:
         raise ValueError(f"mixer.window={options['window']} must be 0 or more tokens")
 

@@ -55,6 +55,7 @@ PLAIN = {
 }
 FIXED, SELECTIVE, NORM, WINDOW = {"decay": "fixed"}, {"decay": "selective"}, {"normaliser": "norm"}, {"window": 3}
 LEARNED, GATED = ({"decay": decay, "decay_groups": 2} for decay in ("learned", "gated"))
+DELTA = {"decay": "delta"}
 QUADRATIC, FROZEN = {"key_weight": "quadratic"}, {"frozen": True}
 PRODUCT = FOURIER | {"features": 20, "positive": True, "order": 2}
 
@@ -80,6 +81,15 @@ COMPOSITIONS: list[tuple[str, dict[str, Any]]] = [
     ("favor", WINDOW | LEARNED),
     ("cosformer", LEARNED),
     ("cosformer", WINDOW | GATED),
+    ("stationary", SIGNED | DELTA),
+    ("stationary", SIGNED | DELTA | WINDOW),
+    ("stationary", SIGNED | DELTA | FROZEN),
+    ("nonstationary", SIGNED | DELTA | NORM),
+    ("nonstationary", PRODUCT | DELTA | WINDOW),
+    ("exponential", {"features": 6} | DELTA),
+    ("hedgehog", {"features": 11} | DELTA | WINDOW | NORM),
+    ("identity", DELTA),
+    ("favor", DELTA | WINDOW),
 ]
 
 

@@ -1,23 +1,37 @@
-"""The engine's three ways as a mixer takes them, and which of its rows a comparison may trust."""
+"""The three ways of a mixer, and which of its rows a comparison may trust."""
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from distill.flexformer.engine import Features, State, Weighted, chunked, parallel, recurrent, scores, with_ones
-from distill.flexformer.mixer import Memory, Mixer, Path
+from distill.flexformer.engine import Features, State, Way, Weighted, scores, with_ones
+from distill.flexformer.mixer import Memory, Mixer
 
 from .examples import SHAPE, Inputs
 
 SCALING = SHAPE.head_dim**-0.5
 TIGHT = {"rtol": 1e-10, "atol": 1e-10}
-PATHS: dict[str, Path] = {"parallel": parallel, "chunked": partial(chunked, chunk=4), "recurrent": recurrent}
+#: A mixer's own way by its name.
+PATHS: dict[str, Callable[[Mixer], Way]] = {
+    "parallel": lambda mixer: mixer.ways.parallel,
+    "chunked": lambda mixer: in_chunks_of(mixer, 4),
+    "recurrent": lambda mixer: mixer.ways.recurrent,
+}
 
 
-def run(mixer: Mixer, inputs: Inputs, path: Path, memory: Memory | None = None) -> tuple[Tensor, Memory]:
-    """The mixer through `path`, with the extra log-weights on top of its own; padding stays at −∞."""
-    late = delayed(inputs.extra, mixer.width)
+def in_chunks_of(mixer: Mixer, chunk: int) -> Way:
+    return partial(mixer.ways.chunked, chunk=chunk)
+
+
+def run(mixer: Mixer, inputs: Inputs, path: Way, memory: Memory | None = None) -> tuple[Tensor, Memory]:
+    """The mixer through `path`, with the extra log-weights on top of its own; padding stays at −∞.
+
+    Under the delta rule they are shares, which are 1 at most: the extra ones are made small enough to count.
+    """
+    extra = -inputs.extra.abs() / 100 if mixer.decay.erases else inputs.extra
+    late = delayed(extra, mixer.width)
 
     def heavier(features: Features, value: Tensor, state: State) -> tuple[Weighted, State]:
         return path(features._replace(log_weight=features.log_weight + late), value, state)
@@ -37,14 +51,21 @@ def bounds(features: Features, value: Tensor, state: State) -> tuple[Weighted, S
     return Weighted(sums, shift.repeat_interleave(sums.shape[1] // shift.shape[1], 1)), state
 
 
+def widest(mixer: Mixer) -> Way:
+    return mixer.ways.parallel if mixer.decay.erases else bounds
+
+
 @torch.no_grad()
 def trusted_rows(mixer: Mixer, inputs: Inputs) -> Tensor:
     """Rows that divide by something, and not by the small rest of a cancellation: (B, H, N, 1)."""
+    if mixer.decay.erases and mixer.normaliser.averages:
+        # What the delta rule reads is divided by 1.
+        return torch.ones_like(inputs.query[..., :1], dtype=torch.bool)
     normaliser, mixer.normaliser = mixer.normaliser, nn.Identity()
     try:
         found, most = (
             run(mixer, inputs._replace(value=value), path)[0]
-            for value, path in ((inputs.value, parallel), (inputs.value.abs(), bounds))
+            for value, path in ((inputs.value, mixer.ways.parallel), (inputs.value.abs(), widest(mixer)))
         )
     finally:
         mixer.normaliser = normaliser

@@ -5,13 +5,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from distill.flexformer.decay import FixedDecay, GatedDecay, LearnedDecay, NoDecay, SelectiveDecay
+from distill.flexformer.decay import DeltaDecay, FixedDecay, GatedDecay, LearnedDecay, NoDecay, SelectiveDecay
 from distill.flexformer.mixer import Mixer
 
 
 def step(m, g: int, k: Tensor) -> Tensor:
     """Δ = softplus(u·k + b) of a selective decay."""
     return torch.log1p(torch.exp(m.direction[g] @ k + m.bias[g]))
+
+
+def share(m, g: int, k: Tensor) -> Tensor:
+    """β = σ(s·k + c) of the delta rule."""
+    return 1 / (1 + torch.exp(-(m.share_direction[g] @ k + m.share_bias[g])))
 
 
 #: γ (R,) by which key k fades all that came before it, by the form of the decay.
@@ -21,6 +26,7 @@ GAMMAS: dict[type, Callable[..., Tensor]] = {
     LearnedDecay: lambda m, g, k: torch.exp(-torch.exp(m.log_rate[g])),
     GatedDecay: lambda m, g, k: (1 / (1 + torch.exp(-(m.direction[g] @ k + m.bias[g])))) ** (1 / 16),
     SelectiveDecay: lambda m, g, k: torch.exp(-torch.exp(m.log_rate[g]) * step(m, g, k))[None],
+    DeltaDecay: lambda m, g, k: torch.exp(-step(m, g, k))[None],
 }
 
 
@@ -89,6 +95,8 @@ def attention(
     scaling: float,
 ) -> tuple[Tensor, Tensor]:
     """o (B, H, N, D), and which rows are far from a zero denominator."""
+    if isinstance(mixer.decay, DeltaDecay):
+        return delta_rule(mixer, query * scaling**0.5, key * scaling**0.5, value, padding)
     batch, heads, length, _ = query.shape
     root = scaling**0.5
     out, trusted = torch.zeros_like(query), torch.ones(batch, heads, length, dtype=torch.bool)
@@ -97,6 +105,46 @@ def attention(
         present = [True] * length if padding is None else padding[b].bool().tolist()
         s, most = scores(mixer, kernel, h, query[b, h, i] * root, key[b, g] * root, present, i)
         out[b, h, i], trusted[b, h, i] = normalise(mixer, h, s, most, value[b, g, : i + 1])
+    return out, trusted
+
+
+@torch.no_grad()
+def delta_rule(
+    mixer: Mixer, query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """S_i = γ_i (I − β_i φ φᵀ) S_{i−1} + β_i φ v_iᵀ, whole matrices multiplied out; the window beside it."""
+    batch, heads, length, _ = query.shape
+    present = torch.ones(batch, length) if padding is None else padding
+    position = present.cumsum(1).long() - 1
+    phi_q, (phi_k, _) = mixer.map.query_features(query, position), mixer.map.key_features(key, position)
+    out, trusted = torch.zeros_like(query), torch.ones(batch, heads, length, dtype=torch.bool)
+    for b, h in torch.cartesian_prod(torch.arange(batch), torch.arange(heads)).tolist():
+        g, state, begun = (
+            h // mixer.shape.group,
+            torch.zeros(phi_k.shape[-1], value.shape[-1], dtype=value.dtype),
+            False,
+        )
+        decay = mixer.decay
+        for i in range(length):
+            j = i - mixer.width
+            if j >= 0 and present[b, j]:
+                phi, k = phi_k[b, g, j] / phi_k[b, g, j].norm(), key[b, g, j]
+                beta = share(decay, g, k)
+                gone = GAMMAS[DeltaDecay](decay, g, k) * (torch.eye(len(phi)) - beta * torch.outer(phi, phi))
+                state, begun = gone @ state + beta * torch.outer(phi, value[b, g, j]), True
+            q = query[b, h, i]
+            loud = torch.exp(mixer.reading.bias[h] + mixer.reading.direction[h] @ q)
+            read = loud * (phi_q[b, h, i] / phi_q[b, h, i].norm()) @ state
+            near = [t for t in range(max(0, j + 1), i + 1) if present[b, t]]
+            weights = torch.stack([torch.exp(q @ key[b, g, t]) for t in near] + [opening(mixer, h, q) * begun])
+            y = weights @ torch.stack([*(value[b, g, t] for t in near), read])
+            if mixer.normaliser.averages:
+                out[b, h, i] = y / weights.sum() if weights.any() else 0 * y
+            else:
+                # The norm's ε is relative to the largest weight.
+                y = y / weights.max().clamp(min=1e-300)
+                out[b, h, i] = mixer.normaliser.gain[h] * y / torch.sqrt(y @ y / len(y) + 1e-6)
+                trusted[b, h, i] = bool(y.norm() > 1e-3)
     return out, trusted
 
 

@@ -11,9 +11,11 @@ from .test_window import banded
 
 #: Those with a window and something beside it.
 BOTH = [case for case in CASES if case.options["window"] and case.options["map"] != "zero"]
+#: And with weights that can be shown.
+WEIGHING = [case for case in BOTH if case.options["decay"] != "delta"]
 
 by_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
-both = pytest.mark.parametrize("case", BOTH, ids=lambda case: case.name)
+both, weighing = (pytest.mark.parametrize("case", some, ids=lambda case: case.name) for some in (BOTH, WEIGHING))
 
 
 def build(**options) -> Mixer:
@@ -24,22 +26,24 @@ def build(**options) -> Mixer:
 @pytest.mark.parametrize("normaliser", ["sum", "norm"])
 def test_zero_gives_nought(path, normaliser: str):
     mixer, (q, k, v, *_) = build(map="zero", key_weight="quadratic", normaliser=normaliser), draw(0, 9)
-    assert not mixer(q, k, v, 0.5, path=path)[0].any()
+    assert not mixer(q, k, v, 0.5, path=path(mixer))[0].any()
 
 
 @by_path
 def test_uniform_is_the_running_mean(path):
     mixer, (q, k, v, *_) = build(map="constant"), draw(0, 9)
     expected = v.cumsum(2) / torch.arange(1, 10)[:, None]
-    torch.testing.assert_close(mixer(q, k, v, 0.5, path=path)[0], expected.repeat_interleave(SHAPE.group, 1), **TIGHT)
+    torch.testing.assert_close(
+        mixer(q, k, v, 0.5, path=path(mixer))[0], expected.repeat_interleave(SHAPE.group, 1), **TIGHT
+    )
     assert not list(mixer.parameters())
 
 
 @by_path
 def test_key_weight_alone_is_a_softmax_that_ignores_the_query(path):
     mixer, (q, k, v, *_) = build(map="constant", key_weight="quadratic"), draw(0, 9)
-    out, _ = mixer(q, k, v, 0.5, path=path)
-    assert torch.equal(out, mixer(torch.randn_like(q), k, v, 0.5, path=path)[0])
+    out, _ = mixer(q, k, v, 0.5, path=path(mixer))
+    assert torch.equal(out, mixer(torch.randn_like(q), k, v, 0.5, path=path(mixer))[0])
     u, c = (each[:, None] for each in mixer.key_weight.coefficients)
     scaled = k * 0.5**0.5
     logits = (u * scaled + c * scaled**2).sum(-1)
@@ -53,7 +57,7 @@ def test_key_weight_alone_is_a_softmax_that_ignores_the_query(path):
 def test_without_the_linear_part_the_window_is_left(case: Case, path):
     mixer, inputs = case.mixer(), draw(1, 12)
     mixer.parts = {"window"}
-    out, _ = mixer(*inputs[:3], 0.5, inputs.padding, path=path)
+    out, _ = mixer(*inputs[:3], 0.5, inputs.padding, path=path(mixer))
     expected = banded(inputs, mixer.width)
     if mixer.normaliser.averages:
         torch.testing.assert_close(out, expected, **TIGHT)
@@ -63,7 +67,7 @@ def test_without_the_linear_part_the_window_is_left(case: Case, path):
         assert (along[expected.any(-1)] > 1 - 1e-9).all()
 
 
-@both
+@weighing
 @by_path
 def test_without_the_window_the_linear_part_is_left(case: Case, path):
     """What is beyond the window keeps its relative weights; rows that have nothing there give 0."""
@@ -72,7 +76,7 @@ def test_without_the_window_the_linear_part_is_left(case: Case, path):
     q, k, v, *_ = inputs
     weights = mixer.scores(q, k, 0.5).tril(-mixer.width)
     mixer.parts = {"linear"}
-    out, _ = mixer(q, k, v, 0.5, path=path)
+    out, _ = mixer(q, k, v, 0.5, path=path(mixer))
     trusted = trusted_rows(mixer, inputs)
     assert not out[:, :, : mixer.width].any()
     y = (weights @ v[:, :, None]).flatten(1, 2)
@@ -84,7 +88,7 @@ def test_without_the_window_the_linear_part_is_left(case: Case, path):
         assert (along[trusted.squeeze(-1) & y.any(-1)] > 1 - 1e-9).all()
 
 
-@both
+@weighing
 def test_maps_leave_out_what_outputs_do(case: Case):
     """The weights that losses compare follow `parts`, too."""
     mixer, (q, k, *_) = case.mixer(), draw(3, 12)

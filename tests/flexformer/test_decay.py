@@ -11,7 +11,7 @@ from distill.flexformer.mixer import Mixer
 
 from .examples import PLAIN, SHAPE, draw, randomise
 from .paths import PATHS
-from .reference import GAMMAS, step
+from .reference import GAMMAS, share, step
 
 EXACT = {"rtol": 1e-12, "atol": 1e-14}
 GROUPS = {form: 3 if form in GROUPED else 1 for form in DECAYS}
@@ -23,11 +23,12 @@ def test_decay_is_the_formula(form: str):
     decay, key = randomise(DECAYS[form](SHAPE, GROUPS[form]).double()), draw(0, 5).key
     log_gamma, weight = decay(key)
     assert log_gamma.shape == (2, SHAPE.kv_heads, 5, GROUPS[form])
-    assert (weight is not None) == (form == "selective")
+    weights = {"selective": step, "delta": share}
+    assert (weight is not None) == (form in weights)
     for b, g, i in torch.cartesian_prod(*map(torch.arange, key.shape[:3])).tolist():
         torch.testing.assert_close(log_gamma[b, g, i].exp(), GAMMAS[type(decay)](decay, g, key[b, g, i]), **EXACT)
         if weight is not None:
-            torch.testing.assert_close(weight[b, g, i].exp(), step(decay, g, key[b, g, i]), **EXACT)
+            torch.testing.assert_close(weight[b, g, i].exp(), weights[form](decay, g, key[b, g, i]), **EXACT)
 
 
 @pytest.mark.parametrize("form", sorted(DECAYS.keys() - {"none"}))
@@ -74,7 +75,7 @@ def test_retnet(path):
     """S_n = γ S_{n−1} + k_nᵀ v_n, o_n = q_n S_n, γ_h = 1 − 2^(−5−h), up to the norm of the output."""
     shape = HeadShape(heads=3, kv_heads=3, head_dim=4)
     mixer, (q, k, v, *_) = randomise(Mixer(shape, RETNET).double()), draw(0, 12, shape=shape)
-    out, _ = mixer(q, k, v, 0.5, path=path)
+    out, _ = mixer(q, k, v, 0.5, path=path(mixer))
     for h in range(3):
         gamma = 1 - 2.0 ** (-5 - h)
         state = torch.zeros(2, 4, 4, dtype=torch.float64)
@@ -119,6 +120,6 @@ def test_a_past_forgotten_at_once_costs_the_rest_no_digits(path):
     mixer = randomise(Mixer(SHAPE, options).double())
     q, k, v = draw(8, 60)[:3]
     k[:, :, 10] = 1e6 * mixer.decay.direction.detach()
-    exact, _ = mixer(q, k, v, 0.5, path=path)
-    rough, _ = mixer.float()(q.float(), k.float(), v.float(), 0.5, path=path)
+    exact, _ = mixer(q, k, v, 0.5, path=path(mixer))
+    rough, _ = mixer.float()(q.float(), k.float(), v.float(), 0.5, path=path(mixer))
     torch.testing.assert_close(rough[:, :, 12:].double(), exact[:, :, 12:], rtol=1e-3, atol=1e-3)

@@ -6,9 +6,7 @@ from torch.nn.functional import silu, softplus
 from transformers import Mamba2Config
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
-from distill.flexformer.engine import Features
-
-from .paths import PATHS
+from distill.flexformer.engine import SUMS, Features
 
 HEADS, HEAD_DIM, GROUPS, STATE, LENGTH = 4, 8, 2, 6, 13
 CONFIG = Mamba2Config(
@@ -36,7 +34,7 @@ def theirs() -> Mamba2Mixer:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+@pytest.mark.parametrize("path", SUMS, ids=SUMS._fields)
 def test_the_recurrence_is_mamba2s(theirs: Mamba2Mixer, path):
     """φ = 1, query C, key B, value x, log γ = −e^A Δ, w = log Δ; compared before the gate and the norm."""
     scanned = []

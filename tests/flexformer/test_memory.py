@@ -1,15 +1,12 @@
 """A text in pieces, each going on from the memory of those before, is the whole text; and a memory does not grow."""
 
-from functools import partial
-
 import pytest
 import torch
 
-from distill.flexformer.engine import chunked, recurrent
 from distill.flexformer.mixer import Memory
 
 from .examples import SHAPE, Case, Inputs, draw
-from .paths import SCALING, TIGHT, trusted_rows
+from .paths import PATHS, SCALING, TIGHT, trusted_rows
 
 
 def part(inputs: Inputs, piece: slice) -> Inputs:
@@ -24,7 +21,7 @@ def assert_same_memory(found: Memory, expected: Memory) -> None:
 
 
 # Without extra weights, which would have to know what left the window.
-@pytest.mark.parametrize("path", [partial(chunked, chunk=3), recurrent], ids=["chunked", "recurrent"])
+@pytest.mark.parametrize("path", [PATHS["chunked"], PATHS["recurrent"]], ids=["chunked", "recurrent"])
 def test_going_on_from_a_memory(case: Case, path):
     """Split anywhere, even inside the padding: two parts equal the whole, in output, memory and gradients."""
     mixer, inputs = case.mixer(seed=7), draw(7, 9)
@@ -37,7 +34,7 @@ def test_going_on_from_a_memory(case: Case, path):
     for split in range(1, 9):
         pieces, memory = [], None
         for piece in (slice(0, split), slice(split, 9)):
-            out, memory = mixer(*(x[:, :, piece] for x in (q, k, v)), SCALING, padding[:, piece], memory, path)
+            out, memory = mixer(*(x[:, :, piece] for x in (q, k, v)), SCALING, padding[:, piece], memory, path(mixer))
             pieces.append(out)
         out = torch.cat(pieces, 2)
         torch.testing.assert_close(out * trusted, whole * trusted, **TIGHT)
@@ -79,7 +76,9 @@ def test_memory_does_not_grow(case: Case):
     sizes = set()
     for length in (1, 300):
         memory = mixer(*draw(0, length)[:3], SCALING)[1]
-        assert memory.sums.shape == (2, SHAPE.kv_heads, mixer.map.feature_dim, SHAPE.head_dim + 1)
+        # The delta rule keeps no sum of the weights.
+        columns = SHAPE.head_dim + (case.options["decay"] != "delta")
+        assert memory.sums.shape == (2, SHAPE.kv_heads, mixer.map.feature_dim, columns)
         assert memory.maximum.shape == (2, SHAPE.kv_heads, case.options["decay_groups"])
         assert memory.keys.shape == memory.values.shape == (2, SHAPE.kv_heads, case.options["window"], SHAPE.head_dim)
         assert all(each.untyped_storage().nbytes() == each.nbytes for each in memory)

@@ -1,19 +1,16 @@
 """One function in three ways: parallel, chunked and recurrent agree, in values and in gradients."""
 
-from functools import partial
-
 import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from distill.flexformer.engine import chunked, parallel, recurrent
 from distill.flexformer.feature_map import HeadShape
 from distill.flexformer.mixer import Mixer
 
 from .examples import Case, Inputs, draw
-from .paths import PATHS, TIGHT, run, trusted_rows
+from .paths import PATHS, TIGHT, in_chunks_of, run, trusted_rows
 
 
 def outcomes(mixer: Mixer, inputs: Inputs, path) -> dict[str, Tensor]:
@@ -48,9 +45,9 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 def test_three_paths_agree(case: Case, length: int, chunk: int, batch: int, spread: float, seed: int):
     mixer, inputs = case.mixer(seed), draw(seed, length, batch)
     inputs = inputs._replace(extra=inputs.extra * spread)
-    expected = outcomes(mixer, inputs, parallel)
-    assert_same(outcomes(mixer, inputs, partial(chunked, chunk=chunk)), expected)
-    assert_same(outcomes(mixer, inputs, recurrent), expected)
+    expected = outcomes(mixer, inputs, mixer.ways.parallel)
+    assert_same(outcomes(mixer, inputs, in_chunks_of(mixer, chunk)), expected)
+    assert_same(outcomes(mixer, inputs, mixer.ways.recurrent), expected)
 
 
 @given(group=st.integers(1, 3), kv_heads=st.integers(1, 3), size=st.integers(1, 6), seed=st.integers(0, 10**6))
@@ -60,9 +57,9 @@ def test_any_head_shape(case: Case, group: int, kv_heads: int, size: int, seed: 
     shape = HeadShape(group * kv_heads, kv_heads, head_dim)
     mixer, inputs = case.mixer(seed, shape), draw(seed, 7, shape=shape)
     trusted = trusted_rows(mixer, inputs)
-    expected = run(mixer, inputs, parallel)[0] * trusted
+    expected = run(mixer, inputs, mixer.ways.parallel)[0] * trusted
     assert expected.shape == (2, shape.heads, 7, head_dim)
-    for path in (partial(chunked, chunk=3), recurrent):
+    for path in (in_chunks_of(mixer, 3), mixer.ways.recurrent):
         torch.testing.assert_close(run(mixer, inputs, path)[0] * trusted, expected, **TIGHT)
 
 
@@ -70,19 +67,19 @@ def test_longer_than_a_chunk(case: Case):
     """The default chunk, and the window's block, twice and a bit."""
     mixer, inputs = case.mixer(), draw(0, 131)
     inputs = inputs._replace(extra=inputs.extra * 0.01)
-    assert_same(outcomes(mixer, inputs, chunked), outcomes(mixer, inputs, parallel))
+    assert_same(outcomes(mixer, inputs, mixer.ways.chunked), outcomes(mixer, inputs, mixer.ways.parallel))
 
 
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 def test_later_tokens_change_nothing_earlier(case: Case, path):
     mixer, inputs = case.mixer(seed=6), draw(6, 11)
-    before, _ = run(mixer, inputs, path)
+    before, _ = run(mixer, inputs, path(mixer))
     later = inputs._replace(**{name: getattr(inputs, name).clone() for name in ("query", "key", "value", "extra")})
     for changed in (later.query, later.key, later.value):
         changed[:, :, 7:] += 1.0
     # A running maximum that looked ahead would rescale everything before it to zero.
     later.extra[..., 7:] += 2000.0
-    after, _ = run(mixer, later, path)
+    after, _ = run(mixer, later, path(mixer))
     torch.testing.assert_close(after[:, :, :7], before[:, :, :7], rtol=1e-12, atol=1e-12)
     if case.options["map"] != "zero" or case.options["window"]:
         assert not torch.isclose(after[1, :, 7:], before[1, :, 7:]).all()
@@ -93,6 +90,6 @@ def test_the_way_is_chosen_by_what_comes(case: Case):
     mixer, inputs = case.mixer(seed=5), draw(5, 9)
     q, k, v, _, padding = inputs
     out, memory = mixer(q, k, v, 0.5, padding)
-    assert torch.equal(out, mixer(q, k, v, 0.5, padding, path=chunked)[0])
+    assert torch.equal(out, mixer(q, k, v, 0.5, padding, path=mixer.ways.chunked)[0])
     token = (q[:, :, :1], k[:, :, :1], v[:, :, :1], 0.5, None, memory)
-    assert torch.equal(mixer(*token)[0], mixer(*token, path=recurrent)[0])
+    assert torch.equal(mixer(*token)[0], mixer(*token, path=mixer.ways.recurrent)[0])

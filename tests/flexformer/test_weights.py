@@ -9,7 +9,7 @@ from distill.flexformer.mixer import Mixer
 from .examples import CASES, SHAPE, Case, draw
 from .paths import TIGHT, trusted_rows
 
-AVERAGING = [case for case in CASES if case.options["normaliser"] == "sum"]
+AVERAGING = [case for case in CASES if case.mixer().averages]
 COMPARABLE = [case for case in AVERAGING if case.mixer().comparable]
 
 #: A window of 3 tokens is wider than the first two texts.

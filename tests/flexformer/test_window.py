@@ -42,7 +42,7 @@ def banded(inputs: Inputs, width: int) -> Tensor:
 @by_path
 def test_as_wide_as_the_text_it_is_softmax(path, name: str, width: int):
     inputs, mixer = draw(0, 9), build(MAPS[name], width)
-    out, _ = mixer(*inputs[:3], SCALING, inputs.padding, path=path)
+    out, _ = mixer(*inputs[:3], SCALING, inputs.padding, path=path(mixer))
     torch.testing.assert_close(out, banded(inputs, 9), **EXACT)
 
 
@@ -110,9 +110,9 @@ def test_an_extreme_gate_neither_overflows_nor_leaks(path, bias: float):
     mixer, inputs = build(MAPS["exponential"], 3), draw(6, 10)
     with torch.no_grad():
         mixer.window.bias.fill_(bias)
-    out, _ = mixer(*inputs[:3], SCALING, inputs.padding, path=path)
+    out, _ = mixer(*inputs[:3], SCALING, inputs.padding, path=path(mixer))
     mixer.parts = {"window"} if bias < 0 else {"linear"}
-    alone, _ = mixer(*inputs[:3], SCALING, inputs.padding, path=path)
+    alone, _ = mixer(*inputs[:3], SCALING, inputs.padding, path=path(mixer))
     rows = slice(0, None) if bias < 0 else slice(7, None)
     torch.testing.assert_close(out[:, :, rows], alone[:, :, rows], **EXACT)
     assert alone[:, :, 7:].any()
@@ -125,7 +125,7 @@ def test_a_key_begins_to_decay_when_it_leaves(path):
     mixer.decay.log_rate.data.fill_(7.0)
     weights = mixer.scores(q, k, SCALING)
     assert (weights.diagonal(-3, -2, -1) > 0).all() and weights.tril(-4).max() < 1e-20
-    out, _ = mixer(q, k, v, SCALING, path=path)
+    out, _ = mixer(q, k, v, SCALING, path=path(mixer))
     expected = (weights / weights.sum(-1, keepdim=True) @ v[:, :, None]).flatten(1, 2)
     torch.testing.assert_close(out, expected, **EXACT)
 
