@@ -1,5 +1,7 @@
 """Products of positive Fourier atoms: the trainable Fourier maps in a form that can be sharp."""
 
+from functools import reduce
+
 import torch
 from torch import Tensor, nn
 
@@ -64,6 +66,6 @@ class PositiveProducts(FeatureMap):
 
     def minimum(self) -> Tensor:
         """a_m Π_g (1 − η_mg), reached where every cosine of the atom is −1: (H, M)."""
-        least = (1 - self.depth).unflatten(-1, (-1, self.order)).prod(-1)
+        least = reduce(torch.mul, (1 - self.depth).unflatten(-1, (-1, self.order)).unbind(-1))
         least = least.repeat_interleave(self.shape.group, 0)
         return self.amplitude.softmax(-1) * least
