@@ -3,6 +3,7 @@
 from typing import Any
 
 from . import config
+from .allocation import check_split
 from .errors import UserError
 from .flexformer.options import check_options
 from .mixer import swapped_options
@@ -22,6 +23,7 @@ CHOICES = {
 LEAST = {
     **{f"stages.{stage}.max_steps": 0 for stage in ("pretrain", "attention", "logits")},
     **{f"stages.{stage}.batch_size": 1 for stage in ("pretrain", "attention", "logits")},
+    "stages.allocation.max_steps": 1,
     "stages.attention.queries": 1,
     "stages.logits.lora.rank": 1,
     "measure.batch_size": 1,
@@ -50,6 +52,7 @@ def check(wanted: config.Config) -> None:
         check_options(swapped_options(wanted.mixer), TASKS[wanted.task].causal)
     except ValueError as error:
         raise UserError(str(error)) from error
+    check_split(wanted.mixer)
     for key in ("length", "horizon"):
         if (tokens := wanted.mixer.get(key)) is not None and tokens < wanted.data.context:
             raise UserError(f"mixer.{key}={tokens} is shorter than data.context={wanted.data.context}; leave it out")

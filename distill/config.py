@@ -28,7 +28,7 @@ class Domain:
     """One kind of text. path: `python` (the embedded corpus), a local file or folder, or a hub data set.
 
     name: the hub configuration, or the part of the embedded corpus. validation: a split or a local file; null holds
-    out a part of the training text. weight: its share of the training blocks, relative to the others'.
+    out a part of the training text. weight: its share of the training blocks, relative to others'; 0: only measured.
     """
 
     path: str
@@ -65,6 +65,13 @@ class Pretrain:
 
 
 @dataclass
+class Allocation:
+    """Where mixer.split=measured: steps that attention without a query is fitted in, to see what it cannot do."""
+
+    max_steps: int
+
+
+@dataclass
 class Attention:
     """Stage 1. loss: kl | output | both. negative: μ, the price of negative weights in signed maps.
 
@@ -90,12 +97,16 @@ class Lora:
 
 @dataclass
 class Logits:
-    """Stage 2. train: all | lora | mixers. cross_entropy: weight of the text's own loss beside the teacher's KL."""
+    """Stage 2. train: all | lora | mixers. cross_entropy: weight of the text's own loss beside the teacher's KL.
+
+    learning_rate is that of all weights but the mixers' and the embeddings', which have one each.
+    """
 
     max_steps: int
     batch_size: int
     learning_rate: float
     mixer_learning_rate: float
+    embedding_learning_rate: float
     warmup: float
     weight_decay: float
     temperature: float
@@ -107,6 +118,7 @@ class Logits:
 @dataclass
 class Stages:
     pretrain: Pretrain
+    allocation: Allocation
     attention: Attention
     logits: Logits
 

@@ -9,11 +9,11 @@ from .errors import UserError
 from .folders import folder
 
 #: What is said in a mixer's place in the configuration and is none of its own options.
-BESIDE = ("exact_layers", "rates")
+BESIDE = ("exact_layers", "rates", "split", "match_maps")
 
 
 def swapped_options(mixer: dict[str, Any]) -> dict[str, Any]:
-    """What the mixers themselves are told: neither which layers go without, nor how fast to learn."""
+    """What the mixers themselves are told, and not what pipeline and stages are."""
     return {key: value for key, value in mixer.items() if key not in BESIDE}
 
 

@@ -8,6 +8,7 @@ import torch
 from lightning import seed_everything
 from safetensors.torch import save_file
 
+from .allocation import allocate
 from .checkpoint import export
 from .checks import check
 from .config import Config, Pretrain
@@ -45,11 +46,13 @@ def distil(config: Config) -> Path:
     student = build_student(teacher, config.mixer)
     run.create()
     write_origin(config, run, device)
+    tokens: dict[str, int] = {}
+    if config.mixer.get("split") == "measured":
+        tokens["allocation"] = allocate(teacher, student, corpus, config, run)
     if config.stages.attention.place:
         with run.timed("attention"):
             place_kernels(teacher, student.mixers, corpus, config.seed, device)
     readings: Readings = {}
-    tokens: dict[str, int] = {}
 
     readings["teacher"] = read_domains(teacher.model, corpus, config, run)
     readings["swapped"] = read_domains(student, corpus, config, run)
@@ -73,10 +76,10 @@ def distil(config: Config) -> Path:
 
 
 def match_maps(teacher: Teacher, student: Flexformer, corpus: Corpus, config: Config, run: RunDirectory) -> int:
-    """Stage 1; leaves the fitted mixers in kernels/ and returns the tokens seen."""
+    """Stage 1, for mixers that it is good for; leaves the mixers in kernels/ and returns the tokens seen."""
     tokens = 0
     learns = any(True for mixer in student.mixers.values() for _ in mixer.parameters())
-    if config.stages.attention.max_steps and learns:
+    if config.stages.attention.max_steps and config.mixer.get("match_maps", True) and learns:
         stage = AttentionStage(teacher, student.mixers, config.stages.attention)
         tokens = fit(stage, "attention", config.stages.attention, corpus, config, run)
     kernels = torch.nn.ModuleDict({str(layer): mixer for layer, mixer in student.mixers.items()}).state_dict()

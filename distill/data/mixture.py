@@ -28,7 +28,9 @@ Blocks: TypeAlias = Dataset | IterableDataset
 
 
 class Packed(NamedTuple):
-    train: Blocks
+    """train: None of a domain that is only measured."""
+
+    train: Blocks | None
     validation: Dataset
 
 
@@ -90,18 +92,18 @@ class Corpus:
 def prepare(config: Data, tokenizer: PreTrainedTokenizerBase, seed: int, collate: Collate = None) -> Corpus:
     """Loads, tokenises and packs every domain; a second run with the same text and tokenizer reads it from disk.
 
-    Where a domain has no validation text, the last 5 % of its packed blocks (at least one) are held out, or, of a
-    stream, the first `validation_blocks`. At most `validation_blocks` are kept, evenly spread over the text; of a
-    stream the first ones. UserError names the key or file that does not fit.
+    A domain of weight 0 is only measured. Where another has no validation text, the last 5 % of its packed blocks (at
+    least one) are held out, or, of a stream, the first `validation_blocks`. At most `validation_blocks` are kept,
+    evenly spread over the text; of a stream the first ones. UserError names the key or file that does not fit.
     """
     domains = _checked(config)
     packed = {name: _packed(name, domain, config, tokenizer) for name, domain in domains.items()}
     total = sum(domain.weight for domain in domains.values())
     return Corpus(
         domains=domains,
-        train={name: blocks.train for name, blocks in packed.items()},
+        train={name: blocks.train for name, blocks in packed.items() if blocks.train is not None},
         validation={name: blocks.validation for name, blocks in packed.items()},
-        weights={name: domain.weight / total for name, domain in domains.items()},
+        weights={name: domain.weight / total for name, domain in domains.items() if domain.weight},
         seed=seed,
         workers=config.workers,
         collate=collate,
@@ -111,8 +113,8 @@ def prepare(config: Data, tokenizer: PreTrainedTokenizerBase, seed: int, collate
 def training_texts(config: Data) -> Iterator[str]:
     """Every document that `prepare` would train on, domain by domain: what a tokenizer is made from."""
     for domain in _checked(config).values():
-        for row in load(domain, config.streaming).train:
-            yield row["text"]
+        if domain.weight:
+            yield from (row["text"] for row in load(domain, config.streaming).train)
 
 
 def _checked(config: Data) -> dict[str, Domain]:
@@ -124,8 +126,10 @@ def _checked(config: Data) -> dict[str, Domain]:
     if not domains:
         raise UserError("data has no domain: give data.path, or an entry in data.domains")
     for name, domain in domains.items():
-        if domain.weight <= 0:
-            raise UserError(f"data.domains.{name}.weight={domain.weight}: give a positive weight, or leave it out")
+        if domain.weight < 0:
+            raise UserError(f"data.domains.{name}.weight={domain.weight}: give a positive weight, or 0 to measure only")
+    if not any(domain.weight for domain in domains.values()):
+        raise UserError("data.domains: every weight is 0, so that there is no text to train on; give one a weight")
     return domains
 
 
@@ -138,14 +142,18 @@ def _single(path: str, config: Data) -> dict[str, Domain]:
 
 def _packed(name: str, domain: Domain, config: Data, tokenizer: PreTrainedTokenizerBase) -> Packed:
     texts, wanted = load(domain, config.streaming), config.validation_blocks
+    if not domain.weight:
+        # Never trained on, so that all of it can be held out.
+        held_out = texts.train if texts.validation is None else texts.validation
+        return Packed(None, _spread(pack(held_out, tokenizer, config.context, name), wanted))
     train = pack(texts.train, tokenizer, config.context, name)
     if texts.validation is not None:
         return Packed(train, _spread(pack(texts.validation, tokenizer, config.context, f"{name} (validation)"), wanted))
     if isinstance(train, IterableDataset):
         return Packed(_some(train.skip(wanted), name, config), _spread(train, wanted))
-    held_out = max(1, int(HELD_OUT * len(train)))
-    rest = _some(train.select(range(len(train) - held_out)), name, config)
-    return Packed(rest, _spread(train.select(range(len(train) - held_out, len(train))), wanted))
+    kept = len(train) - max(1, int(HELD_OUT * len(train)))
+    rest = _some(train.select(range(kept)), name, config)
+    return Packed(rest, _spread(train.select(range(kept, len(train))), wanted))
 
 
 def _spread(blocks: Blocks, wanted: int) -> Dataset:

@@ -19,7 +19,8 @@ SHARED = (
 class FlexformerConfig(PretrainedConfig):
     """base: the teacher's configuration as a dictionary.
     mixer: {"map": …, "key_weight": …, "decay": …, …}, see options.check_options.
-    layers: one {"module", "heads", "kv_heads", "head_dim"} per attention module, in the order of the model.
+    layers: one {"module", "heads", "kv_heads", "head_dim"} per attention module, in the order of the model; "features"
+    besides where a layer has a number of its own.
     exact_layers: indices of those that stay softmax; all others are swapped.
     causal: a token sees those before it; False for an encoder, where each sees all.
     """

@@ -79,10 +79,16 @@ class Flexformer(PreTrainedModel):
     def __init__(self, config: FlexformerConfig):
         super().__init__(config)
         self.lm = self.auto.from_config(config.base_config(), attn_implementation=ATTENTION)
+        self.build_mixers()
+        self.post_init()
+
+    def build_mixers(self) -> None:
+        """A mixer as drawn for every swapped layer, with as many features as `config.layers` says where it says so."""
         for layer in self.swapped.values():
             shape = HeadShape(layer["heads"], layer["kv_heads"], layer["head_dim"])
-            self.lm.get_submodule(layer["module"]).mixer = build_mixer(shape, config.mixer, config.causal)
-        self.post_init()
+            own = {"features": layer["features"]} if "features" in layer else {}
+            mixer = build_mixer(shape, self.config.mixer | own, self.config.causal)
+            self.lm.get_submodule(layer["module"]).mixer = mixer
 
     @property
     def swapped(self) -> dict[int, dict[str, Any]]:

@@ -70,8 +70,9 @@ def parameters(teacher: Teacher, student: Flexformer) -> dict[str, int]:
 
 
 def feature_dim(student: Flexformer) -> int | None:
-    """F as it is: `mixer.features` is only its upper bound. None where no layer is swapped."""
-    return next((mixer.feature_dim for mixer in student.mixers.values()), None)
+    """F as it is, on the mean over layers: `mixer.features` is only its upper bound. None where no layer is swapped."""
+    found = [mixer.feature_dim for mixer in student.mixers.values()]
+    return round(sum(found) / len(found)) if found else None
 
 
 @torch.no_grad()

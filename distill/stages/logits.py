@@ -36,13 +36,20 @@ class LogitsStage(Stage):
     def configure_optimizers(self) -> Any:
         wanted = self.wanted
         trainable = [(name, each) for name, each in self.student.named_parameters() if each.requires_grad]
+        embeddings = {module.weight for module in self.student.modules() if isinstance(module, nn.Embedding)}
         mixers = [each for name, each in trainable if ".mixer." in name]
-        rest = [each for name, each in trainable if ".mixer." not in name]
+        rest = [each for name, each in trainable if ".mixer." not in name and each not in embeddings]
         groups = [
             {"params": mixers, "lr": wanted.mixer_learning_rate, "weight_decay": 0.0},
             {"params": rest, "lr": wanted.learning_rate, "weight_decay": wanted.weight_decay},
+            {
+                "params": [each for _, each in trainable if each in embeddings],
+                "lr": wanted.embedding_learning_rate,
+                "weight_decay": wanted.weight_decay,
+            },
         ]
-        optimizer = torch.optim.AdamW([group for group in groups if group["params"]])
+        # Gradients of a few thousand tokens are noisy, and stages are short: a shorter memory of their size.
+        optimizer = torch.optim.AdamW([group for group in groups if group["params"]], betas=(0.9, 0.95))
         return warmup_cosine(optimizer, wanted.max_steps, wanted.warmup)
 
     def on_fit_start(self) -> None:

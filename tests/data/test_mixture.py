@@ -137,7 +137,11 @@ def test_data_path_replaces_the_domains_by_one_of_a_short_name(path: str, name: 
     ("change", "message"),
     [
         ({"domains": {}}, "data has no domain: give data.path, or an entry in data.domains"),
-        ({"domains": {"x": Domain("python", "code", weight=0.0)}}, r"data\.domains\.x\.weight=0\.0: give a positive"),
+        (
+            {"domains": {"x": Domain("python", "code", weight=-1.0)}},
+            r"data\.domains\.x\.weight=-1\.0: give a positive",
+        ),
+        ({"domains": {"x": Domain("python", "code", weight=0.0)}}, r"data\.domains: every weight is 0"),
         ({"context": 1}, r"data\.context=1 .*at least 2"),
         ({"validation_blocks": 0}, r"data\.validation_blocks=0 .*at least 1"),
     ],
@@ -145,3 +149,17 @@ def test_data_path_replaces_the_domains_by_one_of_a_short_name(path: str, name: 
 def test_what_cannot_be_is_named_before_anything_is_read(tokenizer, change: dict, message: str):
     with pytest.raises(UserError, match=message):
         prepare(data(**{"domains": {"x": Domain("nowhere.txt")}, **change}), tokenizer, 0)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("validation", [False, True])
+def test_a_domain_of_no_weight_is_only_measured(tokenizer, domains, tmp_path: Path, streaming: bool, validation: bool):
+    """On its validation text where it has some, else on all of it; no block of it is ever trained on."""
+    other = write(tmp_path / "other.txt", "another text\n" * 40) if validation else None
+    domains["few"] = Domain(domains["few"].path, validation=other, weight=0.0)
+    corpus = prepare(data(domains, streaming=streaming, validation_blocks=50), tokenizer, 0)
+    assert corpus.weights == {"many": 1.0} and corpus.train.keys() == {"many"}
+    held_out = "".join(tokenizer.decode(block) for block in blocks(corpus.validation["few"]))
+    counts = held_out.count("another text"), held_out.count("quick brown fox")
+    assert counts[validation] == 0 and counts[not validation] > 5
+    assert not any("quick" in tokenizer.decode(row) for row in read(corpus.batches(20, 10, seed=1)))

@@ -27,6 +27,7 @@ MIXERS = sorted(path.stem for path in folder("conf").glob("mixer/*.yaml") if pat
 SMALL = [
     f"data.context={tiny.CONTEXT}",
     "data.validation_blocks=6",
+    "stages.allocation.max_steps=1",
     "stages.attention.max_steps=3",
     "stages.attention.batch_size=2",
     "stages.attention.queries=null",

@@ -1,0 +1,84 @@
+"""How many features each layer gets: more where the query decides more."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from .config import Config
+from .data import Corpus
+from .errors import UserError
+from .flexformer.build import build_mixer
+from .flexformer.feature_map import HeadShape
+from .flexformer.model import Flexformer
+from .rundir import RunDirectory
+from .stages.attention import AttentionStage
+from .stages.fit import device_of, fit
+from .teacher import Teacher
+
+#: Ways to share the features out, by the name used in mixer.split.
+SPLITS = ("even", "measured")
+#: Batches that attention without a query is judged by.
+JUDGED = 4
+#: Features are dealt out by so many at a time, or by an atom where that is more; each layer gets one such part.
+GRAIN = 16
+
+
+def check_split(mixer: dict[str, Any]) -> None:
+    """UserError for an unknown way, and for features that cannot be shared out."""
+    split = mixer.get("split", "even")
+    if split not in SPLITS:
+        raise UserError(f"mixer.split={split} is unknown; known: {', '.join(SPLITS)}")
+    if split != "even" and "features" not in mixer:
+        raise UserError(f"mixer.split={split}: this mixer has no mixer.features to share out; use mixer.split=even")
+
+
+def allocate(teacher: Teacher, student: Flexformer, corpus: Corpus, config: Config, run: RunDirectory) -> int:
+    """Draws the mixers anew with as many features as their layers need; returns the tokens that this took.
+
+    A layer's share is in proportion to KL(P‖A), its teacher's attention P against the best attention A that ignores the
+    query: a key weight and a decay, beside the window where there is one. That much takes one feature; the rest is what
+    queries decide, and what features are for. On the mean over layers they stay `mixer.features`.
+    """
+    wanted = replace(config.stages.attention, max_steps=config.stages.allocation.max_steps, loss="kl")
+    stage = AttentionStage(teacher, probes(student), wanted)
+    tokens = fit(stage, "allocation", wanted, corpus, config, run)
+    left = undecided(stage.to(device_of(config)), corpus, config.seed)
+    one: Any = next(iter(student.mixers.values()))
+    grain = one.map.per_atom * -(-GRAIN // one.map.per_atom)
+    features = shares(list(left.values()), config.mixer["features"] * len(left), grain)
+    for layer, each in zip(left, features, strict=True):
+        student.config.layers[layer]["features"] = each
+    student.build_mixers()
+    run.write_measurement("allocation", {"kl": left, "features": dict(zip(left, features, strict=True))})
+    return tokens
+
+
+def probes(student: Flexformer) -> dict[int, Any]:
+    """Attention that ignores the query, for every layer that is swapped."""
+    options = student.config.mixer
+    plain = {"map": "constant", "key_weight": "quadratic", "decay_groups": 1, "normaliser": "sum", "frozen": False}
+    plain |= {"decay": "learned" if student.config.causal else "none", "window": options["window"]}
+    return {
+        i: build_mixer(HeadShape(each["heads"], each["kv_heads"], each["head_dim"]), plain, student.config.causal)
+        for i, each in student.swapped.items()
+    }
+
+
+@torch.no_grad()
+def undecided(stage: AttentionStage, corpus: Corpus, seed: int) -> dict[int, float]:
+    """KL in nats that the fitted probes leave, by layer, on training text."""
+    left = torch.zeros(len(stage.layers))
+    for batch in corpus.batches(JUDGED, stage.wanted.batch_size, seed + 1):
+        stage.training_step({"input_ids": batch["input_ids"].to(stage.device)}, 0)
+        left += torch.stack(list(stage.losses.values())).cpu() / JUDGED
+    return dict(zip(stage.layers, left.tolist(), strict=True))
+
+
+def shares(weights: list[float], total: int, grain: int) -> list[int]:
+    """`total` dealt out in proportion to the weights, in parts of `grain`; everyone gets one part at least."""
+    parts = [1] * len(weights)
+    for _ in range(total // grain - len(weights)):
+        neediest = max(range(len(weights)), key=lambda i: weights[i] / parts[i])
+        parts[neediest] += 1
+    return [grain * each for each in parts]

@@ -1,0 +1,116 @@
+"""The delta rule: a key writes over what stands in its place, and what is read is a value."""
+
+import pytest
+import torch
+from transformers.models.qwen3_next.modeling_qwen3_next import torch_recurrent_gated_delta_rule
+
+from distill.flexformer.delta import DELTA, unit
+from distill.flexformer.engine import Features
+from distill.flexformer.feature_map import HeadShape
+from distill.flexformer.mixer import Mixer
+
+from .examples import PLAIN, SHAPE, draw, randomise
+from .paths import PATHS
+
+FOURIER = PLAIN | {
+    "map": "stationary",
+    "features": 64,
+    "frequency_scale": 1.0,
+    "positive": False,
+    "order": 1,
+    "decay": "delta",
+}
+by_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+
+
+def remembering(options: dict = FOURIER) -> Mixer:
+    """With β all but 1 and γ all but 1: a key takes all of its place, and nothing fades."""
+    torch.manual_seed(0)
+    mixer = Mixer(SHAPE, options).double()
+    with torch.no_grad():
+        mixer.decay.share_bias.fill_(40.0)
+        mixer.decay.bias.fill_(-40.0)
+    return mixer
+
+
+@pytest.mark.parametrize("way", DELTA, ids=DELTA._fields)
+def test_it_is_the_gated_delta_rule_of_transformers(way):
+    """Two query heads for each key head, unit queries and keys; theirs divides by √F."""
+    source = torch.Generator().manual_seed(0)
+    key, query = (unit(torch.randn(2, heads, 90, 6, generator=source)) for heads in (2, 4))
+    value = torch.randn(2, 2, 90, 5, generator=source)
+    beta, decay = (torch.rand(2, 2, 90, generator=source) for _ in range(2))
+    (sums, _), state = way(Features(query, key, beta.log(), decay.log()[..., None]), value)
+
+    theirs = [x.repeat_interleave(2, 1).transpose(1, 2) for x in (key, value, decay.log(), beta)]
+    expected, last = torch_recurrent_gated_delta_rule(query.transpose(1, 2), *theirs, output_final_state=True)
+    torch.testing.assert_close(sums[..., :-1], expected.transpose(1, 2) * 6**0.5, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(state.sums, last[:, ::2], rtol=1e-4, atol=1e-4)
+    assert (sums[..., -1] == 1).all()
+
+
+@by_path
+def test_a_key_reads_back_the_value_that_it_wrote_last(path):
+    """However many others wrote before, and where the sum of weights would have given their mean."""
+    mixer, (_, k, v, *_) = remembering(), draw(0, 12)
+    k[:, :, 9] = k[:, :, 4]
+    query = k.repeat_interleave(SHAPE.group, 1)
+    out, _ = mixer(query, k, v, 0.5, path=path(mixer))
+    torch.testing.assert_close(out, v.repeat_interleave(SHAPE.group, 1), rtol=1e-9, atol=1e-9)
+
+
+def test_what_it_reads_of_older_keys_is_nearer_to_their_values_than_a_sum_is():
+    """Twenty keys in sixty-four features: written over and not added up, each can still be told from the others."""
+    torch.manual_seed(1)
+    shape = HeadShape(1, 1, 16)
+    k, v = (torch.randn(1, 1, 20, 16, dtype=torch.float64) for _ in range(2))
+    errors = {}
+    for decay in ("delta", "none"):
+        torch.manual_seed(0)
+        mixer = Mixer(shape, FOURIER | {"decay": decay}).double()
+        if decay == "delta":
+            mixer.decay.share_bias.data.fill_(40.0)
+            mixer.decay.bias.data.fill_(-40.0)
+        _, memory = mixer(k, k, v, 1.0)
+        read = torch.cat([mixer(k[:, :, i : i + 1], k, v, 1.0, torch.zeros(1, 1), memory)[0] for i in range(20)], 2)
+        errors[decay] = (read - v).square().mean() / v.square().mean()
+    assert errors["delta"] < 0.1 * errors["none"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_state_stays_bounded(dtype: torch.dtype):
+    """Keys that are all alike are the worst: without their own place they would pile up."""
+    mixer = remembering().to(dtype)
+    q, k, v, *_ = draw(0, 1500, dtype=dtype)
+    k = k[:, :, :1] + 0.01 * k
+    out, memory = mixer(q, k, v, 0.5)
+    assert out.isfinite().all() and memory.sums.square().sum((-1, -2)).max() < 1e3
+
+
+def test_features_of_any_length_write_alike(monkeypatch: pytest.MonkeyPatch):
+    """A map's own size does not matter, nor a factor that it leaves to the normaliser."""
+    mixer, (q, k, v, *_) = randomise(Mixer(SHAPE, PLAIN | {"map": "elu", "decay": "delta"}).double()), draw(2, 9)
+    before = mixer(q, k, v, 0.5)[0]
+    query_features, key_features = mixer.map.query_features, mixer.map.key_features
+    monkeypatch.setattr(mixer.map, "query_features", lambda *given: 1e-3 * query_features(*given))
+    monkeypatch.setattr(mixer.map, "key_features", lambda *given: (1e3 * key_features(*given)[0], k.sum(-1)))
+    torch.testing.assert_close(mixer(q, k, v, 0.5)[0], before)
+
+
+@pytest.mark.parametrize("decay", ["delta", "none"])
+def test_its_weights_cannot_be_compared_with_softmaxs(decay: str):
+    mixer = Mixer(SHAPE, PLAIN | {"map": "elu", "decay": decay})
+    assert mixer.averages == mixer.comparable == (decay == "none")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"key_weight": "linear"}, ["mixer.key_weight=linear", "mixer.decay=delta", "key_weight=none"]),
+        ({"decay_groups": 2}, ["mixer.decay_groups=2", "gated"]),
+    ],
+)
+def test_what_it_does_not_go_with(change: dict, named: list[str]):
+    with pytest.raises(ValueError, match=r"^mixer\.") as raised:
+        Mixer(SHAPE, FOURIER | change)
+    assert all(each in str(raised.value) for each in named)

@@ -1,0 +1,130 @@
+"""Features go to the layers whose attention depends on the query."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
+
+from distill.allocation import allocate, probes, shares, undecided
+from distill.errors import UserError
+from distill.maploss import log_student, log_teacher, map_kl
+from distill.pipeline import distil
+from distill.stages.attention import AttentionStage
+from distill.student import build_student
+
+from . import tiny
+from .conftest import Compose
+from .test_stages import Run
+from .test_teacher import ids
+
+FOURIER = ["mixer=stationary-delta", "mixer.features=56", "stages.allocation.max_steps=40"]
+
+
+@given(
+    weights=st.lists(st.floats(0.001, 10), min_size=1, max_size=9),
+    mean=st.integers(1, 20),
+    grain=st.sampled_from([1, 16, 27]),
+)
+def test_shares_add_up_and_follow_the_weights(weights: list[float], mean: int, grain: int):
+    total = mean * grain * len(weights)
+    found = shares(weights, total, grain)
+    assert sum(found) == total and all(each >= grain and each % grain == 0 for each in found)
+    for one, other in zip(*(sorted(zip(weights, found, strict=True))[i:] for i in (0, 1)), strict=False):
+        assert one[1] <= other[1] + (one[0] == other[0]) * grain
+
+
+def test_shares_are_in_proportion():
+    assert shares([1.0, 2.0, 5.0], 128, 16) == [16, 32, 80]
+    assert shares([1.0, 1e-9], 100, 16) == [80, 16]
+
+
+@pytest.fixture
+def blind(small: Compose, teachers: dict[str, Path], tmp_path: Path):
+    """A run whose first layer cannot see its queries: its attention is the same whatever they are."""
+
+    def make(*overrides: str) -> Run:
+        made = Run(small(*FOURIER, *overrides), teachers["gpt2"])
+        attention = made.teacher.model.transformer.h[0].attn.c_attn
+        with torch.no_grad():
+            attention.weight[:, :16] = 0
+            attention.bias[:16] = 0
+        made.student = build_student(made.teacher, made.config.mixer)
+        return made
+
+    return make
+
+
+@pytest.mark.parametrize("window", [0, 8])
+def test_a_layer_that_ignores_its_queries_gets_the_least(blind, window: int):
+    made = blind(f"mixer.window={window}")
+    tokens = allocate(made.teacher, made.student, tiny.corpus(8), made.config, made.directory)
+    assert tokens == 40 * 2 * tiny.CONTEXT
+    assert [mixer.feature_dim for mixer in made.student.mixers.values()] == [16, 96]
+    assert [layer["features"] for layer in made.student.config.layers] == [16, 96]
+    written = json.loads((made.directory.path / "measurements" / "allocation.json").read_text())
+    assert written["features"] == {"0": 16, "1": 96} and written["kl"]["0"] < 0.1 * written["kl"]["1"]
+
+
+def test_what_is_undecided_is_the_kl_of_the_probes(blind):
+    """On whole maps of a batch that is always the same."""
+    made = blind("stages.attention.queries=null")
+    found = probes(made.student)
+    stage = AttentionStage(made.teacher, found, made.config.stages.attention)
+    corpus = tiny.corpus(2)
+    left = undecided(stage, corpus, 0)
+    heads = made.teacher.heads(torch.stack(list(corpus.train["random"]["input_ids"])))
+    for layer, mixer in found.items():
+        expected = map_kl(log_teacher(heads[layer]), log_student(mixer, heads[layer])).mean()
+        assert left[layer] == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_layers_kept_exact_get_none_and_give_none(blind):
+    made = blind("mixer.exact_layers=[1]")
+    allocate(made.teacher, made.student, tiny.corpus(8), made.config, made.directory)
+    assert [mixer.feature_dim for mixer in made.student.mixers.values()] == [48]
+    assert "features" not in made.student.config.layers[1]
+
+
+def test_atoms_stay_whole(blind):
+    made = blind("mixer=nonstationary", "mixer.features=108", "mixer.split=measured")
+    allocate(made.teacher, made.student, tiny.corpus(8), made.config, made.directory)
+    assert [mixer.feature_dim for mixer in made.student.mixers.values()] == [27, 189]
+
+
+def test_a_whole_run_and_its_student(small: Compose):
+    run = distil(small(*FOURIER, "stages.attention.max_steps=3"))
+    headline = json.loads((run / "measurements" / "headline.json").read_text())
+    layers: list[dict[str, Any]] = json.loads((run / "student" / "config.json").read_text())["layers"]
+    assert sum(layer["features"] for layer in layers) == 112 and headline["feature_dim"] == 56
+    # Nothing is matched to maps, although the recipe would have had steps for it.
+    assert headline["tokens"]["allocation"] == 40 * 2 * tiny.CONTEXT and headline["tokens"]["attention"] == 0
+    stages = {json.loads(line)["stage"] for line in (run / "metrics.jsonl").read_text().splitlines()}
+    assert stages == {"allocation", "logits"}
+    again = AutoModelForCausalLM.from_pretrained(run / "student", trust_remote_code=True)
+    dims = [mixer.feature_dim for mixer in again.mixers.values()]
+    assert dims == [layer["features"] for layer in layers]
+    assert again(input_ids=ids()).logits.isfinite().all()
+
+
+def test_maps_are_matched_where_that_is_asked_for(small: Compose):
+    run = distil(small(*FOURIER, "mixer.match_maps=true", "stages.attention.max_steps=3"))
+    headline = json.loads((run / "measurements" / "headline.json").read_text())
+    assert headline["tokens"]["attention"] == 3 * 2 * tiny.CONTEXT and headline["stage1_ppl"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["mixer.split=fair"], ["mixer.split=fair", "even, measured"]),
+        (["mixer=elu", "mixer.split=measured"], ["mixer.split=measured", "mixer.features", "mixer.split=even"]),
+    ],
+)
+def test_a_split_that_cannot_be_is_refused(small: Compose, overrides: list[str], named: list[str]):
+    with pytest.raises(UserError) as raised:
+        distil(small(*overrides))
+    assert all(each in str(raised.value) for each in named)
