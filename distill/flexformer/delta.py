@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.linalg import solve_triangular
 
-from .engine import NO_KEYS, Features, State, Ways, Weighted, future, grouped, in_chunks, per_query_head, with_ones
+from .engine import NO_KEYS, Features, State, Ways, Weighted, future, grouped, in_chunks, per_query_head
 from .feature_map import HeadShape
 
 
@@ -57,16 +57,28 @@ def chunked(features: Features, value: Tensor, state: State | None = None, chunk
     system = torch.eye(chunk, dtype=key.dtype, device=key.device) + (beta * (key @ key.mT) * fade).tril(-1)
     written = solve_triangular(system, beta * torch.cat([values, reach * key], -1), upper=False, unitriangular=True)
     new, erased = written.split([values.shape[-1], key.shape[-1]], -1)
-    near = (query @ key[:, :, None].mT) * fade[:, :, None]
-    far, kept, faded = query * reach[:, :, None], (left * key).mT, reach[..., -1:, :]
+    before, fresh, sums = _through(new, erased, (left * key).mT, reach[..., -1:, :], sums)
 
-    outputs = []
-    for c in range(key.shape[2]):
-        fresh = new[:, :, c] - erased[:, :, c] @ sums
-        outputs.append(far[:, :, :, c] @ sums[:, :, None] + near[:, :, :, c] @ fresh[:, :, None])
-        sums = faded[:, :, c] * sums + kept[:, :, c] @ fresh
-    out = torch.stack(outputs, 3).flatten(3, 4).flatten(1, 2)[:, :, : value.shape[2]]
-    return _weighted(out, features, maximum), State(sums, _seen(features, maximum)[..., -1:].clone())
+    near = ((query @ key[:, :, None].mT) * fade[:, :, None]) @ fresh[:, :, None]
+    far = (query * reach[:, :, None]) @ before[:, :, None]
+    out = (near + far).flatten(3, 4).flatten(1, 2)[:, :, : value.shape[2]]
+    return _read(out, features, State(sums, maximum))
+
+
+def _through(new: Tensor, erased: Tensor, kept: Tensor, faded: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The states before each chunk (B, K, C, F, D), the rows that keys write (B, K, C, c, D), and the last state.
+
+    The one loop there is: whatever can be done for all chunks at once is done outside.
+    """
+    shape, state = start.shape, start.flatten(0, 1)
+    states, rows = [], []
+    chunks = (part.flatten(0, 1).unbind(1) for part in (new, erased, kept, faded))
+    for written, taken, place, share in zip(*chunks, strict=True):
+        states.append(state)
+        rows.append(torch.baddbmm(written, taken, state, alpha=-1))
+        state = torch.baddbmm(share * state, place, rows[-1])
+    before, fresh = (torch.stack(each, 1).unflatten(0, shape[:2]) for each in (states, rows))
+    return before, fresh, state.view(shape)
 
 
 def recurrent(features: Features, value: Tensor, state: State | None = None) -> tuple[Weighted, State]:
@@ -79,7 +91,7 @@ def recurrent(features: Features, value: Tensor, state: State | None = None) -> 
         sums = sums + beta * key * (value[:, :, i, None] - key.mT @ sums)
         outputs.append((query[:, :, :, i, None] @ sums[:, :, None]).squeeze(-2))
     out = torch.stack(outputs, 3).flatten(1, 2)
-    return _weighted(out, features, maximum), State(sums, _seen(features, maximum)[..., -1:].clone())
+    return _read(out, features, State(sums, maximum))
 
 
 DELTA = Ways(parallel, chunked, recurrent)
@@ -92,12 +104,11 @@ def no_keys(features: Features, value: Tensor) -> State:
     return State(sums, features.key.new_full((batch, heads, 1), NO_KEYS))
 
 
-def _seen(features: Features, maximum: Tensor) -> Tensor:
-    """0 from the first key on, NO_KEYS before: (B, K, N)."""
-    here = torch.where(features.log_weight.detach() > -torch.inf, 0.0, NO_KEYS).to(maximum.dtype)
-    return torch.maximum(here.cummax(-1).values, maximum)
-
-
-def _weighted(out: Tensor, features: Features, maximum: Tensor) -> Weighted:
-    shift = per_query_head(_seen(features, maximum), out)
-    return Weighted(with_ones(out) * (shift == 0)[..., None], shift)
+def _read(out: Tensor, features: Features, state: State) -> tuple[Weighted, State]:
+    """What each query reads, and the state after the last token; `maximum` is 0 from the first key on."""
+    here = torch.where(features.log_weight.detach() > -torch.inf, 0.0, NO_KEYS).to(state.maximum.dtype)
+    seen = torch.maximum(here.cummax(-1).values, state.maximum)
+    shift = per_query_head(seen, out)
+    weighted = Weighted(torch.cat([out, (shift == 0).to(out.dtype)[..., None]], -1), shift)
+    # Cloned, or the state would keep those of all tokens in memory.
+    return weighted, State(state.sums, seen[..., -1:].clone())

@@ -212,7 +212,12 @@ def in_chunks(features: Features, value: Tensor, chunk: int) -> tuple[Tensor, Te
     φ_q (B, K, G, C, R, c, f), φ_k (B, K, C, R, c, f), w (B, K, C, c), log γ (B, K, C, R, c), [v, 1] (B, K, C, c, D+1).
     """
     groups, pad = features.log_decay.shape[-1], -value.shape[2] % chunk
-    fill, longer = torch.nn.functional.pad, (0, 0, 0, pad)
+
+    def fill(x: Tensor, amount: tuple[int, ...], value: float = 0.0) -> Tensor:
+        # Filling up with nothing would still copy.
+        return torch.nn.functional.pad(x, amount, value=value) if pad else x
+
+    longer = (0, 0, 0, pad)
     query = fill(grouped(features.query, features.key), longer).unflatten(3, (-1, chunk))
     key = fill(features.key, longer).unflatten(2, (-1, chunk))
     return (

@@ -43,6 +43,8 @@ class FeatureMap(nn.Module):
     per_atom = 1
     #: Denominators below this in magnitude are replaced by it (with their sign).
     epsilon = 1e-20
+    #: Features have length 1 as they are.
+    unit = False
     #: How many points of key space `place` takes; 0 for a map whose frequencies are no such points.
     centroids = 0
 

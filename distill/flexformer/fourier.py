@@ -20,6 +20,7 @@ class SignedStationary(FeatureMap):
     positive = False
     frequencies = ("frequency",)
     per_atom = 2
+    unit = True
     # Weights cancel, so a denominator may be tiny by accident; a larger ε bounds what the division amplifies.
     epsilon = 1e-3
 

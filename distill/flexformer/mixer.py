@@ -123,8 +123,9 @@ class Mixer(TokenMixer):
         query_features = self.map.query_features(query, query_position)
         if self.reading is not None:
             # Of length 1, so that a key erases no more than there is; whatever factor a map leaves out is gone, too.
-            query_features, key_features = unit(query_features) * self.reading(query), unit(key_features)
-            log_scale = None
+            if not self.map.unit:
+                query_features, key_features, log_scale = unit(query_features), unit(key_features), None
+            query_features = query_features * self.reading(query)
         log_decay, decay_weight = self.decay(key)
         log_weight = self.key_weight(key)
         for term in (log_scale, decay_weight):
