@@ -180,7 +180,7 @@ def typed(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 def test_an_unknown_recipe_as_typed(tmp_path: Path):
     done = typed("recipe=nope", cwd=tmp_path)
     assert done.returncode == 2 and done.stdout == ""
-    known = "compare, compare-encoder, gpt2-small, pocket, pocket-encoder, pocket-teacher"
+    known = "compare, compare-encoder, gpt2-small, pocket, pocket-encoder, pocket-teacher, recovery"
     assert done.stderr == f"distill: recipe=nope is unknown; known: {known}\n"
     assert list(tmp_path.iterdir()) == []
 

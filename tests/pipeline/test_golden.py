@@ -30,7 +30,7 @@ SHORT = [
 #: processors differ by has to say why; one that gains as much sets a new mark here.
 GOLDEN = {
     "stationary-delta-window": (1.067, 0.738),
-    "stationary-delta": (1.034, 0.440),
+    "stationary-delta": (1.063, 0.440),
     "exponential": (1.159, 0.578),
 }
 

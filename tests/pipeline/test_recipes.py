@@ -90,7 +90,8 @@ def test_help_lists_recipes_and_keys(monkeypatch: pytest.MonkeyPatch, capsys: py
 def test_gpt2_small_at_its_own_shape(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, text: Path):
     """Twelve layers of twelve heads of 64; a small vocabulary, as embeddings are not what is tested."""
     # All that says how much is trained; shapes, mixer, precision and rates are the recipe's own.
-    shorter = ["stages.attention.max_steps=2", "stages.logits.max_steps=2", "measure.teacher_tuned=false"]
+    shorter = [f"stages.{stage}.max_steps=2" for stage in ("allocation", "attention", "logits")]
+    shorter += ["measure.teacher_tuned=false"]
     smaller = ["data.context=64", "data.validation_blocks=2", "measure.batch_size=1", "measure.fidelity_blocks=1"]
     smaller += [f"stages.{stage}.batch_size=1" for stage in ("attention", "logits")]
     try:
@@ -106,8 +107,10 @@ def test_gpt2_small_at_its_own_shape(tmp_path: Path, tokenizer: PreTrainedTokeni
         # Gigabytes, which pytest would keep.
         shutil.rmtree(tmp_path)
     assert headline["parameters"]["teacher"] > 85e6 and headline["ratio"]["prose"] > 0
-    assert {line["stage"] for line in lines} == {"attention", "logits"} and len(lines[0]["layers"]) == 12
-    assert student["layers"][11] == {"module": "transformer.h.11.attn", "heads": 12, "kv_heads": 12, "head_dim": 64}
+    assert {line["stage"] for line in lines} == {"allocation", "logits"} and len(lines[0]["layers"]) == 12
+    shape = {"module": "transformer.h.11.attn", "heads": 12, "kv_heads": 12, "head_dim": 64}
+    assert student["layers"][11].items() > shape.items()
+    assert sum(layer["features"] for layer in student["layers"]) == 12 * 128
 
 
 def test_a_mixer_may_ask_for_rates_of_its_own_and_the_command_line_decides():

@@ -22,7 +22,7 @@ from distill.student import build_student
 from distill.teacher import Teacher
 
 from . import tiny
-from .conftest import MIXERS, Compose, sized
+from .conftest import MIXERS, Compose, compose, sized
 from .test_teacher import ids, load
 
 BLOCKS = 2
@@ -88,7 +88,9 @@ LEARNING = [name for name in MIXERS if name not in UNLEARNED]
     [*((name, "gpt2") for name in LEARNING), *((name, "llama") for name in ("spectral", "exponential-window", "gla"))],
 )
 def test_stage_1_lowers_its_loss_in_every_layer(run, name: str, family: str):
-    weight = ["mixer.key_weight=quadratic"] if name not in ("retnet", "gla", "mamba2") else []
+    options = compose(f"mixer={name}").mixer
+    averages = options["normaliser"] == "sum" and options["decay"] != "delta"
+    weight = ["mixer.key_weight=quadratic"] if averages else []
     made = run(*sized(name), *weight, "mixer.redraw_every=0" if "favor" in name else "seed=0", *FAST, family=family)
     made.fit(made.attention(), "attention")
     first, *_, last = (line["layers"] for line in made.metrics())
@@ -211,15 +213,25 @@ def test_stage_2_lowers_its_loss(run, train: str):
     assert losses[-1] < 0.9 * losses[0]
 
 
-def test_mixers_have_a_learning_rate_of_their_own_and_no_decay(run):
-    rates = ["stages.logits.mixer_learning_rate=3e-3", "stages.logits.learning_rate=3e-4"]
+def test_mixers_and_embeddings_have_learning_rates_of_their_own(run):
+    """And mixers no decay."""
+    rates = [f"stages.logits.{part}learning_rate={rate}" for part, rate in RATES.items()]
     made = run(*rates, "stages.logits.weight_decay=0.3", "stages.logits.warmup=0.0")
     stage = made.logits()
     groups = stage.configure_optimizers()["optimizer"].param_groups
     of = {id(each): group for group in groups for each in group["params"]}
     for name, parameter in stage.student.named_parameters():
-        group, mixer = of[id(parameter)], ".mixer." in name
-        assert group["lr"] == (3e-3 if mixer else 3e-4) and group["weight_decay"] == (0.0 if mixer else 0.3)
+        part = "mixer_" if ".mixer." in name else "embedding_" if "wte" in name or "wpe" in name else ""
+        assert group_of(part) == (of[id(parameter)]["lr"], of[id(parameter)]["weight_decay"])
+
+
+#: By part, as the keys begin; the embeddings are tied to the output.
+RATES = {"mixer_": 3e-3, "": 3e-4, "embedding_": 3e-5}
+
+
+def group_of(part: str) -> tuple[float, float]:
+    """Its learning rate and weight decay."""
+    return RATES[part], 0.0 if part == "mixer_" else 0.3
 
 
 def test_the_next_token_loss_is_added(run):

@@ -7,6 +7,7 @@ import torch
 
 from distill.errors import UserError
 from distill.flexformer.options import check_options
+from distill.mixer import swapped_options
 from distill.student import build_student
 from distill.teacher import Teacher
 
@@ -84,7 +85,7 @@ def test_a_wrong_mixer_is_a_mistake(teacher: Teacher, change: dict, message: str
         build_student(teacher, GOOD | change)
 
 
-OPTIONS = {key: value for key, value in GOOD.items() if key != "exact_layers"}
+OPTIONS = swapped_options(GOOD)
 
 
 @pytest.mark.parametrize("name", OPTIONS)

@@ -27,7 +27,7 @@ def section(run: Run) -> Section:
     summary = {domain: {name: summarised(kinds[name]) for name in TITLES} for domain, kinds in heads.items()}
     figures, notes = matrix_figures(heads), cautions(heads, found["comparable"])
     width = found.get("window", 0)
-    if defined(heads, "gate"):
+    if width and defined(heads, "gate"):
         notes += [beyond_window(domain, kinds, width) for domain, kinds in heads.items()]
     try:
         figures += map_figures(run, found)
