@@ -30,7 +30,11 @@ def exact_layers(mixer: dict[str, Any], count: int) -> list[int]:
 def told(mixer: dict[str, Any]) -> str:
     """What it has, and not what it lacks, in words: "exponential, key_weight quadratic, window 64, features 128"."""
     left_out = plain() | {"map": mixer.get("map")}
-    has = (f"{key} {value}" for key, value in mixer.items() if key != "rates" and value != left_out.get(key))
+    has = (
+        f"{key} {value}"
+        for key, value in mixer.items()
+        if key not in ("rates", "match_maps") and value != left_out.get(key)
+    )
     return ", ".join([mixer.get("map", ""), *has])
 
 

@@ -59,7 +59,7 @@ def distil(config: Config) -> Path:
     tokens["attention"] = match_maps(teacher, student, corpus, config, run)
     if tokens["attention"]:
         readings["stage1"] = read_domains(student, corpus, config, run)
-    if student.mixers:
+    if student.mixers and config.mixer.get("match_maps", True):
         with run.timed("measure"):
             measure_fidelity(teacher, student.mixers, corpus, config.measure, run, device)
     student, tokens["logits"] = match_logits(teacher, student, corpus, config, run)

@@ -14,6 +14,7 @@ from distill.allocation import allocate, probes, shares, undecided
 from distill.errors import UserError
 from distill.maploss import log_student, log_teacher, map_kl
 from distill.pipeline import distil
+from distill.report import render
 from distill.stages.attention import AttentionStage
 from distill.student import build_student
 
@@ -105,6 +106,13 @@ def test_a_whole_run_and_its_student(small: Compose):
     assert headline["tokens"]["allocation"] == 40 * 2 * tiny.CONTEXT and headline["tokens"]["attention"] == 0
     stages = {json.loads(line)["stage"] for line in (run / "metrics.jsonl").read_text().splitlines()}
     assert stages == {"allocation", "logits"}
+    told = json.loads((run / "report" / "report.json").read_text())
+    assert told["headline"]["tokens"]["allocation"] and "skipped" in told["fidelity"]
+    page = (run / "report" / "report.md").read_text()
+    assert "Left without the query" in page and "features shared out" in page
+    (run / "measurements" / "allocation.json").unlink()
+    render(run, ["headline"])
+    assert "No features by layer: measurements/allocation.json is missing" in (run / "report" / "report.md").read_text()
     again = AutoModelForCausalLM.from_pretrained(run / "student", trust_remote_code=True)
     dims = [mixer.feature_dim for mixer in again.mixers.values()]
     assert dims == [layer["features"] for layer in layers]

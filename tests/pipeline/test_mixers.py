@@ -52,6 +52,11 @@ def test_every_option_goes_through(small: Compose, name: str):
     run = distil(config)
     assert json.loads((run / "student" / "config.json").read_text())["mixer"]["map"] == config.mixer["map"]
     assert (run / "report" / "report.html").exists() and told(run, "headline")["ratio"]["prose"] > 0
+    if not config.mixer["match_maps"]:
+        assert not (run / "measurements" / "fidelity.json").exists()
+        skipped = json.loads((run / "report" / "report.json").read_text())["fidelity"]["skipped"]
+        assert skipped.startswith("with mixer.match_maps=false nothing")
+        return
     found, averages = fields(run), config.mixer["normaliser"] == "sum" and config.mixer["decay"] != "delta"
     assert known(found["output_error"]) and known(found["entropy_teacher"])
     assert known(found["kl"]) == known(found["negative_share"]) == averages

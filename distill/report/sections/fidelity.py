@@ -18,6 +18,10 @@ Heads = dict[str, dict[str, np.ndarray]]
 
 
 def section(run: Run) -> Section:
+    if run.setting("mixer.match_maps") is False:
+        raise ArtefactError(
+            "with mixer.match_maps=false nothing is fitted to attention maps, and logits alone say how good it is"
+        )
     found = run.json("measurements/fidelity.json")
     heads = {
         domain: {name: np.array(rows, dtype=float) for name, rows in kinds.items()}

@@ -11,12 +11,21 @@ from ..verdict import verdict
 
 #: The perplexities on the way from teacher to student, in order.
 STEPS = {"teacher_ppl": "teacher", "swapped_ppl": "swapped in", "stage1_ppl": "after stage 1", "student_ppl": "student"}
-STAGES = {"attention": "stage 1, attention maps", "logits": "stage 2, logits"}
+STAGES = {
+    "allocation": "features shared out",
+    "attention": "stage 1, attention maps",
+    "logits": "stage 2, logits",
+}
 
 
 def section(run: Run) -> Section:
     data = complete(run.json("measurements/headline.json"))
-    figures, notes = [steps_figure(data)], []
+    figures, notes = [steps_figure(data)], list[str]()
+    tables = [perplexity_table(data), stage_table(data)]
+    try:
+        tables += allocation_tables(run)
+    except ArtefactError as error:
+        notes.append(f"No features by layer: {error}.")
     try:
         figures += loss_figures(run)
     except ArtefactError as error:
@@ -33,7 +42,7 @@ def section(run: Run) -> Section:
         verdict=verdict(data),
         numbers=[domain_number(data, domain) for domain in data["teacher_ppl"]],
         facts=facts(data),
-        tables=[perplexity_table(data), stage_table(data)],
+        tables=tables,
         figures=[figures],
         notes=notes,
     )
@@ -72,7 +81,7 @@ def facts(data: dict[str, Any]) -> list[Fact]:
         Fact("State", size(data["state_bytes"]), "one sequence, any length" + kept_cache(data)),
         Fact("Teacher's cache", size(cache * data["context"]), f"at {data['context']:,} tokens; {size(cache)} each"),
         Fact("State is smaller from", f"{tokens:,} tokens" if tokens else DASH, "of context"),
-        Fact("Trained on", f"{count(total(data['tokens']))} tokens", "both stages"),
+        Fact("Trained on", f"{count(total(data['tokens']))} tokens", "all stages"),
         Fact("Took", duration(total(data["seconds"])), "from data to measurements"),
         Fact(
             "Parameters",
@@ -112,6 +121,16 @@ def stage_table(data: dict[str, Any]) -> Table:
         for stage in dict.fromkeys([*seconds, *tokens])
     ]
     return Table("Tokens and time by stage", ["Stage", "Tokens", "Time", "Tokens per second"], rows)
+
+
+def allocation_tables(run: Run) -> list[Table]:
+    """How many features each layer got, and why, of a run that measured it."""
+    if run.setting("mixer.split") != "measured":
+        return []
+    found = run.json("measurements/allocation.json")
+    rows = [[layer, number(kl), count(found["features"].get(layer))] for layer, kl in found["kl"].items()]
+    caption = "Features by layer: more where attention that ignores the query leaves more KL, in nats"
+    return [Table(caption, ["Layer", "Left without the query", "Features"], rows)]
 
 
 def steps_figure(data: dict[str, Any]) -> Figure:
