@@ -7,14 +7,14 @@ sum of values that something would have to normalise, so that weights of either 
 Yang et al. 2024 (arXiv:2412.06464), after Schlag et al. 2021 (arXiv:2102.11174).
 
 Arguments and shapes are those of `engine`, with w = log β, one group of features, and a state without a column for the
-sum of the weights: (B, K, F, D). What goes out has 1 in that column, 0 where no key has come, and the shift 0.
+sum of the weights: (B, K, F, D). What goes out has 1 in that column; its shift is 0 from the first key on.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.linalg import solve_triangular
 
-from .engine import NO_KEYS, Features, State, Ways, Weighted, future, grouped, in_chunks, per_query_head
+from .engine import NO_KEYS, Features, State, Ways, Weighted, future, grouped, in_chunks, per_query_head, with_ones
 from .feature_map import HeadShape
 
 
@@ -54,7 +54,8 @@ def chunked(features: Features, value: Tensor, state: State | None = None, chunk
     since = log_decay.cumsum(-1)
     fade = (since[..., :, None] - since[..., None, :]).masked_fill(future(chunk, key.device), -torch.inf).exp()
     beta, reach, left = log_beta.exp()[..., None], since.exp()[..., None], (since[..., -1:] - since).exp()[..., None]
-    system = torch.eye(chunk, dtype=key.dtype, device=key.device) + (beta * (key @ key.mT) * fade).tril(-1)
+    # Of the system only what is strictly below the diagonal is read: ones are understood on it.
+    system = beta * (key @ key.mT) * fade
     written = solve_triangular(system, beta * torch.cat([values, reach * key], -1), upper=False, unitriangular=True)
     new, erased = written.split([values.shape[-1], key.shape[-1]], -1)
     before, fresh, sums = _through(new, erased, (left * key).mT, reach[..., -1:, :], sums)
@@ -108,7 +109,5 @@ def _read(out: Tensor, features: Features, state: State) -> tuple[Weighted, Stat
     """What each query reads, and the state after the last token; `maximum` is 0 from the first key on."""
     here = torch.where(features.log_weight.detach() > -torch.inf, 0.0, NO_KEYS).to(state.maximum.dtype)
     seen = torch.maximum(here.cummax(-1).values, state.maximum)
-    shift = per_query_head(seen, out)
-    weighted = Weighted(torch.cat([out, (shift == 0).to(out.dtype)[..., None]], -1), shift)
     # Cloned, or the state would keep those of all tokens in memory.
-    return weighted, State(state.sums, seen[..., -1:].clone())
+    return Weighted(with_ones(out), per_query_head(seen, out)), State(state.sums, seen[..., -1:].clone())

@@ -54,11 +54,13 @@ def test_half_lives_at_the_start(form: str):
     assert half_lives(1).tolist() == [SLOWEST] and half_lives(2).tolist() == pytest.approx([SLOWEST, FASTEST])
 
 
-def test_heads_of_a_selective_decay_start_with_different_memories():
-    log_gamma, weight = DECAYS["selective"](HeadShape(6, 3, 4), 1).double()(draw(0, 4, shape=HeadShape(6, 3, 4)).key)
+@pytest.mark.parametrize("form", ["selective", "delta"])
+def test_heads_start_with_different_memories(form: str):
+    log_gamma, weight = DECAYS[form](HeadShape(6, 3, 4), 1).double()(draw(0, 4, shape=HeadShape(6, 3, 4)).key)
     torch.testing.assert_close(math.log(0.5) / log_gamma[1, :, 2, 0], half_lives(3).double(), rtol=1e-5, atol=0)
-    # e^a = 1 at first: Δ is −log γ.
-    torch.testing.assert_close(weight.exp(), -log_gamma[..., 0])
+    # e^a = 1 at first: Δ is −log γ. A key of the delta rule starts with half of its place.
+    expected = -log_gamma[..., 0] if form == "selective" else torch.full_like(weight, 0.5)
+    torch.testing.assert_close(weight.exp(), expected)
 
 
 def test_fixed_decay_is_exact_in_float32():

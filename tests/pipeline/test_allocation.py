@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from distill.allocation import allocate, probes, shares, undecided
 from distill.errors import UserError
+from distill.flexformer.decay import LearnedDecay
 from distill.maploss import log_student, log_teacher, map_kl
 from distill.pipeline import distil
 from distill.report import render
@@ -82,6 +83,22 @@ def test_what_is_undecided_is_the_kl_of_the_probes(blind):
     for layer, mixer in found.items():
         expected = map_kl(log_teacher(heads[layer]), log_student(mixer, heads[layer])).mean()
         assert left[layer] == pytest.approx(expected.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("window", [0, 8])
+def test_what_is_beside_the_query_is_the_window_and_a_decay(blind, window: int):
+    for probe in probes(blind(f"mixer.window={window}").student).values():
+        assert probe.width == window and probe.feature_dim == 1 and isinstance(probe.decay, LearnedDecay)
+
+
+def test_whatever_stage_1_compares_it_is_maps_that_tell(small: Compose, tmp_path: Path, blind):
+    """The share of a layer does not depend on stages.attention.loss."""
+    written = []
+    for loss in ("kl", "output"):
+        made = blind(f"stages.attention.loss={loss}", f"run_dir={tmp_path / loss}")
+        allocate(made.teacher, made.student, tiny.corpus(8), made.config, made.directory)
+        written.append(json.loads((tmp_path / loss / "measurements" / "allocation.json").read_text()))
+    assert written[0] == written[1]
 
 
 def test_layers_kept_exact_get_none_and_give_none(blind):
