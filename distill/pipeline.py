@@ -49,7 +49,7 @@ def distil(config: Config) -> Path:
     tokens: dict[str, int] = {}
     if config.mixer.get("split") == "measured":
         tokens["allocation"] = allocate(teacher, student, corpus, config, run)
-    if config.stages.attention.place:
+    if config.stages.attention.place and any(mixer.centroids for mixer in student.mixers.values()):
         with run.timed("attention"):
             place_kernels(teacher, student.mixers, corpus, config.seed, device)
     readings: Readings = {}

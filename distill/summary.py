@@ -17,9 +17,11 @@ def summary(run: RunDirectory) -> str:
         error = headline["ratio_error"][domain]
         lines.append(f"{domain:12}{values}{cell(ratio, 10, 3)} ± {cell(error, 0, 3)}")
     stages = [
-        f"{name} {seen:,} tokens in {run.seconds.get(name, 0):.0f} s" for name, seen in headline["tokens"].items()
+        f"{name} {seen:,} tokens in {run.seconds.get(name, 0):.0f} s"
+        for name, seen in headline["tokens"].items()
+        if seen
     ]
-    lines += ["", f"{'; '.join(stages)}; {sum(run.seconds.values()):.0f} s in all"]
+    lines += ["", "; ".join([*stages, f"{sum(run.seconds.values()):.0f} s in all"])]
     lines += [f"student  {run.student}", f"report   {run.path / 'report' / 'report.html'}"]
     return "\n".join(lines)
 

@@ -119,6 +119,7 @@ def stage_table(data: dict[str, Any]) -> Table:
             count(over(tokens.get(stage), seconds.get(stage))),
         ]
         for stage in dict.fromkeys([*seconds, *tokens])
+        if seconds.get(stage) or tokens.get(stage)
     ]
     return Table("Tokens and time by stage", ["Stage", "Tokens", "Time", "Tokens per second"], rows)
 
