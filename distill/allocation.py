@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from lightning import seed_everything
 
 from .config import Config
 from .data import Corpus
@@ -11,6 +12,7 @@ from .errors import UserError
 from .flexformer.build import build_mixer
 from .flexformer.feature_map import HeadShape
 from .flexformer.model import Flexformer
+from .flexformer.options import PROJECTIONS
 from .rundir import RunDirectory
 from .stages.attention import AttentionStage
 from .stages.fit import device_of, fit
@@ -20,7 +22,7 @@ from .teacher import Teacher
 SPLITS = ("even", "measured")
 #: Batches that attention without a query is judged by.
 JUDGED = 4
-#: Features are dealt out by so many at a time, or by an atom where that is more; each layer gets one such part.
+#: Features are dealt out by about so many at a time; each layer gets one such part at least.
 GRAIN = 16
 
 
@@ -29,8 +31,8 @@ def check_split(mixer: dict[str, Any]) -> None:
     split = mixer.get("split", "even")
     if split not in SPLITS:
         raise UserError(f"mixer.split={split} is unknown; known: {', '.join(SPLITS)}")
-    if split != "even" and "features" not in mixer:
-        raise UserError(f"mixer.split={split}: this mixer has no mixer.features to share out; use mixer.split=even")
+    if split != "even" and ("features" not in mixer or mixer["map"] in PROJECTIONS):
+        raise UserError(f"mixer.split={split}: this mixer has no features to share out; use mixer.split=even")
 
 
 def allocate(teacher: Teacher, student: Flexformer, corpus: Corpus, config: Config, run: RunDirectory) -> int:
@@ -40,18 +42,28 @@ def allocate(teacher: Teacher, student: Flexformer, corpus: Corpus, config: Conf
     query: a key weight and a decay, beside the window where there is one. That much takes one feature; the rest is what
     queries decide, and what features are for. On the mean over layers they stay `mixer.features`.
     """
-    wanted = replace(config.stages.attention, max_steps=config.stages.allocation.max_steps, loss="kl")
+    how = config.stages.allocation
+    wanted = replace(config.stages.attention, max_steps=how.max_steps, learning_rate=how.learning_rate, loss="kl")
     stage = AttentionStage(teacher, probes(student), wanted)
     tokens = fit(stage, "allocation", wanted, corpus, config, run)
-    left = undecided(stage.to(device_of(config)), corpus, config.seed)
-    one: Any = next(iter(student.mixers.values()))
-    grain = one.map.per_atom * -(-GRAIN // one.map.per_atom)
-    features = shares(list(left.values()), config.mixer["features"] * len(left), grain)
-    for layer, each in zip(left, features, strict=True):
-        student.config.layers[layer]["features"] = each
+    with run.timed("allocation"):
+        left = undecided(stage.to(device_of(config)), corpus, config.seed)
+    each = config.mixer["features"]
+    grain = grain_of(next(iter(student.mixers.values())), each)
+    features = shares(list(left.values()), each * len(left), grain)
+    for layer, count in zip(left, features, strict=True):
+        student.config.layers[layer]["features"] = count
+    # Drawn anew as if nothing had been fitted in between.
+    seed_everything(config.seed, verbose=False)
     student.build_mixers()
     run.write_measurement("allocation", {"kl": left, "features": dict(zip(left, features, strict=True))})
     return tokens
+
+
+def grain_of(mixer: Any, features: int) -> int:
+    """Whole atoms, as many as the groups of a decay need, and about GRAIN features."""
+    unit = mixer.map.per_atom * mixer.groups
+    return unit * max(1, min(GRAIN, features) // unit)
 
 
 def probes(student: Flexformer) -> dict[int, Any]:

@@ -6,7 +6,7 @@ from . import config
 from .allocation import check_split
 from .errors import UserError
 from .flexformer.options import check_options
-from .mixer import swapped_options
+from .mixer import matches_maps, swapped_options
 from .report.sections import check as check_sections
 from .stages.logits import TRAIN
 from .task import TASKS
@@ -53,6 +53,7 @@ def check(wanted: config.Config) -> None:
     except ValueError as error:
         raise UserError(str(error)) from error
     check_split(wanted.mixer)
+    matches_maps(wanted.mixer)
     for key in ("length", "horizon"):
         if (tokens := wanted.mixer.get(key)) is not None and tokens < wanted.data.context:
             raise UserError(f"mixer.{key}={tokens} is shorter than data.context={wanted.data.context}; leave it out")

@@ -55,20 +55,22 @@ class Data:
 
 @dataclass
 class Pretrain:
-    """The training of a teacher from scratch: cross-entropy of what its task predicts."""
+    """The training of a teacher: cross-entropy of what its task predicts. Rates as in stage 2, without mixers."""
 
     max_steps: int
     batch_size: int
     learning_rate: float
+    embedding_learning_rate: float
     warmup: float
     weight_decay: float
 
 
 @dataclass
 class Allocation:
-    """Where mixer.split=measured: steps that attention without a query is fitted in, to see what it cannot do."""
+    """Where mixer.split=measured: how attention without a query is fitted, to see what it cannot do."""
 
     max_steps: int
+    learning_rate: float
 
 
 @dataclass
@@ -99,7 +101,8 @@ class Lora:
 class Logits:
     """Stage 2. train: all | lora | mixers. cross_entropy: weight of the text's own loss beside the teacher's KL.
 
-    learning_rate is that of all weights but the mixers' and the embeddings', which have one each.
+    learning_rate is that of all weights but the mixers' and the embeddings', which have one each; an output head that
+    is tied to the embeddings goes with them.
     """
 
     max_steps: int

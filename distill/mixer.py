@@ -17,6 +17,14 @@ def swapped_options(mixer: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in mixer.items() if key not in BESIDE}
 
 
+def matches_maps(mixer: dict[str, Any]) -> bool:
+    """Whether stage 1 is good for it; UserError for what is neither true nor false."""
+    wanted = mixer.get("match_maps", True)
+    if not isinstance(wanted, bool):
+        raise UserError(f"mixer.match_maps={wanted}: give true or false")
+    return wanted
+
+
 def exact_layers(mixer: dict[str, Any], count: int) -> list[int]:
     """Indices of the layers that stay softmax, of `count`; UserError where there is no such layer."""
     wanted = mixer.get("exact_layers", [])

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from .measure.headline import Readings, measure_headline
 from .measure.origin import write_origin
 from .measure.parts import read_parts
 from .measure.perplexity import Reading, read_domains
+from .mixer import matches_maps
 from .placement import place_kernels
 from .pretrain import train_teacher
 from .report import render
@@ -47,7 +49,7 @@ def distil(config: Config) -> Path:
     run.create()
     write_origin(config, run, device)
     tokens: dict[str, int] = {}
-    if config.mixer.get("split") == "measured":
+    if student.mixers and config.mixer.get("split") == "measured":
         tokens["allocation"] = allocate(teacher, student, corpus, config, run)
     if config.stages.attention.place and any(mixer.centroids for mixer in student.mixers.values()):
         with run.timed("attention"):
@@ -59,7 +61,7 @@ def distil(config: Config) -> Path:
     tokens["attention"] = match_maps(teacher, student, corpus, config, run)
     if tokens["attention"]:
         readings["stage1"] = read_domains(student, corpus, config, run)
-    if student.mixers and config.mixer.get("match_maps", True):
+    if student.mixers and matches_maps(config.mixer):
         with run.timed("measure"):
             measure_fidelity(teacher, student.mixers, corpus, config.measure, run, device)
     student, tokens["logits"] = match_logits(teacher, student, corpus, config, run)
@@ -79,7 +81,7 @@ def match_maps(teacher: Teacher, student: Flexformer, corpus: Corpus, config: Co
     """Stage 1, for mixers that it is good for; leaves the mixers in kernels/ and returns the tokens seen."""
     tokens = 0
     learns = any(True for mixer in student.mixers.values() for _ in mixer.parameters())
-    if config.stages.attention.max_steps and config.mixer.get("match_maps", True) and learns:
+    if config.stages.attention.max_steps and matches_maps(config.mixer) and learns:
         stage = AttentionStage(teacher, student.mixers, config.stages.attention)
         tokens = fit(stage, "attention", config.stages.attention, corpus, config, run)
     kernels = torch.nn.ModuleDict({str(layer): mixer for layer, mixer in student.mixers.items()}).state_dict()
@@ -101,7 +103,7 @@ def match_logits(
 def tune_teacher(teacher: Teacher, corpus: Corpus, config: Config, run: RunDirectory) -> dict[str, Reading]:
     """The control: the teacher itself, trained on the tokens of stage 2 for as many steps."""
     logits = config.stages.logits
-    wanted = Pretrain(logits.max_steps, logits.batch_size, logits.learning_rate, logits.warmup, logits.weight_decay)
+    wanted = Pretrain(**{field.name: getattr(logits, field.name) for field in fields(Pretrain)})
     tuned = copy.deepcopy(teacher.model).float()
     fit(LanguageStage(tuned, wanted, teacher.task), "teacher_tuned", wanted, corpus, config, run)
     return read_domains(tuned, corpus, config, run)

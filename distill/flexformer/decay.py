@@ -87,7 +87,7 @@ class SelectiveDecay(Decay):
     def __init__(self, shape: HeadShape, groups: int):
         super().__init__()
         self.direction = nn.Parameter(torch.zeros(shape.kv_heads, shape.head_dim))
-        self.bias = nn.Parameter(before_softplus(math.log(2) / half_lives(shape.kv_heads)))
+        self.bias = nn.Parameter(inverse_softplus(math.log(2) / half_lives(shape.kv_heads)))
         self.log_rate = nn.Parameter(torch.zeros(shape.kv_heads))
 
     def forward(self, key: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -106,7 +106,7 @@ class DeltaDecay(Decay):
     def __init__(self, shape: HeadShape, groups: int):
         super().__init__()
         self.direction = nn.Parameter(torch.zeros(shape.kv_heads, shape.head_dim))
-        self.bias = nn.Parameter(before_softplus(math.log(2) / half_lives(shape.kv_heads)))
+        self.bias = nn.Parameter(inverse_softplus(math.log(2) / half_lives(shape.kv_heads)))
         self.share_direction = nn.Parameter(torch.zeros(shape.kv_heads, shape.head_dim))
         self.share_bias = nn.Parameter(torch.zeros(shape.kv_heads))
 
@@ -134,7 +134,7 @@ def log_softplus(x: Tensor) -> Tensor:
     return torch.where(small, x, softplus(x.masked_fill(small, 0)).log())
 
 
-def before_softplus(y: Tensor) -> Tensor:
+def inverse_softplus(y: Tensor) -> Tensor:
     """x with softplus(x) = y."""
     return y + (-torch.expm1(-y)).log()
 

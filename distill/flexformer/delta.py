@@ -2,9 +2,9 @@
 
     S_i = γ_i (I − β_i φ_k(k_i) φ_k(k_i)ᵀ) S_{i−1} + β_i φ_k(k_i) v_iᵀ,    o_i = e^{g(q_i)} φ_q(q_i)ᵀ S_i
 
-With 0 < β < 1 and features of length 1 every step is a contraction: S stays bounded, and what is read is a value, not a
-sum of values that something would have to normalise, so that weights of either sign do no harm. The gated delta rule,
-Yang et al. 2024 (arXiv:2412.06464), after Schlag et al. 2021 (arXiv:2102.11174).
+With 0 < β < 1 and features of length 1 no step makes what stands in S longer. What is read is a value, and not a sum of
+values that something would have to normalise, so that weights of either sign do no harm. The gated delta rule, Yang et
+al. 2024 (arXiv:2412.06464), after Schlag et al. 2021 (arXiv:2102.11174).
 
 Arguments and shapes are those of `engine`, with w = log β, one group of features, and a state without a column for the
 sum of the weights: (B, K, F, D). What goes out has 1 in that column; its shift is 0 from the first key on.
@@ -31,11 +31,6 @@ class Reading(nn.Module):
         return (query @ self.direction[..., None].to(query.dtype) + self.bias[:, None, None]).exp()
 
 
-def unit(features: Tensor) -> Tensor:
-    """Features of length 1, (…, F); those of length 0 stay."""
-    return features * (features.square().sum(-1, keepdim=True) + torch.finfo(features.dtype).tiny).rsqrt()
-
-
 def parallel(features: Features, value: Tensor, state: State | None = None) -> tuple[Weighted, State]:
     """The reference: the whole text as one chunk, N × N."""
     return chunked(features, value, state, chunk=value.shape[2])
@@ -45,7 +40,7 @@ def chunked(features: Features, value: Tensor, state: State | None = None, chunk
     """Explicit inside chunks of `chunk` tokens, through the state between them: O(N).
 
     Inside a chunk, the rows that keys really write obey (I + β K ⊙ L) U = β (V − reach φ_k S) with the strictly lower
-    part of K = φ_k φ_kᵀ: a triangular system, solved once for V and once for what S takes part in.
+    part of K = φ_k φ_kᵀ: a triangular system, solved for V and for what S takes part in at once.
     """
     sums, maximum = state or no_keys(features, value)
     query, key, log_beta, log_decay, values = in_chunks(features, value, chunk)
@@ -74,10 +69,10 @@ def _through(new: Tensor, erased: Tensor, kept: Tensor, faded: Tensor, start: Te
     shape, state = start.shape, start.flatten(0, 1)
     states, rows = [], []
     chunks = (part.flatten(0, 1).unbind(1) for part in (new, erased, kept, faded))
-    for written, taken, place, share in zip(*chunks, strict=True):
+    for n, e, k, f in zip(*chunks, strict=True):
         states.append(state)
-        rows.append(torch.baddbmm(written, taken, state, alpha=-1))
-        state = torch.baddbmm(share * state, place, rows[-1])
+        rows.append(torch.baddbmm(n, e, state, alpha=-1))
+        state = torch.baddbmm(f * state, k, rows[-1])
     before, fresh = (torch.stack(each, 1).unflatten(0, shape[:2]) for each in (states, rows))
     return before, fresh, state.view(shape)
 

@@ -213,9 +213,9 @@ def in_chunks(features: Features, value: Tensor, chunk: int) -> tuple[Tensor, Te
     """
     groups, pad = features.log_decay.shape[-1], -value.shape[2] % chunk
 
-    def fill(x: Tensor, amount: tuple[int, ...], value: float = 0.0) -> Tensor:
+    def fill(x: Tensor, amount: tuple[int, ...], filling: float = 0.0) -> Tensor:
         # Filling up with nothing would still copy.
-        return torch.nn.functional.pad(x, amount, value=value) if pad else x
+        return torch.nn.functional.pad(x, amount, value=filling) if pad else x
 
     longer = (0, 0, 0, pad)
     query = fill(grouped(features.query, features.key), longer).unflatten(3, (-1, chunk))
@@ -223,7 +223,7 @@ def in_chunks(features: Features, value: Tensor, chunk: int) -> tuple[Tensor, Te
     return (
         query.unflatten(-1, (groups, -1)).transpose(4, 5),
         key.unflatten(-1, (groups, -1)).transpose(3, 4),
-        fill(features.log_weight, (0, pad), value=-torch.inf).unflatten(2, (-1, chunk)),
+        fill(features.log_weight, (0, pad), -torch.inf).unflatten(2, (-1, chunk)),
         fill(features.log_decay, longer).unflatten(2, (-1, chunk)).mT,
         fill(with_ones(value), longer).unflatten(2, (-1, chunk)),
     )

@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from .bidirectional import everywhere
 from .decay import build_decay
-from .delta import DELTA, Reading, unit
+from .delta import DELTA, Reading
 from .engine import NO_KEYS, SUMS, Features, State, Way, chosen, log_scores, scores
 from .feature_map import HeadShape
 from .key_weight import KeyWeight
@@ -124,7 +125,8 @@ class Mixer(TokenMixer):
         if self.reading is not None:
             # Of length 1, so that a key erases no more than there is; whatever factor a map leaves out is gone, too.
             if not self.map.unit:
-                query_features, key_features, log_scale = unit(query_features), unit(key_features), None
+                query_features, key_features = normalize(query_features, dim=-1), normalize(key_features, dim=-1)
+                log_scale = None
             query_features = query_features * self.reading(query)
         log_decay, decay_weight = self.decay(key)
         log_weight = self.key_weight(key)

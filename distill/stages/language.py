@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from .. import config
 from ..task import DECODER, Task
-from .stage import Stage, warmup_cosine
+from .stage import Stage, embeddings, warmup_cosine
 
 
 class LanguageStage(Stage):
@@ -25,10 +25,12 @@ class LanguageStage(Stage):
         return loss
 
     def configure_optimizers(self) -> Any:
-        parameters = list(self.model.parameters())
+        tokens, decay = embeddings(self.model), self.wanted.weight_decay
+        rest = [each for each in self.model.parameters() if each not in tokens]
         groups = [
-            {"params": [each for each in parameters if each.dim() >= 2], "weight_decay": self.wanted.weight_decay},
-            {"params": [each for each in parameters if each.dim() < 2], "weight_decay": 0.0},
+            {"params": list(tokens), "weight_decay": decay, "lr": self.wanted.embedding_learning_rate},
+            {"params": [each for each in rest if each.dim() >= 2], "weight_decay": decay},
+            {"params": [each for each in rest if each.dim() < 2], "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW(groups, lr=self.wanted.learning_rate, betas=(0.9, 0.95))
         return warmup_cosine(optimizer, self.wanted.max_steps, self.wanted.warmup)

@@ -12,7 +12,7 @@ from .. import config
 from ..errors import UserError
 from ..flexformer.model import Flexformer
 from ..teacher import Teacher
-from .stage import Stage, warmup_cosine
+from .stage import Stage, embeddings, warmup_cosine
 
 
 class LogitsStage(Stage):
@@ -36,14 +36,14 @@ class LogitsStage(Stage):
     def configure_optimizers(self) -> Any:
         wanted = self.wanted
         trainable = [(name, each) for name, each in self.student.named_parameters() if each.requires_grad]
-        embeddings = {module.weight for module in self.student.modules() if isinstance(module, nn.Embedding)}
+        tokens = embeddings(self.student)
         mixers = [each for name, each in trainable if ".mixer." in name]
-        rest = [each for name, each in trainable if ".mixer." not in name and each not in embeddings]
+        rest = [each for name, each in trainable if ".mixer." not in name and each not in tokens]
         groups = [
             {"params": mixers, "lr": wanted.mixer_learning_rate, "weight_decay": 0.0},
             {"params": rest, "lr": wanted.learning_rate, "weight_decay": wanted.weight_decay},
             {
-                "params": [each for _, each in trainable if each in embeddings],
+                "params": [each for _, each in trainable if each in tokens],
                 "lr": wanted.embedding_learning_rate,
                 "weight_decay": wanted.weight_decay,
             },

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from lightning import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -13,6 +13,11 @@ class Stage(LightningModule):
     """A stage's `training_step` leaves the parts of its loss in `losses`: they are logged, and name where a NaN is."""
 
     losses: dict[str, Tensor]
+
+
+def embeddings(model: nn.Module) -> set[Tensor]:
+    """Weights of which each token moves a row: they have a learning rate of their own."""
+    return {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
 
 
 def warmup_cosine(optimizer: Optimizer, max_steps: int, warmup: float) -> dict[str, Any]:

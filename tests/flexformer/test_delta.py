@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch.nn.functional import normalize
 from transformers.models.qwen3_next.modeling_qwen3_next import torch_recurrent_gated_delta_rule
 
-from distill.flexformer.delta import DELTA, unit
+from distill.flexformer.delta import DELTA
 from distill.flexformer.engine import Features
 from distill.flexformer.feature_map import HeadShape
 from distill.flexformer.mixer import Mixer
@@ -37,7 +38,7 @@ def remembering(options: dict = FOURIER) -> Mixer:
 def test_it_is_the_gated_delta_rule_of_transformers(way):
     """Two query heads for each key head, unit queries and keys; theirs divides by √F."""
     source = torch.Generator().manual_seed(0)
-    key, query = (unit(torch.randn(2, heads, 90, 6, generator=source)) for heads in (2, 4))
+    key, query = (normalize(torch.randn(2, heads, 90, 6, generator=source), dim=-1) for heads in (2, 4))
     value = torch.randn(2, 2, 90, 5, generator=source)
     beta, decay = (torch.rand(2, 2, 90, generator=source) for _ in range(2))
     (sums, _), state = way(Features(query, key, beta.log(), decay.log()[..., None]), value)
@@ -78,8 +79,8 @@ def test_what_it_reads_of_older_keys_is_nearer_to_their_values_than_a_sum_is():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_state_stays_bounded(dtype: torch.dtype):
-    """Keys that are all alike are the worst: without their own place they would pile up."""
+def test_keys_that_are_all_alike_do_not_pile_up(dtype: torch.dtype):
+    """Each writes over the one before."""
     mixer = remembering().to(dtype)
     q, k, v, *_ = draw(0, 1500, dtype=dtype)
     k = k[:, :, :1] + 0.01 * k
@@ -95,6 +96,19 @@ def test_features_of_any_length_write_alike(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(mixer.map, "query_features", lambda *given: 1e-3 * query_features(*given))
     monkeypatch.setattr(mixer.map, "key_features", lambda *given: (1e3 * key_features(*given)[0], k.sum(-1)))
     torch.testing.assert_close(mixer(q, k, v, 0.5)[0], before)
+
+
+@by_path
+@pytest.mark.parametrize("size", [0.0, 1e-20])
+def test_a_key_of_no_length_harms_nothing(path, size: float):
+    """Neither forwards nor backwards: it has no place to write to."""
+    mixer = Mixer(SHAPE, PLAIN | {"map": "identity", "decay": "delta"})
+    q, k, v, *_ = draw(3, 9, dtype=torch.float32)
+    k[:, :, 4] *= size
+    leaves = [x.requires_grad_() for x in (q, k, v)]
+    out, _ = mixer(*leaves, 0.5, path=path(mixer))
+    gradients = torch.autograd.grad(out.square().sum(), [*leaves, *mixer.parameters()])
+    assert out.isfinite().all() and all(each.isfinite().all() for each in gradients)
 
 
 @pytest.mark.parametrize("decay", ["delta", "none"])

@@ -41,6 +41,7 @@ GPT2 = GPT2Config(
 )
 
 SPECTRAL = {"map": "spectral", "features": 12, "frequency_scale": 1.0, "amplitude_scale": 1.0}
+FOURIER = {"map": "stationary", "features": 12, "frequency_scale": 1.0, "positive": False, "order": 1}
 PRODUCTS = {"map": "nonstationary", "features": 18, "frequency_scale": 1.0, "positive": True, "order": 2}
 
 
@@ -54,7 +55,7 @@ class Kind(NamedTuple):
     exact: list[int]
 
 
-#: Between them every part: key weight, decay, norm, window, a map of positions, and exact layers.
+#: Between them every part: key weight, decay, the delta rule, norm, window, a map of positions, and exact layers.
 KINDS = {
     "llama": Kind(
         LLAMA,
@@ -67,6 +68,13 @@ KINDS = {
     "half exact": Kind(
         LLAMA, PLAIN | {"map": "cosformer", "horizon": 200, "window": 2}, "model.layers.{}.self_attn", 2, [0]
     ),
+    "delta": Kind(
+        LLAMA,
+        PLAIN | FOURIER | {"decay": "delta", "window": 3},
+        "model.layers.{}.self_attn",
+        2,
+        [],
+    ),
     "retnet": Kind(
         GPT2, PLAIN | {"map": "identity", "decay": "fixed", "normaliser": "norm"}, "transformer.h.{}.attn", 4, [1]
     ),
@@ -76,6 +84,7 @@ KERNELS = {
     "llama": kernels.spectral,
     "gpt2": kernels.nonstationary_product,
     "half exact": kernels.cosformer,
+    "delta": kernels.stationary,
     "retnet": kernels.identity,
 }
 

@@ -24,6 +24,7 @@ from .conftest import Compose
 from .test_stages import Run
 from .test_teacher import ids
 
+CORPUS = tiny.corpus(8)
 FOURIER = ["mixer=stationary-delta", "mixer.features=56", "stages.allocation.max_steps=40"]
 
 
@@ -64,7 +65,7 @@ def blind(small: Compose, teachers: dict[str, Path], tmp_path: Path):
 @pytest.mark.parametrize("window", [0, 8])
 def test_a_layer_that_ignores_its_queries_gets_the_least(blind, window: int):
     made = blind(f"mixer.window={window}")
-    tokens = allocate(made.teacher, made.student, tiny.corpus(8), made.config, made.directory)
+    tokens = allocate(made.teacher, made.student, CORPUS, made.config, made.directory)
     assert tokens == 40 * 2 * tiny.CONTEXT
     assert [mixer.feature_dim for mixer in made.student.mixers.values()] == [16, 96]
     assert [layer["features"] for layer in made.student.config.layers] == [16, 96]
@@ -96,21 +97,21 @@ def test_whatever_stage_1_compares_it_is_maps_that_tell(small: Compose, tmp_path
     written = []
     for loss in ("kl", "output"):
         made = blind(f"stages.attention.loss={loss}", f"run_dir={tmp_path / loss}")
-        allocate(made.teacher, made.student, tiny.corpus(8), made.config, made.directory)
+        allocate(made.teacher, made.student, CORPUS, made.config, made.directory)
         written.append(json.loads((tmp_path / loss / "measurements" / "allocation.json").read_text()))
     assert written[0] == written[1]
 
 
 def test_layers_kept_exact_get_none_and_give_none(blind):
     made = blind("mixer.exact_layers=[1]")
-    allocate(made.teacher, made.student, tiny.corpus(8), made.config, made.directory)
+    allocate(made.teacher, made.student, CORPUS, made.config, made.directory)
     assert [mixer.feature_dim for mixer in made.student.mixers.values()] == [48]
     assert "features" not in made.student.config.layers[1]
 
 
 def test_atoms_stay_whole(blind):
     made = blind("mixer=nonstationary", "mixer.features=108", "mixer.split=measured")
-    allocate(made.teacher, made.student, tiny.corpus(8), made.config, made.directory)
+    allocate(made.teacher, made.student, CORPUS, made.config, made.directory)
     assert [mixer.feature_dim for mixer in made.student.mixers.values()] == [27, 189]
 
 
@@ -142,11 +143,51 @@ def test_maps_are_matched_where_that_is_asked_for(small: Compose):
     assert headline["tokens"]["attention"] == 3 * 2 * tiny.CONTEXT and headline["stage1_ppl"]
 
 
+def test_a_key_weight_needs_no_features(blind):
+    """Queries that are all the same make attention a key weight: once it is fitted, nothing is left."""
+    made = blind("stages.allocation.max_steps=150")
+    attention = made.teacher.model.transformer.h[0].attn.c_attn
+    with torch.no_grad():
+        attention.bias[:16] = torch.linspace(-2, 2, 16)
+    before = undecided(AttentionStage(made.teacher, probes(made.student), made.config.stages.attention), CORPUS, 1)
+    allocate(made.teacher, made.student, CORPUS, made.config, made.directory)
+    after = json.loads((made.directory.path / "measurements" / "allocation.json").read_text())["kl"]
+    assert after["0"] < 0.1 * before[0] and after["0"] < 0.05 < after["1"]
+
+
+def test_the_draw_does_not_depend_on_what_was_fitted(blind, tmp_path: Path):
+    drawn = []
+    for steps in (1, 3):
+        made = blind(f"stages.allocation.max_steps={steps}", f"run_dir={tmp_path / str(steps)}")
+        allocate(made.teacher, made.student, CORPUS, made.config, made.directory)
+        drawn.append(made.student.mixers[0].map.frequency)
+    assert torch.equal(drawn[0], drawn[1])
+
+
+def test_few_features_are_dealt_out_in_small_parts(blind):
+    made = blind("mixer.features=8")
+    allocate(made.teacher, made.student, CORPUS, made.config, made.directory)
+    assert [mixer.feature_dim for mixer in made.student.mixers.values()] == [8, 8]
+
+
+def test_groups_of_a_decay_stay_equal(blind):
+    made = blind("mixer=exponential-decay", "mixer.features=42", "mixer.decay_groups=3", "mixer.split=measured")
+    allocate(made.teacher, made.student, CORPUS, made.config, made.directory)
+    assert [mixer.feature_dim for mixer in made.student.mixers.values()] == [15, 60]
+
+
+def test_where_every_layer_is_exact_there_is_nothing_to_share_out(small: Compose):
+    run = distil(small(*FOURIER, "mixer.exact_layers=all"))
+    assert "allocation" not in json.loads((run / "measurements" / "headline.json").read_text())["tokens"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "named"),
     [
+        (["mixer.match_maps=no"], ["mixer.match_maps=no", "true or false"]),
+        (["task=masked_lm", "mixer=linformer", "+mixer.split=measured"], ["mixer.split=measured", "mixer.split=even"]),
         (["mixer.split=fair"], ["mixer.split=fair", "even, measured"]),
-        (["mixer=elu", "mixer.split=measured"], ["mixer.split=measured", "mixer.features", "mixer.split=even"]),
+        (["mixer=elu", "mixer.split=measured"], ["mixer.split=measured", "no features", "mixer.split=even"]),
     ],
 )
 def test_a_split_that_cannot_be_is_refused(small: Compose, overrides: list[str], named: list[str]):

@@ -1,9 +1,12 @@
-"""Golden metrics: what a short run of the embedded teacher on a fixed text came to, so that quality is not lost unseen.
+"""Golden metrics: what a short run of the embedded teacher came to, so that quality is not lost unseen.
 
-The text is this project's own code as it once was, and stays as it is, whatever becomes of the code.
+The text is a package of the running Python's own library, which the teacher knows. The marks are those of Python 3.11;
+with another, students have to have learned all the same.
 """
 
+import asyncio
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,32 +15,34 @@ from distill.pipeline import distil
 
 from .conftest import compose
 
-TEXT = Path(__file__).parent / "golden" / "code.txt"
 SHORT = [
-    f"data.path={TEXT}",
-    "data.context=128",
-    "data.validation_blocks=30",
+    "data.context=256",
+    "data.validation_blocks=16",
     "matmul_precision=highest",
     "trainer.accelerator=cpu",
-    "measure.fidelity_blocks=1",
     "report.sections=[headline]",
     "stages.attention.max_steps=30",
-    "stages.logits.max_steps=40",
-    "stages.allocation.max_steps=20",
-    "stages.logits.learning_rate=2e-4",
+    "stages.logits.max_steps=50",
+    "stages.allocation.max_steps=30",
+    # At the recipe's own rate so few steps unlearn more than they mend.
+    "stages.logits.learning_rate=3e-5",
 ]
-#: Student over teacher perplexity, and the share of tokens that both find likeliest. A change that loses more than
-#: processors differ by has to say why; one that gains as much sets a new mark here.
+#: Student over teacher perplexity. A change that loses more than processors differ by has to say why; one that gains as
+#: much sets a new mark here. The default student has to stay ahead of its window alone.
 GOLDEN = {
-    "stationary-delta-window": (1.067, 0.738),
-    "stationary-delta": (1.063, 0.440),
-    "exponential": (1.159, 0.578),
+    "stationary-delta-window": 1.106,
+    "window-only": 1.130,
+    "stationary-delta": 1.980,
+    "exponential": 1.420,
 }
 
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_a_short_run_ends_as_it_did(name: str, tmp_path: Path):
-    run = distil(compose("recipe=pocket", f"mixer={name}", *SHORT, f"run_dir={tmp_path / 'run'}"))
-    headline = json.loads((run / "measurements" / "headline.json").read_text())
-    found = headline["ratio"]["code"], headline["agreement"]["code"]
-    assert found == pytest.approx(GOLDEN[name], rel=0.02)
+    text = tmp_path / "asyncio.txt"
+    text.write_text("\n".join(file.read_text() for file in sorted(Path(asyncio.__file__).parent.glob("*.py"))))
+    run = distil(compose("recipe=pocket", f"mixer={name}", f"data.path={text}", *SHORT, f"run_dir={tmp_path / 'run'}"))
+    found = json.loads((run / "measurements" / "headline.json").read_text())
+    assert found["student_ppl"]["asyncio"] < found["swapped_ppl"]["asyncio"]
+    if sys.version_info[:2] == (3, 11):
+        assert found["ratio"]["asyncio"] == pytest.approx(GOLDEN[name], rel=0.015)

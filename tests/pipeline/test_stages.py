@@ -213,19 +213,21 @@ def test_stage_2_lowers_its_loss(run, train: str):
     assert losses[-1] < 0.9 * losses[0]
 
 
-def test_mixers_and_embeddings_have_learning_rates_of_their_own(run):
-    """And mixers no decay."""
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_mixers_and_embeddings_have_learning_rates_of_their_own(run, family: str):
+    """And mixers no decay. GPT-2's output is tied to its embeddings, the other's is not."""
     rates = [f"stages.logits.{part}learning_rate={rate}" for part, rate in RATES.items()]
-    made = run(*rates, "stages.logits.weight_decay=0.3", "stages.logits.warmup=0.0")
+    made = run(*rates, "stages.logits.weight_decay=0.3", "stages.logits.warmup=0.0", family=family)
     stage = made.logits()
     groups = stage.configure_optimizers()["optimizer"].param_groups
     of = {id(each): group for group in groups for each in group["params"]}
     for name, parameter in stage.student.named_parameters():
-        part = "mixer_" if ".mixer." in name else "embedding_" if "wte" in name or "wpe" in name else ""
+        embedded = any(each in name for each in ("wte", "wpe", "embed_tokens"))
+        part = "mixer_" if ".mixer." in name else "embedding_" if embedded else ""
         assert group_of(part) == (of[id(parameter)]["lr"], of[id(parameter)]["weight_decay"])
 
 
-#: By part, as the keys begin; the embeddings are tied to the output.
+#: By part, as the keys begin.
 RATES = {"mixer_": 3e-3, "": 3e-4, "embedding_": 3e-5}
 
 

@@ -13,6 +13,7 @@ from .rows import Row
 #: What has to be the same for all mixers of one teacher, 0 aside: those without a stage 1 have 0 tokens in it.
 ALIKE = {
     "context": "tokens of context",
+    "allocation_tokens": "tokens that features were shared out by",
     "attention_tokens": "tokens of stage 1",
     "logits_tokens": "tokens of stage 2",
 }

@@ -8,7 +8,7 @@ from ..verdict import each, listed
 from .compared import Compared
 from .rows import Row
 
-STAGES = {"attention_tokens": "stage 1", "logits_tokens": "stage 2"}
+STAGES = {"allocation_tokens": "sharing out features", "attention_tokens": "stage 1", "logits_tokens": "stage 2"}
 #: Up to how many times a system's size a control may have to count as no larger: what a few features less make.
 SAME_SIZE = 1.02
 
