@@ -57,15 +57,15 @@ def distil(config: Config) -> Path:
     readings: Readings = {}
 
     readings["teacher"] = read_domains(teacher.model, corpus, config, run)
-    readings["swapped"] = read_domains(student, corpus, config, run)
+    readings["swapped"] = read_domains(student, corpus, config, run, teacher)
     tokens["attention"] = match_maps(teacher, student, corpus, config, run)
     if tokens["attention"]:
-        readings["stage1"] = read_domains(student, corpus, config, run)
+        readings["stage1"] = read_domains(student, corpus, config, run, teacher)
     if student.mixers and matches_maps(config.mixer):
         with run.timed("measure"):
             measure_fidelity(teacher, student.mixers, corpus, config.measure, run, device)
     student, tokens["logits"] = match_logits(teacher, student, corpus, config, run)
-    readings["student"] = read_domains(student, corpus, config, run)
+    readings["student"] = read_domains(student, corpus, config, run, teacher)
     readings |= read_parts(student, corpus, config, run)
     if config.measure.teacher_tuned:
         readings["teacher_tuned"] = tune_teacher(teacher, corpus, config, run)
@@ -106,7 +106,7 @@ def tune_teacher(teacher: Teacher, corpus: Corpus, config: Config, run: RunDirec
     wanted = Pretrain(**{field.name: getattr(logits, field.name) for field in fields(Pretrain)})
     tuned = copy.deepcopy(teacher.model).float()
     fit(LanguageStage(tuned, wanted, teacher.task), "teacher_tuned", wanted, corpus, config, run)
-    return read_domains(tuned, corpus, config, run)
+    return read_domains(tuned, corpus, config, run, teacher)
 
 
 #: What a run can be for, by the name used in `goal`.

@@ -9,13 +9,14 @@ COLUMNS = {"teacher": "teacher_ppl", "swapped": "swapped_ppl", "stage 1": "stage
 
 
 def summary(run: RunDirectory) -> str:
-    """Perplexities by domain from measurements/headline.json, then the paths of student and report."""
+    """Perplexities and KL by domain from measurements/headline.json, then the paths of student and report."""
     headline = json.loads((run.path / "measurements" / "headline.json").read_text(encoding="utf-8"))
-    lines = [f"{'perplexity':12}" + "".join(f"{name:>10}" for name in COLUMNS) + "     student / teacher"]
+    lines = [f"{'perplexity':12}" + "".join(f"{name:>10}" for name in COLUMNS) + f"     student / teacher{'KL':>9}"]
     for domain, ratio in headline["ratio"].items():
         values = "".join(cell((headline[key] or {}).get(domain), 10, 2) for key in COLUMNS.values())
         error = headline["ratio_error"][domain]
-        lines.append(f"{domain:12}{values}{cell(ratio, 10, 3)} ± {cell(error, 0, 3)}")
+        quotient = f"{cell(ratio, 10, 3)} ± {cell(error, 0, 3)}"
+        lines.append(f"{domain:12}{values}{quotient:22}{cell(headline['kl'][domain], 9, 3)}")
     stages = [
         f"{name} {seen:,} tokens in {run.seconds.get(name, 0):.0f} s"
         for name, seen in headline["tokens"].items()

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, kl_div
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -26,6 +26,8 @@ from .flexformer.model import Flexformer, FlexformerForCausalLM
 MASKED = 0.15
 #: A target that is none: transformers' label for a token that is not to be predicted.
 NO_TARGET = -100
+#: At how many targets at a time two predictions are held against each other: a vocabulary can be large.
+TOGETHER = 256
 
 #: {"input_ids": (B, N)}, and "labels" (B, N) where tokens were masked.
 Batch: TypeAlias = dict[str, Tensor]
@@ -95,6 +97,19 @@ class Task:
         logits, targets = self.targets(logits.float(), batch)
         total = cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=NO_TARGET)
         return total / (targets != NO_TARGET).sum().clamp(min=1)
+
+    def kl(self, teacher: Tensor, student: Tensor, batch: Batch) -> Tensor:
+        """KL(teacher‖student) = Σ_v p(v) (log p(v) − log s(v)) at every target in nats, 0 where there is none: (B, M).
+
+        teacher, student: the logits (B, N, V) of which p and s are the softmax.
+        """
+        (teacher, targets), (student, _) = self.targets(teacher, batch), self.targets(student, batch)
+        found = torch.zeros(targets.shape, device=targets.device)
+        for rows in (targets != NO_TARGET).nonzero().split(TOGETHER):
+            at = rows.unbind(1)
+            log_p, log_s = (each[at].log_softmax(-1, dtype=torch.float32) for each in (teacher, student))
+            found[at] = kl_div(log_s, log_p, reduction="none", log_target=True).sum(-1)
+        return found
 
     def predictions(self, logits: Tensor, batch: Batch) -> Tensor:
         """The likeliest token at every target, NO_TARGET where there is none: (B, M)."""

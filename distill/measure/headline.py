@@ -15,6 +15,8 @@ from .perplexity import Reading, agreement, ratio, ratio_error
 #: A reading per domain, by what was read with: teacher, swapped, stage1, student, teacher_tuned; and the student with
 #: one of its PARTS alone.
 Readings = dict[str, dict[str, Reading]]
+#: What the KL from the teacher is called, of all that were held against it.
+KL = {"kl": "student", "swapped_kl": "swapped", "stage1_kl": "stage1", "teacher_tuned_kl": "teacher_tuned"}
 
 
 def measure_headline(
@@ -34,9 +36,14 @@ def measure_headline(
         else None
         for who in ("teacher", "swapped", "stage1", "student", "teacher_tuned")
     }
+    divergences: dict[str, Any] = {
+        name: {domain: reading.divergence for domain, reading in readings[who].items()} if who in readings else None
+        for name, who in KL.items()
+    }
     run.write_measurement(
         "headline",
         perplexities
+        | divergences
         | {
             "ratio": {domain: ratio(*pair) for domain, pair in pairs.items()},
             "ratio_error": {domain: ratio_error(*pair) for domain, pair in pairs.items()},

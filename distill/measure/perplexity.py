@@ -1,4 +1,4 @@
-"""What a model makes of held-out text."""
+"""What a model makes of held-out text, and how far that is from what its teacher makes of it."""
 
 import math
 from typing import NamedTuple
@@ -12,20 +12,28 @@ from ..data import Corpus
 from ..rundir import RunDirectory
 from ..stages.fit import device_of
 from ..task import DECODER, NO_TARGET, TASKS, Task
+from ..teacher import Teacher
 
 
 class Reading(NamedTuple):
     """nll: nats per target of each block (blocks,); predicted: the likeliest tokens (blocks, M), NO_TARGET at others.
 
+    kl: KL(teacher‖model) in nats per target of each block (blocks,); None where it was not held against a teacher.
     Targets are the next tokens of a decoder, and the masked ones of an encoder.
     """
 
     nll: Tensor
     predicted: Tensor
+    kl: Tensor | None = None
 
     @property
     def perplexity(self) -> float:
         return (self.nll * self.weights).mean().exp().item()
+
+    @property
+    def divergence(self) -> float | None:
+        """KL(teacher‖model) in nats, mean over targets: only agreeing with the teacher lowers it."""
+        return None if self.kl is None else (self.kl * self.weights).mean().item()
 
     @property
     def tokens(self) -> int:
@@ -39,29 +47,48 @@ class Reading(NamedTuple):
 
 
 @torch.no_grad()
-def read(model: nn.Module, batches: DataLoader, device: torch.device, task: Task = DECODER) -> Reading:
-    """The model's reading of all batches; blocks are read alone, each from its first token."""
+def read(
+    model: nn.Module,
+    batches: DataLoader,
+    device: torch.device,
+    task: Task = DECODER,
+    teacher: Teacher | None = None,
+) -> Reading:
+    """The model's reading of all batches, held against the teacher's where there is one.
+
+    Blocks are read alone, each from its first token.
+    """
     training = model.training
     model.eval().to(device)
-    nll, predicted = [], []
+    if teacher is not None:
+        teacher.to(device)
+    nll, predicted, kl = [], [], list[Tensor]()
     for batch in batches:
         batch = {name: each.to(device) for name, each in batch.items()}
         logits = model(input_ids=batch["input_ids"], **task.arguments).logits
         found = task.predictions(logits, batch)
-        total, targets = task.nll(logits, batch).sum(1), (found != NO_TARGET).sum(1)
-        nll.append((total / targets.clamp(min=1)).double().cpu())
+        nll.append(per_target(task.nll(logits, batch), found))
         predicted.append(found.cpu())
+        if teacher is not None:
+            kl.append(per_target(task.kl(teacher.logits(batch["input_ids"]), logits, batch), found))
     model.train(training)
-    return Reading(torch.cat(nll), torch.cat(predicted))
+    return Reading(torch.cat(nll), torch.cat(predicted), torch.cat(kl) if kl else None)
 
 
-def read_domains(model: nn.Module, corpus: Corpus, config: Config, run: RunDirectory) -> dict[str, Reading]:
-    """The model's reading of every domain's held-out text."""
-    device = device_of(config)
+def per_target(values: Tensor, predicted: Tensor) -> Tensor:
+    """The mean of each block over its targets, 0 where it has none: (B, M), as are the predictions → (B,)."""
+    targets = (predicted != NO_TARGET).sum(1)
+    return (values.sum(1) / targets.clamp(min=1)).double().cpu()
+
+
+def read_domains(
+    model: nn.Module, corpus: Corpus, config: Config, run: RunDirectory, teacher: Teacher | None = None
+) -> dict[str, Reading]:
+    """The model's reading of every domain's held-out text, held against the teacher's where there is one."""
+    device, task, size = device_of(config), TASKS[config.task], config.measure.batch_size
     with run.timed("measure"):
         return {
-            domain: read(model, corpus.evaluation(domain, config.measure.batch_size), device, TASKS[config.task])
-            for domain in corpus.validation
+            domain: read(model, corpus.evaluation(domain, size), device, task, teacher) for domain in corpus.validation
         }
 
 

@@ -181,6 +181,38 @@ def test_perplexity_is_over_masked_tokens(teacher: Teacher, made):
     assert ratio_error(readings[1], readings[0]) > 0
 
 
+@pytest.mark.parametrize("together", [3, 256])
+def test_kl_is_over_masked_tokens(teacher: Teacher, made, together: int, monkeypatch: pytest.MonkeyPatch):
+    """In double precision, target after target; of each block and of all targets, which blocks share unequally."""
+    monkeypatch.setattr("distill.task.TOGETHER", together)
+    student = build_student(teacher, made().mixer)
+    found, device = corpus(teacher), torch.device("cpu")
+    reading = read(student, found.evaluation("random", 3), device, ENCODER, teacher)
+    kls = []
+    for batch in found.evaluation("random", 3):
+        pair = [
+            model.eval()(input_ids=batch["input_ids"]).logits.detach().double().softmax(-1)
+            for model in (teacher.model, student)
+        ]
+        for p, s, labels in zip(*pair, batch["labels"], strict=True):
+            kls.append([(p[i] * (p[i] / s[i]).log()).sum().item() for i in range(len(p)) if labels[i] != NO_TARGET])
+    assert len({len(block) for block in kls}) > 1
+    assert reading.kl.tolist() == pytest.approx([sum(block) / len(block) for block in kls], rel=1e-4)
+    every = [each for block in kls for each in block]
+    assert reading.divergence == pytest.approx(sum(every) / len(every), rel=1e-4)
+    assert sum(every) / len(every) != pytest.approx(reading.kl.mean().item(), rel=1e-3)
+    assert read(teacher.model, found.evaluation("random", 3), device, ENCODER, teacher).divergence == 0
+
+
+def test_a_block_without_targets_has_no_kl(teacher: Teacher):
+    logits = torch.randn(2, 2, 5, 7).unbind()
+    labels = torch.full((2, 5), NO_TARGET)
+    assert not ENCODER.kl(*logits, {"labels": labels}).any()
+    labels[1, 3] = 6
+    told = ENCODER.kl(*logits, {"labels": labels})
+    assert told.shape == (2, 5) and told.nonzero().tolist() == [[1, 3]]
+
+
 def test_stage_2_compares_every_position(teacher: Teacher, made):
     config = made("stages.logits.cross_entropy=0.5")
     student = build_student(teacher, config.mixer)

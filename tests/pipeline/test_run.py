@@ -19,8 +19,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from distill.config import Config
 from distill.flexformer.model import FlexformerForCausalLM
 from distill.measure import origin
+from distill.measure.perplexity import read
 from distill.pipeline import PIPELINES, distil
 from distill.rundir import RunDirectory
+from distill.summary import summary
 
 from . import tiny
 from .conftest import SMALL, Compose, compose
@@ -102,6 +104,12 @@ def perplexity(model: Any, blocks: torch.Tensor) -> float:
     log_p = chances(model, blocks)
     told = [log_p[b, i, blocks[b, i + 1]].item() for b in range(len(blocks)) for i in range(blocks.shape[1] - 1)]
     return math.exp(-sum(told) / len(told))
+
+
+def kl(teacher: Any, student: Any, blocks: torch.Tensor) -> float:
+    """From what the teacher predicts to what the student does, in nats per next token, in double precision."""
+    log_p, log_s = chances(teacher, blocks), chances(student, blocks)
+    return (log_p.exp() * (log_p - log_s)).sum(-1).mean().item()
 
 
 def test_the_configuration_is_kept_and_complete(run: Path, config: Config):
@@ -207,10 +215,57 @@ def test_swapped_and_stage_1_are_other_students(
     student.lm.load_state_dict(load(config.teacher.path).model.state_dict(), strict=False)
     mixers = torch.nn.ModuleDict({str(layer): mixer for layer, mixer in student.mixers.items()})
     mixers.load_state_dict(load_file(run / "kernels" / "mixture.safetensors"))
-    expected = perplexity(student, held_out(validation, Path(config.teacher.path)))
-    assert headline["stage1_ppl"]["prose"] == pytest.approx(expected, rel=1e-4)
+    blocks = held_out(validation, Path(config.teacher.path))
+    assert headline["stage1_ppl"]["prose"] == pytest.approx(perplexity(student, blocks), rel=1e-4)
+    expected = kl(load(config.teacher.path).model, student, blocks)
+    assert headline["stage1_kl"]["prose"] == pytest.approx(expected, rel=1e-4)
     steps = ["teacher_ppl", "swapped_ppl", "stage1_ppl", "student_ppl", "teacher_tuned_ppl"]
     assert len({headline[step]["prose"] for step in steps}) == 5
+
+
+def test_the_kl_of_the_headline_is_true(
+    run: Path, config: Config, validation: Path, exported: Any, headline: dict[str, Any]
+):
+    """Measured again, of the student as exported and of the control as it was trained."""
+    blocks = held_out(validation, Path(config.teacher.path))
+    teacher, tuned = (AutoModelForCausalLM.from_pretrained(config.teacher.path).eval() for _ in range(2))
+    weights = checkpoint(run, "teacher_tuned-step=3.ckpt")
+    tuned.load_state_dict({name.removeprefix("model."): each for name, each in weights.items()})
+    assert headline["kl"]["prose"] == pytest.approx(kl(teacher, exported, blocks), rel=1e-4)
+    assert headline["teacher_tuned_kl"]["prose"] == pytest.approx(kl(teacher, tuned, blocks), rel=1e-3)
+    assert len({headline[name]["prose"] for name in ("kl", "swapped_kl", "stage1_kl", "teacher_tuned_kl")}) == 4
+
+
+def test_the_kl_is_the_teachers_to_itself_where_nothing_is_swapped(small: Compose):
+    found = measured(distil(small("mixer=softmax")), "headline")
+    assert found["kl"] == {"prose": 0} and found["ratio"] == {"prose": 1} and found["teacher_tuned_kl"] is None
+
+
+@pytest.mark.parametrize("together", [7, 256])
+def test_kl_is_that_of_every_block(
+    config: Config, validation: Path, exported: Any, together: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("distill.task.TOGETHER", together)
+    blocks = held_out(validation, Path(config.teacher.path))
+    batches = [{"input_ids": each} for each in blocks.split(4)]
+    teacher, device = load(config.teacher.path), torch.device("cpu")
+    found = read(exported, batches, device, teacher=teacher)
+    assert found.kl.tolist() == pytest.approx([kl(teacher.model, exported, block[None]) for block in blocks], rel=1e-4)
+    assert read(teacher.model, batches, device, teacher=teacher).kl.tolist() == [0] * 6
+    assert read(teacher.model, batches, device).divergence is None
+
+
+def test_the_summary_shows_the_kl(headline: dict[str, Any], tmp_path: Path):
+    """Under its name, as wide as the ratio may be; a student that diverged has a dash."""
+    shown = SimpleNamespace(path=tmp_path, student=tmp_path / "student", seconds={"logits": 1.0})
+    (tmp_path / "measurements").mkdir()
+    for changes, ending in (
+        ({}, f" {headline['kl']['prose']:.3f}"),
+        ({"kl": {"prose": None}, "ratio_error": {"prose": None}}, " –"),
+    ):
+        (tmp_path / "measurements" / "headline.json").write_text(json.dumps(headline | changes))
+        head, row = summary(shown).splitlines()[:2]
+        assert head.endswith(" KL") and row.endswith(ending) and len(head) == len(row)
 
 
 def test_the_headline_counts(config: Config, exported: Any, headline: dict[str, Any]):
@@ -275,7 +330,9 @@ def test_a_gpu_is_named(monkeypatch: pytest.MonkeyPatch):
 def test_the_report(run: Path, headline: dict[str, Any]):
     told = json.loads((run / "report" / "report.json").read_text())
     assert told.keys() == REPORT
-    assert told["headline"]["ratio"] == headline["ratio"] and "domains" in told["fidelity"]
+    for key in ("ratio", "kl", "teacher_tuned_kl"):
+        assert told["headline"][key] == headline[key] is not None
+    assert "domains" in told["fidelity"]
     assert told["provenance"]["seed"] == 3
     assert all(told[name].keys() == {"skipped"} for name in ("transfer", "contribution", "length", "cost"))
     assert {"report.html", "report.md", "figures"} <= {path.name for path in (run / "report").iterdir()}
@@ -305,7 +362,8 @@ def test_the_same_seed_gives_the_same_run(run: Path, arguments: list[str], tmp_p
 def test_another_seed_gives_another_run(run: Path, arguments: list[str], tmp_path: Path):
     other = distil(compose(*arguments, "seed=4", "measure.teacher_tuned=false", f"run_dir={tmp_path / 'other'}"))
     assert metrics(other)[0]["loss"] != metrics(run)[0]["loss"]
-    assert json.loads((other / "measurements" / "headline.json").read_text())["teacher_tuned_ppl"] is None
+    found = measured(other, "headline")
+    assert found["teacher_tuned_ppl"] is None and found["teacher_tuned_kl"] is None
 
 
 def test_the_teacher_is_left_as_it_was(run: Path, config: Config):

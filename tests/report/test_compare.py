@@ -56,6 +56,7 @@ def write(
         "ratio": ratio,
         "stage1_ppl": {domain: 1.5 * each for domain, each in perplexity.items()},
         "teacher_tuned_ppl": None,
+        "teacher_tuned_kl": None,
         "state_bytes": 1000 * (features or 1),
         "feature_dim": features,
     }
@@ -88,6 +89,10 @@ def table(out: Path) -> dict[tuple[str, str], dict[str, Any]]:
 
 def lines(text: str, start: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith(start)]
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +133,7 @@ def test_rows_keep_the_contract(out: Path) -> None:
     assert len({case for case, _ in rows}) == len(MIXERS) * 2
     metrics = {metric for case, metric in rows if case == "hybrid-0 F=64 window=32 decay=learned | books-6x512 | code"}
     assert metrics == {
-        *("ratio", "stage1_ratio", "map_kl", "output_error", "agreement", "state_bytes"),
+        *("ratio", "stage1_ratio", "kl", "map_kl", "output_error", "agreement", "state_bytes"),
         *("context", "cache_bytes_per_token", "student_cache_bytes_per_token", "attention_tokens", "logits_tokens"),
     }
 
@@ -150,6 +155,7 @@ def test_where_each_number_comes_from(many: list[Path], out: Path) -> None:
         every = [each for layer in heads[name] for each in layer]
         assert value[metric] == pytest.approx(sum(every) / len(every))
     assert value["stage1_ratio"] == pytest.approx(1.5) and value["agreement"] == 0.823
+    assert value["kl"] == 0.0612 and rows["map-1 F=32 | books-6x512 | code", "kl"]["unit"] == "nats per token"
     assert (value["state_bytes"], value["context"], value["cache_bytes_per_token"]) == (32000, 512, 12288)
     assert (value["attention_tokens"], value["logits_tokens"]) == (1228800, 1638400)
 
@@ -194,6 +200,36 @@ def test_the_tuned_teacher_counts_the_seeds_it_was_measured_with(tmp_path: Path,
     row = table(tmp_path / "out")["hedgehog F=128 | books-6x512 | code", "teacher_tuned_ratio"]
     assert (row["value"], row["seeds"]) == (pytest.approx(0.9), [0])
     assert row["command"].endswith(" seed=0")
+
+
+def test_kl_to_the_teacher_stands_beside_that_of_the_maps(tmp_path: Path, undrawn: None) -> None:
+    """And beside that of the tuned teacher; a run that was not held against its teacher has a dash."""
+    tuned = {"code": 0.0457, "prose": 0.0701}
+    old = write(tmp_path / "old", "elu", kl=None)
+    compare([write(tmp_path / "a", kl={"code": 0.0613, "prose": None}, teacher_tuned_kl=tuned), old], tmp_path / "out")
+    rows, text = table(tmp_path / "out"), (tmp_path / "out.md").read_text().replace("\\", "")
+    case = "hedgehog F=128 | books-6x512 |"
+    assert [rows[f"{case} {domain}", "kl"]["value"] for domain in tuned] == [0.0613, None]
+    assert [rows[f"{case} {domain}", "teacher_tuned_kl"]["value"] for domain in tuned] == list(tuned.values())
+    assert rows[f"{case} code", "teacher_tuned_kl"]["unit"] == "nats per token"
+    assert not [metric for mixer, metric in rows if mixer.startswith("elu") and metric in ("kl", "teacher_tuned_kl")]
+    beside = text[text.index("Other measures of quality") :]
+    head = cells(lines(beside, "| Mixer |")[0])
+    told = {name: dict(zip(head, cells(lines(beside, f"| {name} ")[0]), strict=True)) for name in ("hedgehog", "elu")}
+    shown = ["KL to teacher, code", "KL to teacher, prose", "Tuned, KL to teacher, code", "Tuned, KL to teacher, prose"]
+    assert [told["hedgehog"][name] for name in shown] == ["0.0613", "–", "0.0457", "0.0701"]
+    assert [told["elu"][name] for name in shown] == ["–"] * 4
+    assert "KL to teacher, of the student and of the tuned teacher" in text
+
+
+def test_a_table_without_kl_to_the_teacher_does_not_speak_of_it(tmp_path: Path, undrawn: None) -> None:
+    run = write(tmp_path / "run")
+    found = json.loads((run / "measurements/headline.json").read_text())
+    dump(run / "measurements/headline.json", {name: each for name, each in found.items() if not name.endswith("kl")})
+    compare([run], tmp_path / "out")
+    assert not [metric for _, metric in table(tmp_path / "out") if metric in ("kl", "teacher_tuned_kl")]
+    text = (tmp_path / "out.md").read_text()
+    assert "KL to teacher" not in text and "Same first choice" in text
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,33 @@ def test_without_a_control_the_reason_is_given(make_run: MakeRun) -> None:
     assert "measure.teacher_tuned was off" in load("headline")(Run(run)).notes[0]
 
 
+def test_kl_to_the_teacher_has_columns_of_its_own(make_run: MakeRun) -> None:
+    shown = section("headline", make_run(), kl={"code": 0.0612, "prose": None})
+    table = shown.tables[0]
+    told = {name: [row[place] for row in table.rows] for place, name in enumerate(table.columns)}
+    assert told["KL to teacher"] == ["0.0612", "–"] and told["Tuned, KL to teacher"] == ["0.0457", "0.0685"]
+    assert all(len(row) == len(table.columns) for row in table.rows)
+    assert "KL to teacher runs from what the teacher predicts" in shown.intro
+    assert [("KL to teacher" in fact.detail, fact.label) for fact in shown.numbers] == [(True, "code"), (True, "prose")]
+    assert "KL to teacher 0.0612 ·" in shown.numbers[0].detail
+
+
+def test_a_run_that_was_not_held_against_its_teacher_is_shown_without(make_run: MakeRun) -> None:
+    run = make_run()
+    found = json.loads((run / HEADLINE).read_text())
+    (run / HEADLINE).write_text(json.dumps({name: each for name, each in found.items() if not name.endswith("kl")}))
+    shown = load("headline")(Run(run))
+    table = shown.tables[0]
+    assert not any("KL" in text for text in (*table.columns, shown.intro, *(fact.detail for fact in shown.numbers)))
+    assert all(len(row) == len(table.columns) for row in table.rows) and "Teacher tuned" in table.columns
+    assert shown.data["kl"] is None and shown.data["teacher_tuned_kl"] is None
+
+
+def test_without_a_control_there_is_no_kl_of_it(make_run: MakeRun) -> None:
+    shown = section("headline", make_run(), teacher_tuned_ppl=None, teacher_tuned_kl=None)
+    assert [name for name in shown.tables[0].columns if "KL" in name] == ["KL to teacher"]
+
+
 def test_a_stage_that_was_not_run_leaves_dashes(make_run: MakeRun) -> None:
     table = section("headline", make_run(), stage1_ppl=None).tables[0]
     assert [row[3] for row in table.rows] == ["–", "–"]

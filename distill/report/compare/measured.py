@@ -93,6 +93,8 @@ def _values(
         }
         if tuned := headline.get("teacher_tuned_ppl"):
             values["teacher_tuned_ratio"] = _over(tuned.get(domain), perplexity)
+        # Older runs were not held against their teacher.
+        values |= {name: kl.get(domain) for name in ("kl", "teacher_tuned_kl") if (kl := headline.get(name))}
         found[Case(mixer, teacher, domain)] = values | fixed
         for part, perplexities in (headline.get("parts") or {}).items():
             case = Case(f"{mixer} only={part}", teacher, domain)

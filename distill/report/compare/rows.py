@@ -13,6 +13,8 @@ METRICS = {
     "ratio": "student / teacher perplexity",
     "stage1_ratio": "after stage 1 / teacher perplexity",
     "teacher_tuned_ratio": "tuned / teacher perplexity",
+    "kl": "nats per token",
+    "teacher_tuned_kl": "nats per token",
     "map_kl": "nats",
     "output_error": "share",
     "agreement": "share",

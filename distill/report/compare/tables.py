@@ -29,8 +29,10 @@ def beside_table(found: Compared) -> Table:
     """What else is known, for those who look for the reason. Metrics that no mixer has are left out."""
     shown = {
         "output_error": ("Output error", number),
+        "kl": ("KL to teacher", number),
         "agreement": ("Same first choice", share),
         "teacher_tuned_ratio": ("Teacher tuned", times),
+        "teacher_tuned_kl": ("Tuned, KL to teacher", number),
     }
     metrics = [metric for metric in shown if found.known(metric)]
     heads = [f"{shown[metric][0]}, {domain}" for metric in metrics for domain in found.domains]

@@ -11,6 +11,11 @@ from ..verdict import verdict
 
 #: The perplexities on the way from teacher to student, in order.
 STEPS = {"teacher_ppl": "teacher", "swapped_ppl": "swapped in", "stage1_ppl": "after stage 1", "student_ppl": "student"}
+#: What is said of KL where it was measured.
+KL = (
+    " KL to teacher runs from what the teacher predicts to what the student does, in nats, mean over the same tokens: "
+    "0 when they agree. Knowing the text better lowers the ratio, too; only agreeing with the teacher lowers this."
+)
 STAGES = {
     "allocation": "features shared out",
     "attention": "stage 1, attention maps",
@@ -37,7 +42,7 @@ def section(run: Run) -> Section:
         intro="Perplexity on held-out text, an encoder's over the masked tokens: the same text and context for teacher "
         "and student. The ratio is student "
         "over teacher, so 1.00× loses nothing; ± is one standard error over the blocks read. Swapped in: with the "
-        "mixers as initialised, before any training.",
+        f"mixers as initialised, before any training.{KL if data['kl'] else ''}",
         data=data,
         verdict=verdict(data),
         numbers=[domain_number(data, domain) for domain in data["teacher_ppl"]],
@@ -55,6 +60,7 @@ def complete(found: dict[str, Any]) -> dict[str, Any]:
     for name in (*STEPS, "ratio", "ratio_error", "agreement", "evaluation_tokens"):
         data[name] = {domain: (found.get(name) or {}).get(domain) for domain in domains}
     data["teacher_tuned_ppl"] = tuned = found.get("teacher_tuned_ppl")
+    data |= {name: found.get(name) for name in ("kl", "teacher_tuned_kl")}
     data["student_over_tuned"] = {d: over(data["student_ppl"][d], (tuned or {}).get(d)) for d in domains}
     state, saved = data["state_bytes"], data["cache_bytes_per_token"] - data["student_cache_bytes_per_token"]
     data["state_smaller_from_tokens"] = state // saved + 1 if saved else None
@@ -70,6 +76,7 @@ def domain_number(data: dict[str, Any], domain: str) -> Fact:
     parts = [
         "" if error is None else f"± {error:.3f}",
         f"perplexity {number(data['teacher_ppl'][domain])} → {number(data['student_ppl'][domain])}",
+        f"KL to teacher {number(data['kl'].get(domain))}" if data["kl"] else "",
         f"same first choice for {share(data['agreement'][domain])} of tokens",
     ]
     return Fact(domain, times(data["ratio"][domain]), " · ".join(filter(None, parts)))
@@ -97,14 +104,18 @@ def kept_cache(data: dict[str, Any]) -> str:
 
 
 def perplexity_table(data: dict[str, Any]) -> Table:
-    tuned = data["teacher_tuned_ppl"]
+    tuned, kl, tuned_kl = data["teacher_tuned_ppl"], data["kl"], data["teacher_tuned_kl"]
     columns = ["Domain", *map(str.capitalize, STEPS.values()), "Ratio", "Same first choice"]
+    columns += ["KL to teacher"] if kl else []
     columns += ["Teacher tuned", "Student / tuned"] if tuned else []
+    columns += ["Tuned, KL to teacher"] if tuned_kl else []
     rows = []
     for domain in data["teacher_ppl"]:
         row = [domain, *(number(data[step][domain]) for step in STEPS)]
         row += [with_error(data["ratio"][domain], data["ratio_error"][domain]), share(data["agreement"][domain])]
+        row += [number(kl.get(domain))] if kl else []
         row += [number(tuned.get(domain)), times(data["student_over_tuned"][domain])] if tuned else []
+        row += [number(tuned_kl.get(domain))] if tuned_kl else []
         rows.append([*row, count(data["evaluation_tokens"][domain])])
     return Table(f"Perplexity at {data['context']:,} tokens of context", [*columns, "Tokens read"], rows)
 
