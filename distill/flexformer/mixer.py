@@ -44,7 +44,7 @@ class Mixer(TokenMixer):
         self.decay = build_decay(shape, options["decay"], options["decay_groups"], atoms)
         self.groups = options["decay_groups"]
         self.ways = DELTA if self.decay.erases else SUMS
-        self.reading = Reading(shape) if self.decay.erases else None
+        self.reading = Reading(shape, options["window"]) if self.decay.erases else None
         self.normaliser = build_normaliser(shape, options["normaliser"], self.map.epsilon)
         self.width = options["window"]
         self.window = Window(shape, self.width) if self.width else None
@@ -106,6 +106,8 @@ class Mixer(TokenMixer):
             )
             state = State(memory.sums, memory.maximum)
             weighted, state = path(features, wide_values[:, :, far], state)
+            if self.reading is not None:
+                weighted = self.reading(query, weighted)
             if self.window is not None:
                 near = self.window.near(query, wide_keys, wide_values, present & ("window" in self.parts))
                 weighted = self.window.join(self._gate(query), near, weighted)
@@ -122,12 +124,10 @@ class Mixer(TokenMixer):
         """Features of scaled q (B, H, N, D) and k (B, K, N, D), both at least float32; present (B, N)."""
         key_features, log_scale = self.map.key_features(key, key_position)
         query_features = self.map.query_features(query, query_position)
-        if self.reading is not None:
+        if self.decay.erases and not self.map.unit:
             # Of length 1, so that a key erases no more than there is; whatever factor a map leaves out is gone, too.
-            if not self.map.unit:
-                query_features, key_features = normalize(query_features, dim=-1), normalize(key_features, dim=-1)
-                log_scale = None
-            query_features = query_features * self.reading(query)
+            query_features, key_features = normalize(query_features, dim=-1), normalize(key_features, dim=-1)
+            log_scale = None
         log_decay, decay_weight = self.decay(key)
         log_weight = self.key_weight(key)
         for term in (log_scale, decay_weight):
@@ -191,10 +191,8 @@ class Mixer(TokenMixer):
         """What there is to remember before the first token, for texts like k and v."""
         batch, heads, _, head_dim = key.shape
         wide = at_least_float32(value[:0]).dtype
-        # What the delta rule reads is a value: it keeps no sum of weights to divide by.
-        columns = value.shape[-1] + (not self.decay.erases)
         return Memory(
-            key.new_zeros(batch, heads, self.map.feature_dim, columns, dtype=wide),
+            key.new_zeros(batch, heads, self.map.feature_dim, value.shape[-1] + 1, dtype=wide),
             key.new_full((batch, heads, self.groups), NO_KEYS, dtype=wide),
             torch.zeros(batch, dtype=torch.long, device=key.device),
             key.new_zeros(batch, heads, self.width, head_dim),

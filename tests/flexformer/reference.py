@@ -112,7 +112,7 @@ def attention(
 def delta_rule(
     mixer: Mixer, query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """S_i = γ_i (I − β_i φ φᵀ) S_{i−1} + β_i φ v_iᵀ, whole matrices multiplied out; the window beside it."""
+    """S_i = γ_i (I − β_i φ φᵀ) S_{i−1} + β_i φ [v_i, 1]ᵀ, whole matrices multiplied out; the window beside it."""
     batch, heads, length, _ = query.shape
     present = torch.ones(batch, length) if padding is None else padding
     position = present.cumsum(1).long() - 1
@@ -121,7 +121,7 @@ def delta_rule(
     for b, h in torch.cartesian_prod(torch.arange(batch), torch.arange(heads)).tolist():
         g, state, begun = (
             h // mixer.shape.group,
-            torch.zeros(phi_k.shape[-1], value.shape[-1], dtype=value.dtype),
+            torch.zeros(phi_k.shape[-1], value.shape[-1] + 1, dtype=value.dtype),
             False,
         )
         decay = mixer.decay
@@ -131,13 +131,20 @@ def delta_rule(
                 phi, k = phi_k[b, g, j] / phi_k[b, g, j].norm(), key[b, g, j]
                 beta = share(decay, g, k)
                 gone = GAMMAS[DeltaDecay](decay, g, k) * (torch.eye(len(phi)) - beta * torch.outer(phi, phi))
-                state, begun = gone @ state + beta * torch.outer(phi, value[b, g, j]), True
+                state, begun = (
+                    gone @ state + beta * torch.outer(phi, torch.cat([value[b, g, j], value.new_ones(1)])),
+                    True,
+                )
             q = query[b, h, i]
-            loud = torch.exp(mixer.reading.bias[h] + mixer.reading.direction[h] @ q)
-            read = loud * (phi_q[b, h, i] / phi_q[b, h, i].norm()) @ state
+            *read, met = (phi_q[b, h, i] / phi_q[b, h, i].norm()) @ state
+            voice, known = mixer.reading, torch.tanh(met)
+            loud = torch.exp(voice.bias[h] + voice.direction[h] @ q + voice.louder[h] * known)
+            weight = opening(mixer, h, q) * begun
+            if voice.heavier is not None:
+                weight = weight * torch.exp(voice.heavier[h] * known)
             near = [t for t in range(max(0, j + 1), i + 1) if present[b, t]]
-            weights = torch.stack([torch.exp(q @ key[b, g, t]) for t in near] + [opening(mixer, h, q) * begun])
-            y = weights @ torch.stack([*(value[b, g, t] for t in near), read])
+            weights = torch.stack([torch.exp(q @ key[b, g, t]) for t in near] + [weight])
+            y = weights @ torch.stack([*(value[b, g, t] for t in near), loud * torch.stack(read)])
             if mixer.normaliser.averages:
                 out[b, h, i] = y / weights.sum() if weights.any() else 0 * y
             else:

@@ -1,5 +1,7 @@
 """The delta rule: a key writes over what stands in its place, and what is read is a value."""
 
+import math
+
 import pytest
 import torch
 from torch.nn.functional import normalize
@@ -43,11 +45,12 @@ def test_it_is_the_gated_delta_rule_of_transformers(way):
     beta, decay = (torch.rand(2, 2, 90, generator=source) for _ in range(2))
     (sums, _), state = way(Features(query, key, beta.log(), decay.log()[..., None]), value)
 
-    theirs = [x.repeat_interleave(2, 1).transpose(1, 2) for x in (key, value, decay.log(), beta)]
+    # Of the column of ones the rule makes what it makes of any value.
+    value_and_one = torch.cat([value, torch.ones_like(value[..., :1])], -1)
+    theirs = [x.repeat_interleave(2, 1).transpose(1, 2) for x in (key, value_and_one, decay.log(), beta)]
     expected, last = torch_recurrent_gated_delta_rule(query.transpose(1, 2), *theirs, output_final_state=True)
-    torch.testing.assert_close(sums[..., :-1], expected.transpose(1, 2) * 6**0.5, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(sums, expected.transpose(1, 2) * 6**0.5, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(state.sums, last[:, ::2], rtol=1e-4, atol=1e-4)
-    assert (sums[..., -1] == 1).all()
 
 
 @by_path
@@ -58,6 +61,30 @@ def test_a_key_reads_back_the_value_that_it_wrote_last(path):
     query = k.repeat_interleave(SHAPE.group, 1)
     out, _ = mixer(query, k, v, 0.5, path=path(mixer))
     torch.testing.assert_close(out, v.repeat_interleave(SHAPE.group, 1), rtol=1e-9, atol=1e-9)
+
+
+@by_path
+def test_a_query_knows_which_keys_were_written(path):
+    """Its familiarity is 1 where the key was written, and may make what is read louder."""
+    mixer, (_, k, v, *_) = remembering(), draw(0, 12)
+    query = k.repeat_interleave(SHAPE.group, 1)
+    mixer.reading.louder.data.copy_(torch.linspace(-1.0, 2.0, SHAPE.heads))
+    out, _ = mixer(query, k, v, 0.5, path=path(mixer))
+    gain = (mixer.reading.louder * math.tanh(1)).exp()[:, None, None]
+    torch.testing.assert_close(out, gain * v.repeat_interleave(SHAPE.group, 1), rtol=1e-9, atol=1e-9)
+
+
+def test_beside_a_window_what_is_familiar_weighs_more():
+    """And not what is not: where the linear part is empty, or there is no window, the weight changes nothing."""
+    torch.manual_seed(0)
+    mixer, (q, k, v, *_) = Mixer(SHAPE, FOURIER | {"window": 3}).double(), draw(0, 12)
+    before = mixer(q, k, v, 0.5)[0]
+    mixer.reading.heavier.data.fill_(30.0)
+    after = mixer(q, k, v, 0.5)[0]
+    torch.testing.assert_close(after[:, :, :3], before[:, :, :3])
+    mixer.parts = {"linear"}
+    torch.testing.assert_close(after[:, :, -1:], mixer(q, k, v, 0.5)[0][:, :, -1:], rtol=1e-3, atol=1e-3)
+    assert Mixer(SHAPE, FOURIER).reading.heavier is None
 
 
 def test_what_it_reads_of_older_keys_is_nearer_to_their_values_than_a_sum_is():

@@ -76,9 +76,7 @@ def test_memory_does_not_grow(case: Case):
     sizes = set()
     for length in (1, 300):
         memory = mixer(*draw(0, length)[:3], SCALING)[1]
-        # The delta rule keeps no sum of the weights.
-        columns = SHAPE.head_dim + (case.options["decay"] != "delta")
-        assert memory.sums.shape == (2, SHAPE.kv_heads, mixer.map.feature_dim, columns)
+        assert memory.sums.shape == (2, SHAPE.kv_heads, mixer.map.feature_dim, SHAPE.head_dim + 1)
         assert memory.maximum.shape == (2, SHAPE.kv_heads, case.options["decay_groups"])
         assert memory.keys.shape == memory.values.shape == (2, SHAPE.kv_heads, case.options["window"], SHAPE.head_dim)
         assert all(each.untyped_storage().nbytes() == each.nbytes for each in memory)

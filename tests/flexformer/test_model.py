@@ -70,9 +70,7 @@ def test_cache_does_not_grow(model: FlexformerForCausalLM):
     """But for the keys and values of exact layers."""
     mixer, exact = mixer_of(model), len(model.config.exact_layers)
     heads = mixer.shape.kv_heads
-    # Under the delta rule there is no sum of the weights.
-    columns = 4 + (not mixer.decay.erases)
-    sums, window = heads * (mixer.map.feature_dim * columns + mixer.groups) * 8, mixer.width * (heads * 2 * 4 * 8 + 1)
+    sums, window = heads * (mixer.map.feature_dim * 5 + mixer.groups) * 8, mixer.width * (heads * 2 * 4 * 8 + 1)
     for length in (1, 2, 100):
         cache = model(tokens(2, length)).past_key_values
         # In every row of two: sums and maxima, the window and which of it is padding, and the number of tokens.
