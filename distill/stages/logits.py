@@ -12,7 +12,7 @@ from .. import config
 from ..errors import UserError
 from ..flexformer.model import Flexformer
 from ..teacher import Teacher
-from .stage import Stage, embeddings, warmup_cosine
+from .stage import Stage, embeddings, warmup_linear
 
 
 class LogitsStage(Stage):
@@ -26,8 +26,8 @@ class LogitsStage(Stage):
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         input_ids, task = batch["input_ids"], self.teacher.task
-        logits = self.student(input_ids=input_ids, **task.arguments).logits.float()
-        loss = logit_kl(self.teacher.logits(input_ids).float(), logits, self.wanted.temperature)
+        logits = self.student(input_ids=input_ids, **task.arguments).logits
+        loss = logit_kl(self.teacher.logits(input_ids), logits, self.wanted.temperature)
         if self.wanted.cross_entropy:
             loss = loss + self.wanted.cross_entropy * task.loss(logits, batch)
         self.losses = {"logits": loss.detach()}
@@ -50,7 +50,7 @@ class LogitsStage(Stage):
         ]
         # Gradients of a few thousand tokens are noisy, and stages are short: a shorter memory of their size.
         optimizer = torch.optim.AdamW([group for group in groups if group["params"]], betas=(0.9, 0.95))
-        return warmup_cosine(optimizer, wanted.max_steps, wanted.warmup)
+        return warmup_linear(optimizer, wanted.max_steps, wanted.warmup)
 
     def on_fit_start(self) -> None:
         self.teacher.to(self.device)
@@ -62,10 +62,21 @@ class LogitsStage(Stage):
 
 
 def logit_kl(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
-    """T² Σ_v p (log p − log s) with p = softmax(teacher/T), s = softmax(student/T): (B, N, V) → mean over B and N."""
-    target = (teacher / temperature).log_softmax(-1)
-    gap = target - (student / temperature).log_softmax(-1)
-    return temperature**2 * (target.exp() * gap).sum(-1).mean()
+    """T² Σ_v p (log p − log s) with p = softmax(teacher/T), s = softmax(student/T): (B, N, V) → mean over B and N.
+
+    float32 at least, whatever the logits are; these tensors are the largest of a step, so each is passed over as
+    seldom as can be.
+    """
+    target, found = (log_softmax(x, temperature) for x in (teacher, student))
+    return temperature**2 * (target.exp() * (target - found)).sum(-1).mean()
+
+
+def log_softmax(logits: Tensor, temperature: float) -> Tensor:
+    """log softmax(x/T) in float32 at least."""
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    if temperature != 1:
+        logits = logits.to(wide) / temperature
+    return logits.log_softmax(-1, dtype=wide)
 
 
 def train_all(student: Flexformer, wanted: config.Logits) -> nn.Module:

@@ -58,3 +58,11 @@ def test_extreme_logits_stay_finite():
     loss = logit_kl(teacher, student, 1.0)
     loss.backward()
     assert loss.isfinite() and student.grad.isfinite().all()
+
+
+def test_half_precision_is_widened_before_anything_is_lost():
+    teacher, student = draw(0).bfloat16(), draw(1).bfloat16().requires_grad_()
+    for temperature in (1.0, 3.0):
+        loss = logit_kl(teacher, student, temperature)
+        wide = logit_kl(teacher.double(), student.double(), temperature)
+        assert loss.dtype == torch.float32 and loss.item() == pytest.approx(wide.item(), rel=1e-5)
