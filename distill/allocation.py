@@ -38,9 +38,10 @@ def check_split(mixer: dict[str, Any]) -> None:
 def allocate(teacher: Teacher, student: Flexformer, corpus: Corpus, config: Config, run: RunDirectory) -> int:
     """Draws the mixers anew with as many features as their layers need; returns the tokens that this took.
 
-    A layer's share is in proportion to KL(P‖A), its teacher's attention P against the best attention A that ignores the
-    query: a key weight and a decay, beside the window where there is one. That much takes one feature; the rest is what
-    queries decide, and what features are for. On the mean over layers they stay `mixer.features`.
+    A layer's share is in proportion to KL(P‖A)², its teacher's attention P against the best attention A that ignores
+    the query: a key weight and a decay, beside the window where there is one. That much takes one feature; the rest is
+    what queries decide, and what features are for. Squared, because attention that recalls needs more features for
+    every nat than attention that leans. On the mean over layers they stay `mixer.features`.
     """
     how = config.stages.allocation
     wanted = replace(config.stages.attention, max_steps=how.max_steps, learning_rate=how.learning_rate, loss="kl")
@@ -50,7 +51,7 @@ def allocate(teacher: Teacher, student: Flexformer, corpus: Corpus, config: Conf
         left = undecided(stage.to(device_of(config)), corpus, config.seed)
     each = config.mixer["features"]
     grain = grain_of(next(iter(student.mixers.values())), each)
-    features = shares(list(left.values()), each * len(left), grain)
+    features = shares([kl**2 for kl in left.values()], each * len(left), grain)
     for layer, count in zip(left, features, strict=True):
         student.config.layers[layer]["features"] = count
     # Drawn anew as if nothing had been fitted in between.

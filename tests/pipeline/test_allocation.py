@@ -120,6 +120,8 @@ def test_a_whole_run_and_its_student(small: Compose):
     headline = json.loads((run / "measurements" / "headline.json").read_text())
     layers: list[dict[str, Any]] = json.loads((run / "student" / "config.json").read_text())["layers"]
     assert sum(layer["features"] for layer in layers) == 112 and headline["feature_dim"] == 56
+    left = json.loads((run / "measurements" / "allocation.json").read_text())["kl"].values()
+    assert [layer["features"] for layer in layers] == shares([kl**2 for kl in left], 112, 16)
     # Nothing is matched to maps, although the recipe would have had steps for it.
     assert headline["tokens"]["allocation"] == 40 * 2 * tiny.CONTEXT and headline["tokens"]["attention"] == 0
     stages = {json.loads(line)["stage"] for line in (run / "metrics.jsonl").read_text().splitlines()}
