@@ -103,7 +103,7 @@ A softmax {kind} to distil from, trained from scratch by `python -m distill reci
 - Tokenizer: byte-level BPE, {vocabulary} entries, trained on the same text.
 - Text: {text}
 - Training: {steps} steps of {batch} blocks of {context} tokens ({tokens:.1f} M tokens), AdamW, learning rate {lr:g},
-  {warmup:.0%} warm-up then cosine, weight decay {decay:g}, seed {seed}, {seconds:.0f} s on {device}.
+  {warmup:.0%} warm-up, then straight down to 0, weight decay {decay:g}, seed {seed}, {seconds:.0f} s on {device}.
 
 | held-out text | {predicted}s | perplexity at context {context} |
 |---|---|---|

@@ -9,7 +9,7 @@ from .. import config
 from ..flexformer.token_mixer import TokenMixer
 from ..maploss import log_student, log_teacher, map_kl, negative_share, output_error
 from ..teacher import Heads, Teacher
-from .stage import Stage, warmup_cosine
+from .stage import Stage, warmup_linear
 
 
 class AttentionStage(Stage):
@@ -57,7 +57,7 @@ class AttentionStage(Stage):
     def configure_optimizers(self) -> Any:
         trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
         optimizer = torch.optim.Adam(trainable, lr=self.wanted.learning_rate)
-        return warmup_cosine(optimizer, self.wanted.max_steps, self.wanted.warmup)
+        return warmup_linear(optimizer, self.wanted.max_steps, self.wanted.warmup)
 
     def on_fit_start(self) -> None:
         self.teacher.to(self.device)

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from .. import config
 from ..task import DECODER, Task
-from .stage import Stage, embeddings, warmup_cosine
+from .stage import Stage, embeddings, warmup_linear
 
 
 class LanguageStage(Stage):
@@ -33,4 +33,4 @@ class LanguageStage(Stage):
             {"params": [each for each in rest if each.dim() < 2], "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW(groups, lr=self.wanted.learning_rate, betas=(0.9, 0.95))
-        return warmup_cosine(optimizer, self.wanted.max_steps, self.wanted.warmup)
+        return warmup_linear(optimizer, self.wanted.max_steps, self.wanted.warmup)

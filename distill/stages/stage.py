@@ -1,6 +1,5 @@
 """What all stages share: named losses, and a learning rate that warms up and then falls to nought."""
 
-import math
 from typing import Any
 
 from lightning import LightningModule
@@ -20,16 +19,14 @@ def embeddings(model: nn.Module) -> set[Tensor]:
     return {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
 
 
-def warmup_cosine(optimizer: Optimizer, max_steps: int, warmup: float) -> dict[str, Any]:
-    """Linear warm-up, then a cosine to 0, as Lightning's optimiser dictionary.
+def warmup_linear(optimizer: Optimizer, max_steps: int, warmup: float) -> dict[str, Any]:
+    """Linear warm-up, then a straight line to 0, as Lightning's optimiser dictionary.
 
     warmup: the share of `max_steps` that the rise takes.
     """
     rise = max(1, round(warmup * max_steps))
 
     def factor(step: int) -> float:
-        if step < rise:
-            return (step + 1) / rise
-        return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, max_steps - rise)))
+        return (step + 1) / rise if step < rise else max(0.0, (max_steps - step) / max(1, max_steps - rise))
 
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
