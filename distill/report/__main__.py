@@ -75,8 +75,15 @@ def compared(arguments: list[str]) -> Path:
         metavar="MIXER",
         help="leave out the rows of a mixer: 'favor F=128'; may be repeated",
     )
+    parser.add_argument(
+        "--tell",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="name rows by this key, too, where a run's command gives it: stages.logits.train; may be repeated",
+    )
     given = parser.parse_args(arguments)
-    return compare(given.runs, given.out, given.html, given.goal, given.without)
+    return compare(given.runs, given.out, given.html, given.goal, given.without, given.tell)
 
 
 def asked_for(run_dir: Path) -> list[str]:

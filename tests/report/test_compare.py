@@ -271,6 +271,22 @@ def test_what_was_said_of_a_mixer_is_part_of_its_name(tmp_path: Path, undrawn: N
     }
 
 
+def test_rows_are_told_apart_by_what_is_asked_for(tmp_path: Path, undrawn: None, capsys) -> None:
+    """Where a run was given it; else runs that differ in it would be seeds of one case, and are refused."""
+    whole, part = write(tmp_path / "whole"), write(tmp_path / "part", seed=1)
+    edit(part / "measurements/run.json", command="python -m distill mixer=hedgehog stages.logits.train=mixers")
+    config = yaml.safe_load((part / "config.yaml").read_text())
+    config["stages"]["logits"]["train"] = "mixers"
+    (part / "config.yaml").write_text(yaml.safe_dump(config))
+    arguments = ["compare", str(whole), str(part), "--out", str(tmp_path / "out")]
+    assert main(arguments) == 2 and "stages.logits.train" in capsys.readouterr().err
+    assert main([*arguments, "--tell", "stages.logits.train"]) == 0
+    assert {case.split(" | ")[0] for case, _ in table(tmp_path / "out")} == {
+        "hedgehog F=128",
+        "hedgehog F=128 logits.train=mixers",
+    }
+
+
 @pytest.mark.parametrize(
     ("mixer", "control"),
     [
@@ -673,6 +689,10 @@ def test_mixers_of_other_budgets_are_not_ranked(changes: Any, what: str, tmp_pat
     other = write(tmp_path / "b", "t2r", **{"context": 512} | changes)
     with pytest.raises(UserError, match=f"^books-6x512: rows differ in {what} .*tables of their own$"):
         compare([tmp_path / "out.json", other], tmp_path / "out")
+    # But one whose name tells of its steps is an ablation of the budget.
+    if "tokens" in changes:
+        edit(other / "measurements/run.json", command="python -m distill mixer=t2r stages.attention.max_steps=9")
+        compare([tmp_path / "out.json", other], tmp_path / "told", tell=["stages.attention.max_steps"])
     # What is not fitted to maps has no such tokens.
     none = headline(("code",))["tokens"] | {"attention": 0}
     compare([tmp_path / "out.json", write(tmp_path / "c", "t2r", context=512, tokens=none)], tmp_path / "out")

@@ -25,15 +25,17 @@ def compare(
     html: Path | None = None,
     goals: list[str] | None = None,
     without: list[str] | None = None,
+    tell: list[str] | None = None,
 ) -> Path:
     """Write OUT.json, OUT.md, a figure OUT-TEACHER-DOMAIN.svg for each, and the page `html`; returns the
     page, or OUT.md without one.
 
-    sources: run directories, folders of sweeps, and earlier tables (*.json) whose rows are kept. UserError: a source
+    sources: run directories, folders of sweeps, and earlier tables (*.json) whose rows are kept. tell: keys that rows
+    of the runs are told apart by, beside the mixer's. UserError: a source
     cannot be used, two disagree, a goal or a mixer in `without` matches no row, or the files cannot be written.
     """
     tables = {source: read_rows(source) for source in sources if source.suffix == ".json"}
-    runs = [measured(run) for source in sources if source.suffix != ".json" for run in runs_of(source)]
+    runs = [measured(run, tell or []) for source in sources if source.suffix != ".json" for run in runs_of(source)]
     if not tables and not runs:
         raise UserError(f"{', '.join(map(str, sources))}: no finished run; give runs, folders of sweeps or OUT.json")
     tables, runs = left(tables, runs, without or [])

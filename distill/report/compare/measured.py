@@ -1,6 +1,7 @@
 """What one finished run says about its mixer, domain by domain."""
 
 import shlex
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,11 @@ class Measured:
     commit: str | None
 
 
-def measured(path: Path) -> Measured:
-    """UserError: `path` is no run, or one that did not finish."""
+def measured(path: Path, tell: Collection[str] = ()) -> Measured:
+    """tell: keys beside those of the mixer whose value, where the command gives one, is part of the case.
+
+    UserError: `path` is no run, or one that did not finish.
+    """
     run = Run(path)
     try:
         headline = run.json("measurements/headline.json")
@@ -45,7 +49,7 @@ def measured(path: Path) -> Measured:
         options = run.setting("mixer") or headline["mixer"]
         name = str(origin.get("mixer") or options["map"])
         command = origin.get("command")
-        words = mixer_words(name, options, headline["feature_dim"], _typed(command) | _ablated(run))
+        words = mixer_words(name, options, headline["feature_dim"], _typed(command, tell) | _ablated(run))
         fidelity = _optional(run, "measurements/fidelity.json")
         values = _values(words, teacher_name(str(teacher)), headline, fidelity, options.get("exact_layers"))
     except ArtefactError as error:
@@ -56,10 +60,13 @@ def measured(path: Path) -> Measured:
     return Measured(path, seed, _settings(run, provenance), values, command, origin.get("hardware"), commit)
 
 
-def _typed(command: str | None) -> dict[str, str]:
-    """What a command line says of the mixer's options: {"key_weight": "none"} of "… mixer.key_weight=none"."""
+def _typed(command: str | None, tell: Collection[str]) -> dict[str, str]:
+    """What a command line says of the mixer's options, and of the keys `tell`: {"key_weight": "none"} of "…
+    mixer.key_weight=none".
+    """
     words = (word.lstrip("+").partition("=") for word in shlex.split(command or ""))
-    return {key.removeprefix("mixer."): value for key, _, value in words if key.startswith("mixer.")}
+    found = {key: value for key, _, value in words if key.startswith("mixer.") or key in tell}
+    return {key.removeprefix("mixer.").removeprefix("stages."): value for key, value in found.items()}
 
 
 def _ablated(run: Run) -> dict[str, Any]:
