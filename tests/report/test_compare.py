@@ -237,6 +237,10 @@ def test_a_table_without_kl_to_the_teacher_does_not_speak_of_it(tmp_path: Path, 
     [
         ("exponential", {}, 128, "exponential F=128"),
         ("exponential-frozen", {"frozen": True, "window": 0, "decay": "none"}, 128, "exponential F=128 frozen"),
+        ("mine-delta-window", {"decay": "delta", "window": 64}, 128, "mine F=128 window=64 decay=delta"),
+        ("exponential-decay", {"decay": "learned"}, 128, "exponential F=128 decay=learned"),
+        ("gated-deltanet", {"decay": "delta"}, 64, "gated-deltanet F=64 decay=delta"),
+        ("mine-delta", {"decay": "none"}, 64, "mine-delta F=64"),
         ("not-frozen", {"frozen": False, "exact_layers": []}, 4, "not-frozen F=4"),
         (
             "spectral",

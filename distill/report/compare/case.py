@@ -44,12 +44,13 @@ def mixer_words(
     if feature_dim is None or exact == "all":
         return CEILING
     window, decay, frozen = (options.get(key) for key in ("window", "decay", "frozen"))
-    name = _told_once(name, options.get("map"), frozen=frozen, window=window, decay=decay not in (None, "none"))
+    decays = decay not in (None, "none")
+    name = _told_once(name, options.get("map"), {"frozen": frozen, "window": window, "decay": decays, decay: decays})
     words = [
         re.sub(r"\s+", "-", name),
         f"F={feature_dim}",
         f"window={window}" if window else "",
-        f"decay={decay}" if decay not in (None, "none") else "",
+        f"decay={decay}" if decays else "",
         "frozen" if frozen else "",
         f"exact_layers=[{','.join(map(str, exact))}]" if exact else "",
         *(f"{key}={value}" for key, value in sorted((typed or {}).items()) if key not in WORDED),
@@ -57,11 +58,11 @@ def mixer_words(
     return " ".join(filter(None, words))
 
 
-def _told_once(name: str, map_name: str | None, **words: Any) -> str:
-    """Without an ending, as in "exponential-frozen" or "exponential-512", that the words to come will say again."""
+def _told_once(name: str, map_name: str | None, words: dict[Any, Any]) -> str:
+    """Without endings, as in "stationary-delta-window" or "exponential-512", that the words to come will say again."""
     stem, _, ending = name.rpartition("-")
     size = ending.isdigit() and stem == map_name
-    return stem if stem and (size or words.get(ending)) else name
+    return _told_once(stem, map_name, words) if stem and (size or words.get(ending)) else name
 
 
 def feature_dim(mixer: str) -> str:
