@@ -1,14 +1,14 @@
 """The delta rule: a key writes its value over what the state says in its place, instead of adding to it.
 
-    S_i = γ_i (I − β_i φ_k(k_i) φ_k(k_i)ᵀ) S_{i−1} + β_i φ_k(k_i) v_iᵀ,    o_i = e^{g(q_i)} φ_q(q_i)ᵀ S_i
+    S_i = γ_i (I − β_i φ_k(k_i) φ_k(k_i)ᵀ) S_{i−1} + β_i φ_k(k_i) [v_i, 1]ᵀ,    [y_i, r_i] = φ_q(q_i)ᵀ S_i
 
 With 0 < β < 1 and features of length 1 no step makes what stands in S longer. What is read is a value, and not a sum of
 values that something would have to normalise, so that weights of either sign do no harm. The gated delta rule, Yang et
 al. 2024 (arXiv:2412.06464), after Schlag et al. 2021 (arXiv:2102.11174).
 
-Arguments, shapes and state are those of `engine`, with w = log β and one group of features. What goes out is what is
-read, φ_q(q_i)ᵀ S_i, of the column of ones too: r_i, near 1 where the query has met its key, near 0 where it has not.
-The shift is 0 from the first key on.
+Arguments, shapes and state are those of `engine`, with w = log β and one group of features. The last column of what is
+read is r_i, the query's familiarity: 1 where keys like it were written, 0 where all that were are orthogonal to it.
+`Reading` puts in its place what weighs the output. The shift is 0 from the first key on.
 """
 
 import torch

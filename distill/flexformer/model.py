@@ -82,6 +82,18 @@ class Flexformer(PreTrainedModel):
         self.build_mixers()
         self.post_init()
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """As transformers'; ValueError where the checkpoint lacks a weight, which would be left as memory is found."""
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model, told = loaded
+        if missing := sorted(told["missing_keys"]):
+            raise ValueError(
+                f"{args[0] if args else 'the checkpoint'} has no {missing[0]}: it was made by other files than these; "
+                "load it with trust_remote_code=True, or distil it again"
+            )
+        return (model, told) if output_loading_info else model
+
     def build_mixers(self) -> None:
         """A mixer as drawn for every swapped layer, with as many features as `config.layers` says where it says so."""
         for layer in self.swapped.values():

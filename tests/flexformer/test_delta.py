@@ -26,10 +26,10 @@ FOURIER = PLAIN | {
 by_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 
 
-def remembering(options: dict = FOURIER) -> Mixer:
+def remembering(options: dict = FOURIER, shape: HeadShape = SHAPE) -> Mixer:
     """With β all but 1 and γ all but 1: a key takes all of its place, and nothing fades."""
     torch.manual_seed(0)
-    mixer = Mixer(SHAPE, options).double()
+    mixer = Mixer(shape, options).double()
     with torch.no_grad():
         mixer.decay.share_bias.fill_(40.0)
         mixer.decay.bias.fill_(-40.0)
@@ -64,8 +64,8 @@ def test_a_key_reads_back_the_value_that_it_wrote_last(path):
 
 
 @by_path
-def test_a_query_knows_which_keys_were_written(path):
-    """Its familiarity is 1 where the key was written, and may make what is read louder."""
+def test_what_is_familiar_is_read_louder(path):
+    """Its familiarity is 1 where the key was written."""
     mixer, (_, k, v, *_) = remembering(), draw(0, 12)
     query = k.repeat_interleave(SHAPE.group, 1)
     mixer.reading.louder.data.copy_(torch.linspace(-1.0, 2.0, SHAPE.heads))
@@ -75,7 +75,7 @@ def test_a_query_knows_which_keys_were_written(path):
 
 
 def test_beside_a_window_what_is_familiar_weighs_more():
-    """And not what is not: where the linear part is empty, or there is no window, the weight changes nothing."""
+    """Where the linear part is still empty the weight changes nothing, and without a window there is none."""
     torch.manual_seed(0)
     mixer, (q, k, v, *_) = Mixer(SHAPE, FOURIER | {"window": 3}).double(), draw(0, 12)
     before = mixer(q, k, v, 0.5)[0]
@@ -85,6 +85,19 @@ def test_beside_a_window_what_is_familiar_weighs_more():
     mixer.parts = {"linear"}
     torch.testing.assert_close(after[:, :, -1:], mixer(q, k, v, 0.5)[0][:, :, -1:], rtol=1e-3, atol=1e-3)
     assert Mixer(SHAPE, FOURIER).reading.heavier is None
+
+
+@by_path
+def test_what_is_strange_weighs_as_ever(path):
+    """A query that is orthogonal to all keys beyond the window has no familiarity, one that is like the first has."""
+    mixer = remembering(PLAIN | {"map": "identity", "decay": "delta", "window": 2}, HeadShape(1, 1, 4))
+    k, v = torch.eye(4, dtype=torch.float64)[None, None], torch.randn(1, 1, 4, 4, dtype=torch.float64)
+    query = k, torch.cat([k[:, :, :3], k[:, :, :1]], 2)
+    before = [mixer(q, k, v, 1.0, path=path(mixer))[0][:, :, -1] for q in query]
+    mixer.reading.heavier.data.fill_(30.0)
+    strange, familiar = (mixer(q, k, v, 1.0, path=path(mixer))[0][:, :, -1] for q in query)
+    torch.testing.assert_close(strange, before[0])
+    torch.testing.assert_close(familiar, v[:, :, 0], rtol=1e-6, atol=1e-6)
 
 
 def test_what_it_reads_of_older_keys_is_nearer_to_their_values_than_a_sum_is():

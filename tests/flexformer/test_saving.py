@@ -3,13 +3,17 @@
 import copy
 import io
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from distill.flexformer.mixer import Mixer
+from distill.flexformer.model import FlexformerForCausalLM
 
 from .examples import SHAPE, Case, draw
+from .tiny import student
 
 
 def through_state_dict(mixer: Mixer, case: Case) -> Mixer:
@@ -45,3 +49,14 @@ def test_state_dict_does_not_depend_on_use(case: Case):
     before = list(mixer.state_dict())
     mixer(*draw(0, 5)[:3], 0.5)
     assert list(mixer.state_dict()) == before
+
+
+def test_a_checkpoint_that_lacks_a_weight_is_refused(tmp_path: Path):
+    """transformers would leave it as memory is found, and warn."""
+    student("delta").save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    weights = load_file(file)
+    name = next(name for name in weights if name.endswith("reading.louder"))
+    save_file({each: weight for each, weight in weights.items() if each != name}, file, {"format": "pt"})
+    with pytest.raises(ValueError, match=rf"has no {name}: .*trust_remote_code=True"):
+        FlexformerForCausalLM.from_pretrained(tmp_path)
