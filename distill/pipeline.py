@@ -57,10 +57,10 @@ def distil(config: Config) -> Path:
     readings: Readings = {}
 
     readings["teacher"] = read_domains(teacher.model, corpus, config, run)
-    readings["swapped"] = read_domains(student, corpus, config, run, teacher)
+    readings["swapped"] = read_domains(student, corpus, config, run)
     tokens["attention"] = match_maps(teacher, student, corpus, config, run)
     if tokens["attention"]:
-        readings["stage1"] = read_domains(student, corpus, config, run, teacher)
+        readings["stage1"] = read_domains(student, corpus, config, run)
     if student.mixers and matches_maps(config.mixer):
         with run.timed("measure"):
             measure_fidelity(teacher, student.mixers, corpus, config.measure, run, device)

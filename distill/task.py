@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, kl_div
+from torch.nn.functional import cross_entropy
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -19,6 +19,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
+from .divergence import divergence
 from .flexformer.masked_lm import FlexformerForMaskedLM
 from .flexformer.model import Flexformer, FlexformerForCausalLM
 
@@ -99,16 +100,12 @@ class Task:
         return total / (targets != NO_TARGET).sum().clamp(min=1)
 
     def kl(self, teacher: Tensor, student: Tensor, batch: Batch) -> Tensor:
-        """KL(teacher‖student) = Σ_v p(v) (log p(v) − log s(v)) at every target in nats, 0 where there is none: (B, M).
-
-        teacher, student: the logits (B, N, V) of which p and s are the softmax.
-        """
+        """KL(teacher‖student) of their logits (B, N, V) at every target in nats, 0 where there is none: (B, M)."""
         (teacher, targets), (student, _) = self.targets(teacher, batch), self.targets(student, batch)
         found = torch.zeros(targets.shape, device=targets.device)
         for rows in (targets != NO_TARGET).nonzero().split(TOGETHER):
             at = rows.unbind(1)
-            log_p, log_s = (each[at].log_softmax(-1, dtype=torch.float32) for each in (teacher, student))
-            found[at] = kl_div(log_s, log_p, reduction="none", log_target=True).sum(-1)
+            found[at] = divergence(teacher[at], student[at]).to(found.dtype)
         return found
 
     def predictions(self, logits: Tensor, batch: Batch) -> Tensor:

@@ -16,7 +16,7 @@ from .perplexity import Reading, agreement, ratio, ratio_error
 #: one of its PARTS alone.
 Readings = dict[str, dict[str, Reading]]
 #: What the KL from the teacher is called, of all that were held against it.
-KL = {"kl": "student", "swapped_kl": "swapped", "stage1_kl": "stage1", "teacher_tuned_kl": "teacher_tuned"}
+KL = {"kl": "student", "teacher_tuned_kl": "teacher_tuned"}
 
 
 def measure_headline(

@@ -4,6 +4,13 @@ from typing import Any
 
 from .quantities import size, times
 
+#: What is said of the KL between predictions where it was measured.
+KL_TO_TEACHER = (
+    " KL to teacher runs from what the teacher predicts to what the student, or the tuned teacher, does, in nats per "
+    "token: 0 when they agree. Knowing the text better lowers the ratio, too; only agreeing with the teacher lowers "
+    "this."
+)
+
 
 def verdict(data: dict[str, Any]) -> str:
     """Quality, diverged domains, the control and memory: a sentence for each that there are numbers for."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import config
+from ..divergence import divergence
 from ..errors import UserError
 from ..flexformer.model import Flexformer
 from ..teacher import Teacher
@@ -62,21 +63,8 @@ class LogitsStage(Stage):
 
 
 def logit_kl(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
-    """T² Σ_v p (log p − log s) with p = softmax(teacher/T), s = softmax(student/T): (B, N, V) → mean over B and N.
-
-    float32 at least, whatever the logits are; these tensors are the largest of a step, so each is passed over as
-    seldom as can be.
-    """
-    target, found = (log_softmax(x, temperature) for x in (teacher, student))
-    return temperature**2 * (target.exp() * (target - found)).sum(-1).mean()
-
-
-def log_softmax(logits: Tensor, temperature: float) -> Tensor:
-    """log softmax(x/T) in float32 at least."""
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    if temperature != 1:
-        logits = logits.to(wide) / temperature
-    return logits.log_softmax(-1, dtype=wide)
+    """T² KL(teacher‖student) at temperature T: logits (B, N, V) → mean over B and N."""
+    return temperature**2 * divergence(teacher, student, temperature).mean()
 
 
 def train_all(student: Flexformer, wanted: config.Logits) -> nn.Module:

@@ -53,8 +53,6 @@ def headline(domains: tuple[str, ...]) -> dict[str, Any]:
         "ratio_error": by_domain(0.0093, 0.6),
         "teacher_tuned_ppl": by_domain(9.17, 2.28),
         "kl": by_domain(0.0612, 1.5),
-        "swapped_kl": by_domain(0.913, 1.5),
-        "stage1_kl": by_domain(0.224, 1.5),
         "teacher_tuned_kl": by_domain(0.0457, 1.5),
         "agreement": by_domain(0.823, 0.95),
         "evaluation_tokens": {domain: 131072 for domain in domains},

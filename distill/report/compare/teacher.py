@@ -2,6 +2,7 @@
 
 from ..pages import file_name
 from ..section import Section
+from ..verdict import KL_TO_TEACHER
 from .compared import Compared
 from .quality import quality_figure
 from .tables import beside_table, goal_table, origin_table, quality_table
@@ -9,11 +10,6 @@ from .words import beaten, setting, verdict
 
 #: What the column means.
 STATE = "State is what decoding one sequence keeps, at this context where it grows. "
-#: The same of what not every table has.
-KL = (
-    " KL to teacher, of the student and of the tuned teacher, runs from what the teacher predicts to what they do, in "
-    "nats per token: only agreeing with the teacher lowers it, not knowing the text better."
-)
 
 
 def sections(found: Compared) -> dict[str, Section]:
@@ -36,7 +32,7 @@ def sections(found: Compared) -> dict[str, Section]:
         title=f"{found.teacher}, beside it",
         intro="Output error is that of attention after stage 1, as a share of the teacher's output; same first choice, "
         "the tokens that student and teacher both find likeliest; teacher tuned, the ratio of the teacher trained on "
-        f"the tokens of stage 2.{KL if found.known('kl') else ''}",
+        f"the tokens of stage 2.{KL_TO_TEACHER if found.known('kl') else ''}",
         data={},
         tables=[table for table in detail if table.rows],
     )

@@ -7,15 +7,10 @@ from ..plots import staircase
 from ..quantities import DASH, count, duration, number, share, size, times, with_error
 from ..run import ArtefactError, Run
 from ..section import Fact, Figure, Section, Table
-from ..verdict import verdict
+from ..verdict import KL_TO_TEACHER, verdict
 
 #: The perplexities on the way from teacher to student, in order.
 STEPS = {"teacher_ppl": "teacher", "swapped_ppl": "swapped in", "stage1_ppl": "after stage 1", "student_ppl": "student"}
-#: What is said of KL where it was measured.
-KL = (
-    " KL to teacher runs from what the teacher predicts to what the student does, in nats, mean over the same tokens: "
-    "0 when they agree. Knowing the text better lowers the ratio, too; only agreeing with the teacher lowers this."
-)
 STAGES = {
     "allocation": "features shared out",
     "attention": "stage 1, attention maps",
@@ -42,7 +37,7 @@ def section(run: Run) -> Section:
         intro="Perplexity on held-out text, an encoder's over the masked tokens: the same text and context for teacher "
         "and student. The ratio is student "
         "over teacher, so 1.00× loses nothing; ± is one standard error over the blocks read. Swapped in: with the "
-        f"mixers as initialised, before any training.{KL if data['kl'] else ''}",
+        f"mixers as initialised, before any training.{KL_TO_TEACHER if data['kl'] else ''}",
         data=data,
         verdict=verdict(data),
         numbers=[domain_number(data, domain) for domain in data["teacher_ppl"]],
