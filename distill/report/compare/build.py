@@ -15,7 +15,7 @@ from .goals import with_goals
 from .measured import measured
 from .rows import Row, joined, read_rows, written
 from .seeds import joined_over_seeds
-from .sources import check_alike, left, runs_of
+from .sources import check_alike, check_told, left, runs_of
 from .teacher import sections
 
 
@@ -31,13 +31,14 @@ def compare(
     page, or OUT.md without one.
 
     sources: run directories, folders of sweeps, and earlier tables (*.json) whose rows are kept. tell: keys that rows
-    of the runs are told apart by, beside the mixer's. UserError: a source
-    cannot be used, two disagree, a goal or a mixer in `without` matches no row, or the files cannot be written.
+    of the runs are told apart by, beside the mixer's. UserError: a source cannot be used, two disagree, a goal, a mixer
+    in `without` or a key in `tell` matches nothing, or the files cannot be written.
     """
     tables = {source: read_rows(source) for source in sources if source.suffix == ".json"}
     runs = [measured(run, tell or []) for source in sources if source.suffix != ".json" for run in runs_of(source)]
     if not tables and not runs:
         raise UserError(f"{', '.join(map(str, sources))}: no finished run; give runs, folders of sweeps or OUT.json")
+    check_told(runs, tell or [])
     tables, runs = left(tables, runs, without or [])
     rows = with_goals(joined(tables, joined_over_seeds(runs)), goals or [])
     for found in by_teacher(rows):

@@ -38,7 +38,7 @@ def mixer_words(
     """`name F=n [window=w] [decay=form] [frozen] [exact_layers=[i,…]] [key=value …]`.
 
     name: what a configuration calls the mixer. feature_dim: None where no layer is swapped. typed: what else was said
-    of it than its file in conf/mixer/ says.
+    than its file in conf/mixer/ says.
     """
     exact = options.get("exact_layers") or []
     if feature_dim is None or exact == "all":

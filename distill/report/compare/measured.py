@@ -60,12 +60,17 @@ def measured(path: Path, tell: Collection[str] = ()) -> Measured:
     return Measured(path, seed, _settings(run, provenance), values, command, origin.get("hardware"), commit)
 
 
-def _typed(command: str | None, tell: Collection[str]) -> dict[str, str]:
-    """What a command line says of the mixer's options, and of the keys `tell`: {"key_weight": "none"} of "…
-    mixer.key_weight=none".
-    """
+def given(command: str | None) -> dict[str, str]:
+    """Keys and values of a command line: {"mixer": "elu", "mixer.window": "8"} of "… mixer=elu mixer.window=8"."""
     words = (word.lstrip("+").partition("=") for word in shlex.split(command or ""))
-    found = {key: value for key, _, value in words if key.startswith("mixer.") or key in tell}
+    return {key: value for key, equals, value in words if equals}
+
+
+def _typed(command: str | None, tell: Collection[str]) -> dict[str, str]:
+    """What it says of the mixer's options, and of the keys `tell`: {"window": "8"}, {"logits.train": "mixers"}."""
+    # These are in the name as it is.
+    wanted = set(tell) - {f"stages.attention.{key}" for key in STAGE_1}
+    found = {key: value for key, value in given(command).items() if key.startswith("mixer.") or key in wanted}
     return {key.removeprefix("mixer.").removeprefix("stages."): value for key, value in found.items()}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from ...errors import UserError
 from .case import nearest, parse
 from .compared import Compared
-from .measured import Measured
+from .measured import Measured, given
 from .rows import Row
 
 #: What has to be the same for all mixers of one teacher, 0 aside: those without a stage 1 have 0 tokens in it.
@@ -17,20 +17,22 @@ ALIKE = {
     "attention_tokens": "tokens of stage 1",
     "logits_tokens": "tokens of stage 2",
 }
-#: What the name of a mixer has where rows were asked to be told apart by their steps.
-STEPS = "max_steps="
 
 
 def check_alike(found: Compared) -> None:
-    """UserError where mixers were measured at different contexts, or trained on different numbers of tokens.
-
-    Aside from those whose very name tells of other steps.
-    """
-    named = Compared(found.teacher, [row for row in found.rows if STEPS not in parse(row.case).mixer])
+    """UserError where mixers were measured at different contexts, or trained on different numbers of tokens."""
     for metric, what in ALIKE.items():
-        if len(values := named.values(metric)) > 1:
+        if len(values := found.values(metric)) > 1:
             told = ", ".join(f"{value:,.0f}" for value in values)
             raise UserError(f"{found.teacher}: rows differ in {what} ({told}): compare them in tables of their own")
+
+
+def check_told(runs: list[Measured], tell: list[str]) -> None:
+    """UserError for a key to tell rows apart by that no run was given."""
+    known = {key for run in runs for key in given(run.command)}
+    for key in tell:
+        if key not in known:
+            raise UserError(f"--tell {key}: no run's command gives it; {nearest(key, known)}")
 
 
 def runs_of(source: Path) -> list[Path]:
