@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
+from distill import allocation
 from distill.allocation import allocate, probes, shares, undecided
 from distill.errors import UserError
 from distill.flexformer.decay import LearnedDecay
@@ -120,8 +121,6 @@ def test_a_whole_run_and_its_student(small: Compose):
     headline = json.loads((run / "measurements" / "headline.json").read_text())
     layers: list[dict[str, Any]] = json.loads((run / "student" / "config.json").read_text())["layers"]
     assert sum(layer["features"] for layer in layers) == 112 and headline["feature_dim"] == 56
-    left = json.loads((run / "measurements" / "allocation.json").read_text())["kl"].values()
-    assert [layer["features"] for layer in layers] == shares([kl**2 for kl in left], 112, 16)
     # Nothing is matched to maps, although the recipe would have had steps for it.
     assert headline["tokens"]["allocation"] == 40 * 2 * tiny.CONTEXT and headline["tokens"]["attention"] == 0
     stages = {json.loads(line)["stage"] for line in (run / "metrics.jsonl").read_text().splitlines()}
@@ -137,6 +136,14 @@ def test_a_whole_run_and_its_student(small: Compose):
     dims = [mixer.feature_dim for mixer in again.mixers.values()]
     assert dims == [layer["features"] for layer in layers]
     assert again(input_ids=ids()).logits.isfinite().all()
+
+
+def test_shares_are_by_the_square_of_the_kl(blind, monkeypatch: pytest.MonkeyPatch):
+    made = blind("stages.allocation.max_steps=1")
+    monkeypatch.setattr(allocation, "undecided", lambda *given: {0: 0.3, 1: 0.5})
+    allocate(made.teacher, made.student, CORPUS, made.config, made.directory)
+    assert [mixer.feature_dim for mixer in made.student.mixers.values()] == shares([0.09, 0.25], 112, 16) == [32, 80]
+    assert shares([0.3, 0.5], 112, 16) == [48, 64]
 
 
 def test_maps_are_matched_where_that_is_asked_for(small: Compose):

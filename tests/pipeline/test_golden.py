@@ -28,7 +28,8 @@ SHORT = [
     "stages.logits.learning_rate=3e-5",
 ]
 #: Student over teacher perplexity, and KL(teacher‖student) in nats per token. A change that loses more than processors
-#: differ by has to say why; one that gains as much sets a new mark here. Hybrids have to stay ahead of their window alone.
+#: differ by has to say why; one that gains as much sets a new mark here. Hybrids have to stay ahead of their window
+#: alone.
 GOLDEN = {
     "exponential-window": (1.057, 0.064),
     "stationary-delta-window": (1.090, 0.096),
