@@ -10,7 +10,7 @@ from typing import Any
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -64,6 +64,11 @@ def run(composed: DictConfig) -> None:
 def explain(error: Exception, known: list[str]) -> str:
     """Hydra's message on one line, with the nearest known key where one was mistyped."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, OverrideParseException):
+        key, equals, value = error.override.partition("=")
+        quoted = f"{key}='{value}'"
+        cure = f'put its value in quotes of its own, "{quoted}"' if equals else "write key=value"
+        return f"{error.override} cannot be read; {cure}"
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, option = (error.missing_cfg_file or "").rpartition("/")
         return f"{group}={option} is unknown; known: {', '.join(error.options)}"

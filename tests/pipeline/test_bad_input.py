@@ -185,6 +185,18 @@ def test_an_unknown_recipe_as_typed(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("word", "cure"),
+    [
+        ("run_dir=a=b", """put its value in quotes of its own, "run_dir='a=b'\""""),
+        ("pocket", "write key=value"),
+    ],
+)
+def test_a_word_that_cannot_be_read_as_typed(word: str, cure: str, tmp_path: Path):
+    done = typed(word, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (2, f"distill: {word} cannot be read; {cure}\n")
+
+
 def test_a_missing_teacher_as_typed(tmp_path: Path, arguments: list[str]):
     done = typed(*arguments, "teacher.path=./nowhere", cwd=tmp_path)
     assert done.returncode == 2 and done.stdout == ""
