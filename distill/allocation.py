@@ -40,8 +40,8 @@ def allocate(teacher: Teacher, student: Flexformer, corpus: Corpus, config: Conf
 
     A layer's share is in proportion to KL(P‖A)², its teacher's attention P against the best attention A that ignores
     the query: a key weight and a decay, beside the window where there is one. That much takes one feature; the rest is
-    what queries decide, and what features are for. Squared, because attention that recalls needs more features for
-    every nat than attention that leans. On the mean over layers they stay `mixer.features`.
+    what queries decide, and what features are for. Students end nearer to their teachers with the square than with the
+    KL itself. On the mean over layers they stay `mixer.features`.
     """
     how = config.stages.allocation
     wanted = replace(config.stages.attention, max_steps=how.max_steps, learning_rate=how.learning_rate, loss="kl")

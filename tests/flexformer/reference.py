@@ -119,11 +119,8 @@ def delta_rule(
     phi_q, (phi_k, _) = mixer.map.query_features(query, position), mixer.map.key_features(key, position)
     out, trusted = torch.zeros_like(query), torch.ones(batch, heads, length, dtype=torch.bool)
     for b, h in torch.cartesian_prod(torch.arange(batch), torch.arange(heads)).tolist():
-        g, state, begun = (
-            h // mixer.shape.group,
-            torch.zeros(phi_k.shape[-1], value.shape[-1] + 1, dtype=value.dtype),
-            False,
-        )
+        g, begun = h // mixer.shape.group, False
+        state = torch.zeros(phi_k.shape[-1], value.shape[-1] + 1, dtype=value.dtype)
         decay = mixer.decay
         for i in range(length):
             j = i - mixer.width
@@ -131,10 +128,8 @@ def delta_rule(
                 phi, k = phi_k[b, g, j] / phi_k[b, g, j].norm(), key[b, g, j]
                 beta = share(decay, g, k)
                 gone = GAMMAS[DeltaDecay](decay, g, k) * (torch.eye(len(phi)) - beta * torch.outer(phi, phi))
-                state, begun = (
-                    gone @ state + beta * torch.outer(phi, torch.cat([value[b, g, j], value.new_ones(1)])),
-                    True,
-                )
+                written = torch.cat([value[b, g, j], value.new_ones(1)])
+                state, begun = gone @ state + beta * torch.outer(phi, written), True
             q = query[b, h, i]
             *read, met = (phi_q[b, h, i] / phi_q[b, h, i].norm()) @ state
             voice, known = mixer.reading, torch.tanh(met)
