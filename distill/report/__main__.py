@@ -82,8 +82,15 @@ def compared(arguments: list[str]) -> Path:
         metavar="KEY",
         help="name rows by this key, too, where a run's command gives it: stages.logits.train; may be repeated",
     )
+    parser.add_argument(
+        "--gap",
+        action="append",
+        default=[],
+        metavar="MIXER / OTHER [<= NUMBER]",
+        help="what a mixer leaves of another's log ratio: 'spectral F=126 / hedgehog F=128 <= 0.6'; may be repeated",
+    )
     given = parser.parse_args(arguments)
-    return compare(given.runs, given.out, given.html, given.goal, given.without, given.tell)
+    return compare(given.runs, given.out, given.html, given.goal, given.without, given.tell, given.gap)
 
 
 def asked_for(run_dir: Path) -> list[str]:

@@ -339,6 +339,8 @@ def test_a_hybrid_is_also_told_in_parts(tmp_path: Path, undrawn: None) -> None:
     text = (tmp_path / "out.md").read_text()
     assert "| spectral window=64 only=window (control) | 128 | – | – | – | 2.000 |" in text
     assert "Not shown" not in text
+    # Of a part nothing but its ratio is measured.
+    assert len(lines(text, "| spectral window=64 only=window")) == 1
 
 
 def test_tables_of_two_machines_are_joined(tmp_path: Path, undrawn: None) -> None:

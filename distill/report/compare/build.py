@@ -11,6 +11,7 @@ from ..pages import Page
 from ..section import Figure
 from .case import parse
 from .compared import by_teacher
+from .gaps import with_gaps
 from .goals import with_goals
 from .measured import measured
 from .rows import Row, joined, read_rows, written
@@ -26,13 +27,15 @@ def compare(
     goals: list[str] | None = None,
     without: list[str] | None = None,
     tell: list[str] | None = None,
+    gaps: list[str] | None = None,
 ) -> Path:
     """Write OUT.json, OUT.md, a figure OUT-TEACHER-DOMAIN.svg for each, and the page `html`; returns the
     page, or OUT.md without one.
 
     sources: run directories, folders of sweeps, and earlier tables (*.json) whose rows are kept. tell: keys that rows
-    of the runs are told apart by, beside the mixer's. UserError: a source cannot be used, two disagree, a goal, a mixer
-    in `without` or a key in `tell` matches nothing, or the files cannot be written.
+    of the runs are told apart by, beside the mixer's. gaps: pairs of mixers, see `with_gaps`. UserError: a source
+    cannot be used, two disagree, a goal, a gap, a mixer in `without` or a key in `tell` matches nothing, or the files
+    cannot be written.
     """
     tables = {source: read_rows(source) for source in sources if source.suffix == ".json"}
     runs = [measured(run, tell or []) for source in sources if source.suffix != ".json" for run in runs_of(source)]
@@ -40,7 +43,7 @@ def compare(
         raise UserError(f"{', '.join(map(str, sources))}: no finished run; give runs, folders of sweeps or OUT.json")
     check_told(runs, tell or [])
     tables, runs = left(tables, runs, without or [])
-    rows = with_goals(joined(tables, joined_over_seeds(runs)), goals or [])
+    rows = with_goals(with_gaps(joined(tables, joined_over_seeds(runs)), gaps or []), goals or [])
     for found in by_teacher(rows):
         check_alike(found)
     # What is written has endings of its own.

@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 
 from ...errors import UserError
+from ..quantities import number
 from .case import nearest
 from .rows import Row
 
@@ -34,6 +35,16 @@ def kept(row: Row) -> bool | None:
     if not found:
         return None
     return row.value is not None and KEEPS[found[1]](row.value, float(found[2]))
+
+
+def told_apart(row: Row) -> str:
+    """The value with as many digits as tell it from its bound: 1.0202 where 1.02 is the bound."""
+    found = BOUND.fullmatch(row.goal or "")
+    if row.value is None or found is None or row.value == float(found[2]):
+        return number(row.value)
+    decimals = range(len(found[2].partition(".")[2]), 17)
+    written = (number(row.value), *(f"{row.value:,.{each}f}" for each in decimals))
+    return next((text for text in written if float(text.replace(",", "")) != float(found[2])), repr(row.value))
 
 
 def _parsed(goal: str) -> tuple[tuple[str, str], str]:

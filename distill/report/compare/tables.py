@@ -1,11 +1,14 @@
 """The tables of a comparison."""
 
+from collections.abc import Iterable
+
 from ..quantities import DASH, number, share, size, times, with_error
 from ..section import Table
-from .case import family, feature_dim, is_ceiling, is_control
+from .case import family, feature_dim, is_ceiling, is_control, parse
 from .command import sweeps
 from .compared import Compared
-from .goals import kept
+from .gaps import GAP
+from .goals import kept, told_apart
 from .rows import Row
 from .words import commits
 
@@ -22,11 +25,12 @@ def quality_table(found: Compared) -> Table:
         ]
         cells += [times(found.value(mixer, domain, "stage1_ratio")) for domain in found.domains]
         rows.append([*names(mixer), size(found.memory(mixer)), *cells])
-    return Table("Quality and size of state", ["Mixer", "F", "State", *heads], rows, aside=aside(found))
+    return Table("Quality and size of state", ["Mixer", "F", "State", *heads], rows, aside=aside(found.mixers))
 
 
 def beside_table(found: Compared) -> Table:
-    """What else is known, for those who look for the reason. Metrics that no mixer has are left out."""
+    """What else is known, for those who look for the reason. Metrics that no mixer has, and mixers that have none, are
+    left out."""
     shown = {
         "output_error": ("Output error", number),
         "kl": ("KL to teacher", number),
@@ -43,12 +47,23 @@ def beside_table(found: Compared) -> Table:
         ]
         for mixer in found.mixers
     ]
-    return Table("Other measures of quality", ["Mixer", "F", *heads], rows if metrics else [], aside=aside(found))
+    known = {mixer: row for mixer, row in zip(found.mixers, rows, strict=True) if set(row[2:]) - {DASH}}
+    return Table("Other measures of quality", ["Mixer", "F", *heads], list(known.values()), aside=aside(known))
+
+
+def gap_table(found: Compared) -> Table:
+    """What a mixer leaves of another's gap, where that was asked for."""
+    pairs = {(parse(row.case).mixer, row.metric): None for row in found.rows if row.metric.startswith(GAP)}
+    rows = []
+    for mixer, metric in pairs:
+        shares = [(found.value(mixer, each, metric), found.spread(mixer, each, metric)) for each in found.domains]
+        rows.append([mixer, metric.removeprefix(GAP), *(with_error(*each) for each in shares)])
+    return Table("Share left of another's log ratio", ["Mixer", "Other", *found.domains], rows, labels=2)
 
 
 def goal_table(found: Compared) -> Table:
     rows = [
-        [row.case, row.metric, row.goal, number(row.value), {True: "kept", False: "missed", None: DASH}[kept(row)]]
+        [row.case, row.metric, row.goal, told_apart(row), {True: "kept", False: "missed", None: DASH}[kept(row)]]
         for row in found.rows
         if row.goal
     ]
@@ -78,5 +93,6 @@ def names(mixer: str) -> list[str]:
     return [f"{family(mixer)}{role}", feature_dim(mixer) or DASH]
 
 
-def aside(found: Compared) -> frozenset[int]:
-    return frozenset(place for place, mixer in enumerate(found.mixers) if is_control(mixer) or is_ceiling(mixer))
+def aside(mixers: Iterable[str]) -> frozenset[int]:
+    """The places of those that are only there to be compared with."""
+    return frozenset(place for place, mixer in enumerate(mixers) if is_control(mixer) or is_ceiling(mixer))

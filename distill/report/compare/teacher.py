@@ -5,17 +5,19 @@ from ..section import Section
 from ..verdict import KL_TO_TEACHER
 from .compared import Compared
 from .quality import quality_figure
-from .tables import beside_table, goal_table, origin_table, quality_table
+from .tables import beside_table, gap_table, goal_table, origin_table, quality_table
 from .words import beaten, setting, verdict
 
 #: What the column means.
 STATE = "State is what decoding one sequence keeps, at this context where it grows. "
+SHARE = " A share left is one log ratio over another: 0 is as good as the teacher, 1 no better than the other mixer."
 
 
 def sections(found: Compared) -> dict[str, Section]:
     """By name: the comparison itself, and what is known beside it."""
     name = file_name(found.teacher)
-    detail = [beside_table(found), goal_table(found), origin_table(found)]
+    shares = gap_table(found)
+    detail = [shares, beside_table(found), goal_table(found), origin_table(found)]
     comparison = Section(
         title=found.teacher,
         intro=f"{setting(found)} The ratio is student over teacher perplexity, same text and context, so 1 loses "
@@ -32,7 +34,7 @@ def sections(found: Compared) -> dict[str, Section]:
         title=f"{found.teacher}, beside it",
         intro="Output error is that of attention after stage 1, as a share of the teacher's output; same first choice, "
         "the tokens that student and teacher both find likeliest; teacher tuned, the ratio of the teacher trained on "
-        f"the tokens of stage 2.{KL_TO_TEACHER if found.known('kl') else ''}",
+        f"the tokens of stage 2.{KL_TO_TEACHER if found.known('kl') else ''}{SHARE if shares.rows else ''}",
         data={},
         tables=[table for table in detail if table.rows],
     )
