@@ -78,7 +78,9 @@ class Flexformer(PreTrainedModel):
 
     def __init__(self, config: FlexformerConfig):
         super().__init__(config)
-        self.lm = self.auto.from_config(config.base_config(), attn_implementation=ATTENTION)
+        # In the precision that this model is made in, not in the one that the teacher was stored in.
+        wanted = {"attn_implementation": ATTENTION, "dtype": torch.get_default_dtype()}
+        self.lm = self.auto.from_config(config.base_config(), **wanted)
         self.build_mixers()
         self.post_init()
 

@@ -60,3 +60,14 @@ def test_a_checkpoint_that_lacks_a_weight_is_refused(tmp_path: Path):
     save_file({each: weight for each, weight in weights.items() if each != name}, file, {"format": "pt"})
     with pytest.raises(ValueError, match=rf"has no {name}: .*trust_remote_code=True"):
         FlexformerForCausalLM.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("asked", ["auto", torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_all_weights_have_the_precision_that_is_asked_for(stored: torch.dtype, asked, tmp_path: Path):
+    """Whatever the teacher's configuration says of its own."""
+    made = student("llama").to(stored)
+    made.config.base["dtype"] = "float32"
+    made.save_pretrained(tmp_path)
+    again = FlexformerForCausalLM.from_pretrained(tmp_path, dtype=asked)
+    assert {each.dtype for each in again.parameters()} == {stored if asked == "auto" else asked}
