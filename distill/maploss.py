@@ -7,11 +7,11 @@ P (B, K, G, Q, N) are the teacher's weights, A the student's; G query heads shar
 import torch
 from torch import Tensor
 
+from .capture import Heads
 from .flexformer.engine import chosen, hidden
 from .flexformer.exact import exact_attention
 from .flexformer.mixer import Mixer
 from .flexformer.token_mixer import TokenMixer
-from .teacher import Heads
 
 
 def log_teacher(heads: Heads, queries: Tensor | None = None) -> Tensor:

@@ -19,8 +19,9 @@ from .measure.perplexity import Reading, read_domains
 from .rundir import RunDirectory
 from .stages.fit import device_of, fit
 from .stages.language import LanguageStage
+from .swappable import check_direction, check_family
 from .task import TASKS, Task
-from .teacher import check_context, check_direction, check_family
+from .teacher import check_context
 
 END_OF_TEXT = "<|endoftext|>"
 

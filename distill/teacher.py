@@ -1,52 +1,23 @@
-"""The frozen softmax teacher: loading it, finding its attention layers, and reading what goes into them."""
+"""The frozen softmax teacher: loading it, and asking it for logits or for what goes into its attention."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
-from transformers import (
-    AttentionInterface,
-    AttentionMaskInterface,
-    AutoConfig,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from torch import Tensor
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from . import config
+from .capture import CAPTURE, Heads, capture
 from .errors import UserError
-from .flexformer.exact import is_causal
-from .task import DECODER, Task, other_task
+from .swappable import attention_layers, check_family
+from .task import DECODER, Task
 
 #: The teacher that the package carries.
 POCKET = Path(__file__).parent / "pocket"
-#: The teacher's attention: exactly SDPA, which also hands out what goes into it while someone captures.
-CAPTURE = "distill_capture"
-#: Extra arguments of an attention that is not plain causal softmax, and what they stand for.
-UNSUPPORTED = {"sliding_window": "sliding windows", "softcap": "soft-capped logits", "s_aux": "attention sinks"}
-
-
-class Heads(NamedTuple):
-    """What enters one attention layer: q (B, H, N, D), k and v (B, K, N, D), after position encoding.
-
-    causal: whether a token sees only those before it.
-    """
-
-    module: Any
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    scaling: float
-    causal: bool = True
 
 
 @dataclass
@@ -88,37 +59,6 @@ class Teacher:
         return digest.hexdigest()
 
 
-_captured: ContextVar[list[Heads] | None] = ContextVar("captured", default=None)
-
-
-@contextmanager
-def capture() -> Iterator[list[Heads]]:
-    """Collects the Heads of every attention layer that runs inside the block."""
-    token = _captured.set([])
-    try:
-        yield _captured.get()  # type: ignore[misc]
-    finally:
-        _captured.reset(token)
-
-
-def _attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
-) -> tuple[Tensor, None]:
-    captured = _captured.get()
-    if captured is not None:
-        for argument, meaning in UNSUPPORTED.items():
-            if kwargs.get(argument) is not None:
-                raise UserError(f"teacher.path: this teacher uses {meaning}, which linear attention cannot stand for")
-        scaling = kwargs.get("scaling")
-        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-        captured.append(Heads(module, query, key, value, scaling, is_causal(module)))
-    return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, mask, **kwargs)
-
-
-AttentionInterface.register(CAPTURE, _attention)
-AttentionMaskInterface.register(CAPTURE, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
-
-
 def load_teacher(wanted: config.Teacher, context: int, task: Task = DECODER) -> Teacher:
     """The teacher at teacher.path, frozen; UserError where it cannot be had or its attention cannot be swapped."""
     if wanted.path is None:
@@ -157,54 +97,6 @@ def freeze(
     """A Teacher around a model in memory; UserError if its attention cannot be swapped."""
     model.eval().requires_grad_(False)
     return Teacher(name, model, tokenizer, attention_layers(name, model, task), stored, task)
-
-
-def attention_layers(name: str, model: PreTrainedModel, task: Task) -> list[dict[str, Any]]:
-    """Where attention happens and in which shape, seen by running one token: no family needs code of its own."""
-    token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-    with capture() as captured, torch.no_grad():
-        model.base_model(input_ids=token, **task.arguments)
-    if not captured:
-        raise UserError(
-            f"teacher.path={name}: {model.config.model_type} does not use transformers' attention interface, "
-            "so its attention cannot be swapped"
-        )
-    check_direction(f"teacher.path={name}", model.config.model_type, [heads.module for heads in captured], task)
-    # Encoders have no cache, and some of them no index of their layers.
-    found = [getattr(heads.module, "layer_idx", place) for place, heads in enumerate(captured)]
-    shared = len({heads.module for heads in captured}) < len(captured)
-    if shared:
-        raise UserError(f"teacher.path={name}: the layers of {model.config.model_type} share one attention module")
-    if found != list(range(model.config.num_hidden_layers)):
-        raise UserError(f"teacher.path={name}: only some layers of {model.config.model_type} are softmax attention")
-    names = {module: path for path, module in model.named_modules()}
-    return [
-        {
-            "module": names[heads.module],
-            "heads": heads.query.shape[1],
-            "kv_heads": heads.key.shape[1],
-            "head_dim": heads.query.shape[-1],
-        }
-        for heads in captured
-    ]
-
-
-def check_family(key: str, model_type: str, task: Task) -> None:
-    """UserError for a model type that is made for another task."""
-    if model_type not in task.families and (fitting := other_task(task, lambda each: model_type in each.families)):
-        refuse(key, model_type, *fitting)
-
-
-def check_direction(key: str, model_type: str, attentions: Iterable[nn.Module], task: Task) -> None:
-    """UserError where attention does not look the way that the task is about."""
-    seen = {is_causal(attention) for attention in attentions}
-    if (not task.causal) in seen and (fitting := other_task(task, lambda each: each.causal is not task.causal)):
-        refuse(key, model_type, *fitting)
-
-
-def refuse(key: str, model_type: str, name: str, fitting: Task) -> None:
-    article = "an" if fitting.kind[0] in "aeiou" else "a"
-    raise UserError(f"{key}: {model_type} is {article} {fitting.kind}; set task={name}")
 
 
 def check_context(model_config: Any, context: int) -> None:

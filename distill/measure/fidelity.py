@@ -6,13 +6,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..capture import Heads
 from ..config import Measure
 from ..data import Corpus
 from ..flexformer.engine import hidden
 from ..flexformer.token_mixer import TokenMixer
 from ..maploss import log_student, log_teacher, map_kl, negative_share, output_error
 from ..rundir import RunDirectory
-from ..teacher import Heads, Teacher
+from ..teacher import Teacher
 
 #: Added to a signed map's positive weights so that its KL can be stated at all; such a KL is not comparable.
 CLIP = 1e-6

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import config
+from ..capture import Heads
 from ..flexformer.token_mixer import TokenMixer
 from ..maploss import log_student, log_teacher, map_kl, negative_share, output_error
-from ..teacher import Heads, Teacher
+from ..teacher import Teacher
 from .stage import Stage, warmup_linear
 
 

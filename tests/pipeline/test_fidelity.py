@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from distill.capture import Heads
 from distill.flexformer.mixer import Mixer
 from distill.maploss import log_teacher
 from distill.measure.fidelity import CLIP, head_fidelity
-from distill.teacher import Heads
 
 from .test_maploss import BATCH, LENGTH, NORM, POSITIVE, SHAPE, SIGNED, heads, mixer, student_scores
 

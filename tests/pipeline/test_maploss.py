@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from distill.capture import Heads
 from distill.flexformer.engine import Features
 from distill.flexformer.feature_map import HeadShape
 from distill.flexformer.mixer import Mixer
 from distill.maploss import log_student, log_teacher, map_kl, negative_share, output_error
 from distill.mixer import swapped_options
-from distill.teacher import Heads
 
 from . import tiny
 

@@ -16,9 +16,10 @@ from transformers import (
 )
 
 from distill import config
+from distill.capture import CAPTURE
 from distill.errors import UserError
 from distill.student import build_student
-from distill.teacher import CAPTURE, Teacher, freeze, load_teacher
+from distill.teacher import Teacher, freeze, load_teacher
 
 from . import tiny
 

@@ -1,0 +1,64 @@
+"""What goes into the attention of a model, read while it runs."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .errors import UserError
+from .flexformer.exact import is_causal
+
+#: The teacher's attention: exactly SDPA, which also hands out what goes into it while someone captures.
+CAPTURE = "distill_capture"
+#: Extra arguments of an attention that is not plain causal softmax, and what they stand for.
+UNSUPPORTED = {"sliding_window": "sliding windows", "softcap": "soft-capped logits", "s_aux": "attention sinks"}
+
+
+class Heads(NamedTuple):
+    """What enters one attention layer: q (B, H, N, D), k and v (B, K, N, D), after position encoding.
+
+    causal: whether a token sees only those before it.
+    """
+
+    module: Any
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    scaling: float
+    causal: bool = True
+
+
+_captured: ContextVar[list[Heads] | None] = ContextVar("captured", default=None)
+
+
+@contextmanager
+def capture() -> Iterator[list[Heads]]:
+    """Collects the Heads of every attention layer that runs inside the block."""
+    token = _captured.set([])
+    try:
+        yield _captured.get()  # type: ignore[misc]
+    finally:
+        _captured.reset(token)
+
+
+def _attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    captured = _captured.get()
+    if captured is not None:
+        for argument, meaning in UNSUPPORTED.items():
+            if kwargs.get(argument) is not None:
+                raise UserError(f"teacher.path: this teacher uses {meaning}, which linear attention cannot stand for")
+        scaling = kwargs.get("scaling")
+        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        captured.append(Heads(module, query, key, value, scaling, is_causal(module)))
+    return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, mask, **kwargs)
+
+
+AttentionInterface.register(CAPTURE, _attention)
+AttentionMaskInterface.register(CAPTURE, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
