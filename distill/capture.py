@@ -10,19 +10,16 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .errors import UserError
 from .flexformer.exact import is_causal
 
 #: The teacher's attention: exactly SDPA, which also hands out what goes into it while someone captures.
 CAPTURE = "distill_capture"
-#: Extra arguments of an attention that is not plain causal softmax, and what they stand for.
-UNSUPPORTED = {"sliding_window": "sliding windows", "softcap": "soft-capped logits", "s_aux": "attention sinks"}
 
 
 class Heads(NamedTuple):
     """What enters one attention layer: q (B, H, N, D), k and v (B, K, N, D), after position encoding.
 
-    causal: whether a token sees only those before it.
+    causal: whether a token sees only those before it. given: the further arguments that came with a value.
     """
 
     module: Any
@@ -31,6 +28,7 @@ class Heads(NamedTuple):
     value: Tensor
     scaling: float
     causal: bool = True
+    given: frozenset[str] = frozenset()
 
 
 _captured: ContextVar[list[Heads] | None] = ContextVar("captured", default=None)
@@ -51,12 +49,10 @@ def _attention(
 ) -> tuple[Tensor, None]:
     captured = _captured.get()
     if captured is not None:
-        for argument, meaning in UNSUPPORTED.items():
-            if kwargs.get(argument) is not None:
-                raise UserError(f"teacher.path: this teacher uses {meaning}, which linear attention cannot stand for")
         scaling = kwargs.get("scaling")
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-        captured.append(Heads(module, query, key, value, scaling, is_causal(module)))
+        given = frozenset(name for name, value in kwargs.items() if value is not None)
+        captured.append(Heads(module, query, key, value, scaling, is_causal(module), given))
     return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, mask, **kwargs)
 
 

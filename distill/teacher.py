@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from . import config
 from .capture import CAPTURE, Heads, capture
 from .errors import UserError
-from .swappable import attention_layers, check_family
+from .swappable import attention_layers, check_family, no_interface
 from .task import DECODER, Task
 
 #: The teacher that the package carries.
@@ -72,7 +72,13 @@ def load_teacher(wanted: config.Teacher, context: int, task: Task = DECODER) -> 
         )
     check_family(f"teacher.path={wanted.path}", model_config.model_type, task)
     dtype = getattr(torch, wanted.dtype)
-    model = _from_hub(task.auto, path, dtype=dtype, attn_implementation=CAPTURE)
+    try:
+        model = _from_hub(task.auto, path, dtype=dtype, attn_implementation=CAPTURE)
+    except UserError as error:
+        if getattr(error.__cause__, "args", None) != (CAPTURE,):
+            raise
+        # This family looks its attention up in a list of its own.
+        raise UserError(no_interface(f"teacher.path={wanted.path}", model_config.model_type)) from error
     tokenizer = _from_hub(AutoTokenizer, path)
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         # transformers makes an empty one where the files are missing.

@@ -98,6 +98,11 @@ class FlexformerCache(Cache):
         return sum(layer.nbytes for layer in self.memories)
 
     @property
+    def reached(self) -> bool:
+        """Whether every swapped layer has been given something to remember."""
+        return all(layer.memory is not None for layer in self.memories if isinstance(layer, StateLayer))
+
+    @property
     def state_bytes(self) -> int:
         """Bytes held by the swapped layers, at any length."""
         return sum(layer.nbytes for layer in self.memories if isinstance(layer, StateLayer))

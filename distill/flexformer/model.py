@@ -13,6 +13,7 @@ from .cache import FlexformerCache
 from .configuration import FlexformerConfig
 from .exact import exact_attention, is_causal
 from .feature_map import HeadShape
+from .inputs import check_inputs
 from .token_mixer import TokenMixer
 
 #: The name under which base models find the swapped attention.
@@ -156,7 +157,8 @@ class FlexformerForCausalLM(Flexformer, GenerationMixin):
             past_key_values = self.new_cache()
         if past_key_values is not None and not hasattr(past_key_values, "nbytes"):
             raise ValueError(f"a flexformer keeps states, and cannot use a {type(past_key_values).__name__}")
-        return self.lm(
+        check_inputs(attention_mask, position_ids, kwargs)
+        out = self.lm(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -165,6 +167,11 @@ class FlexformerForCausalLM(Flexformer, GenerationMixin):
             flexformer_cache=past_key_values,
             **kwargs,
         )
+        if past_key_values is not None and not past_key_values.reached:
+            # Otherwise each token would be read as if it were the first.
+            kind = self.lm.config.model_type
+            raise ValueError(f"this release of transformers does not hand {kind}'s attention its state; take another")
+        return out
 
     def new_cache(self) -> FlexformerCache:
         return FlexformerCache([i not in self.swapped for i in range(len(self.config.layers))])

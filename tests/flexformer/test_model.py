@@ -144,3 +144,40 @@ def test_configuration_round_trip(model: FlexformerForCausalLM):
 def test_embeddings_are_the_teachers(model: FlexformerForCausalLM):
     assert model.get_input_embeddings() is model.lm.get_input_embeddings()
     assert model.get_output_embeddings() is model.lm.get_output_embeddings()
+
+
+def test_refuses_packed_texts(model: FlexformerForCausalLM):
+    """Their positions begin anew within a row; those of padding may be anything."""
+    ids, positions = tokens(2, 6), torch.tensor([[0, 1, 2, 3, 4, 5], [0, 1, 2, 0, 1, 2]])
+    with pytest.raises(ValueError, match=r"position_ids: these rows hold several texts.*a row of its own"):
+        model(ids, position_ids=positions)
+    with pytest.raises(ValueError, match="cu_seq_lens_q: these rows hold several texts"):
+        model(ids, cu_seq_lens_q=torch.tensor([0, 3, 6]))
+    model(ids, padding_of(3), position_ids=positions)
+    model(ids[:, :1], position_ids=positions[:, :1])
+    # Onto a state, the mask is of everything so far.
+    cache = model(ids, padding_of(3), use_cache=True).past_key_values
+    whole = torch.cat([padding_of(3), torch.ones(2, 2, dtype=torch.long)], 1)
+    with pytest.raises(ValueError, match="several texts"):
+        model(ids[:, :2], whole, position_ids=torch.tensor([[6, 7], [5, 4]]), past_key_values=cache)
+
+
+def padding_of(missing: int) -> torch.Tensor:
+    """Six tokens; the second row misses some on the left."""
+    return torch.tensor([[1] * 6, [0] * missing + [1] * (6 - missing)])
+
+
+def test_refuses_what_another_model_says(model: FlexformerForCausalLM):
+    with pytest.raises(ValueError, match="encoder_hidden_states: a flexformer attends to its own tokens alone"):
+        model(tokens(1, 3), encoder_hidden_states=torch.zeros(1, 2, 16))
+
+
+def test_a_state_that_does_not_arrive_is_refused(monkeypatch: pytest.MonkeyPatch):
+    """Where a family's layers keep an argument to themselves, every token would be read as if it were the first."""
+    made = student("llama")
+    layer = made.lm.model.layers[1].self_attn
+    forward = layer.forward
+    monkeypatch.setattr(layer, "forward", lambda *args, flexformer_cache=None, **kwargs: forward(*args, **kwargs))
+    with pytest.raises(ValueError, match="does not hand llama's attention its state"):
+        made(tokens(1, 3), use_cache=True)
+    made(tokens(1, 3), use_cache=False)
