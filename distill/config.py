@@ -55,7 +55,7 @@ class Data:
 
 @dataclass
 class Pretrain:
-    """The training of a teacher: cross-entropy of what its task predicts. Rates as in stage 2, without mixers."""
+    """The training of a teacher: cross-entropy of what its task predicts. All as in stage 2, without mixers."""
 
     max_steps: int
     batch_size: int
@@ -63,6 +63,7 @@ class Pretrain:
     embedding_learning_rate: float
     warmup: float
     weight_decay: float
+    gradient_checkpointing: bool
 
 
 @dataclass
@@ -102,7 +103,7 @@ class Logits:
     """Stage 2. train: all | lora | mixers. cross_entropy: weight of the text's own loss beside the teacher's KL.
 
     learning_rate is that of all weights but the mixers' and the embeddings', which have one each; an output head that
-    is tied to the embeddings goes with them.
+    is tied to the embeddings goes with them. gradient_checkpointing: layers are computed again on the way back.
     """
 
     max_steps: int
@@ -112,6 +113,7 @@ class Logits:
     embedding_learning_rate: float
     warmup: float
     weight_decay: float
+    gradient_checkpointing: bool
     temperature: float
     cross_entropy: float
     train: str

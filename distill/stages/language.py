@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from .. import config
 from ..task import DECODER, Task
-from .stage import Stage, embeddings, warmup_linear
+from .stage import Stage, embeddings, recompute, warmup_linear
 
 
 class LanguageStage(Stage):
@@ -17,6 +17,8 @@ class LanguageStage(Stage):
     def __init__(self, model: PreTrainedModel, wanted: config.Pretrain, task: Task = DECODER):
         super().__init__()
         self.model, self.wanted, self.task = model.requires_grad_(True).train(), wanted, task
+        if wanted.gradient_checkpointing:
+            recompute(self.model, "stages.pretrain.gradient_checkpointing")
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         logits = self.model(input_ids=batch["input_ids"], **self.task.arguments).logits

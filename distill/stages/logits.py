@@ -13,7 +13,7 @@ from ..divergence import divergence
 from ..errors import UserError
 from ..flexformer.model import Flexformer
 from ..teacher import Teacher
-from .stage import Stage, embeddings, warmup_linear
+from .stage import Stage, embeddings, recompute, warmup_linear
 
 
 class LogitsStage(Stage):
@@ -24,6 +24,8 @@ class LogitsStage(Stage):
         self.teacher, self.wanted = teacher, wanted
         # Without dropout: the teacher's logits are exact targets, and what it adds to them would only be noise.
         self.student = TRAIN[wanted.train](student, wanted).eval()
+        if wanted.gradient_checkpointing:
+            recompute(self.student, "stages.logits.gradient_checkpointing")
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         input_ids, task = batch["input_ids"], self.teacher.task

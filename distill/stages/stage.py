@@ -1,11 +1,17 @@
 """What all stages share: named losses, and a learning rate that warms up and then falls to nought."""
 
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from ..errors import UserError
 
 
 class Stage(LightningModule):
@@ -13,10 +19,36 @@ class Stage(LightningModule):
 
     losses: dict[str, Tensor]
 
+    def on_fit_end(self) -> None:
+        keep(self)
+
 
 def embeddings(model: nn.Module) -> set[Tensor]:
     """Weights of which each token moves a row: they have a learning rate of their own."""
     return {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
+
+
+def recompute(model: nn.Module, key: str) -> None:
+    """Layers keep only what went into them, and are computed again on the way back: less memory, a third more time.
+
+    transformers' own switch asks for a model in training mode, whose dropout a student does without. `keep` undoes it.
+    UserError names the key where the model has no such layers.
+    """
+    layers = list(_layers(model))
+    if not layers:
+        raise UserError(f"{key}=true: the layers of this model cannot be computed again; set it to false")
+    for layer in layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+
+
+def keep(model: nn.Module) -> None:
+    """Undoes `recompute`: the layer's own forward is what its class says."""
+    for layer in _layers(model):
+        vars(layer).pop("forward", None)
+
+
+def _layers(model: nn.Module) -> Iterator[Any]:
+    return (module for module in model.modules() if isinstance(module, GradientCheckpointingLayer))
 
 
 def warmup_linear(optimizer: Optimizer, max_steps: int, warmup: float) -> dict[str, Any]:

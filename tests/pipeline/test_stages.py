@@ -9,6 +9,7 @@ import torch
 from lightning import seed_everything
 
 from distill.config import Config
+from distill.errors import UserError
 from distill.flexformer.model import FlexformerForCausalLM
 from distill.maploss import log_student, log_teacher, map_kl
 from distill.rundir import RunDirectory
@@ -200,6 +201,60 @@ def test_stage_2_trains_adapters_and_mixers(run, family: str):
     }
     assert made.changed(merged) == linear | of_mixers(made.before)
     assert isinstance(merged, FlexformerForCausalLM) and untouched(made.teacher, teacher)
+
+
+@pytest.mark.parametrize("train", ["all", "lora", "mixers"])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_layers_computed_again_give_the_same_gradients_for_less_memory(teachers, family: str, train: str):
+    """GPT-2 has dropout, which stays off."""
+    batch, found, held = {"input_ids": ids()}, {}, {}
+    for again in ("true", "false"):
+        config = compose(
+            "mixer=exponential", f"stages.logits.train={train}", f"stages.logits.gradient_checkpointing={again}"
+        )
+        seed_everything(0, verbose=False)
+        teacher = load(teachers[family])
+        stage = LogitsStage(teacher, build_student(teacher, config.mixer), config.stages.logits)
+        loss, held[again] = saved(stage, batch)
+        loss.backward()
+        found[again] = {name: each.grad for name, each in stage.named_parameters() if each.grad is not None}
+    torch.testing.assert_close(found["true"], found["false"], rtol=1e-4, atol=1e-6)
+    assert held["true"] < 0.6 * held["false"]
+
+
+def saved(stage: LogitsStage, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
+    """The loss, and the bytes that are kept for its gradient beside the weights."""
+    sizes: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = stage.training_step(batch, 0)
+    weights = {each.untyped_storage().data_ptr() for each in stage.parameters()}
+    return loss, sum(size for at, size in sizes.items() if at not in weights)
+
+
+@pytest.mark.parametrize("stage", ["logits", "pretrain"])
+def test_computing_layers_again_ends_with_the_stage(run, stage: str):
+    made = run(f"stages.{stage}.gradient_checkpointing=true", family="gpt2")
+    if stage == "logits":
+        fitted: Any = made.logits()
+        layers = made.student.lm.transformer.h
+    else:
+        model = tiny.model(tiny.CONFIGS["gpt2"])
+        fitted, layers = LanguageStage(model, made.config.stages.pretrain), model.transformer.h
+    assert all("forward" in vars(layer) for layer in layers)
+    made.fit(fitted, stage)
+    assert not any("forward" in vars(layer) for layer in layers)
+
+
+def test_a_model_without_such_layers_is_refused(run):
+    made = run("stages.logits.gradient_checkpointing=true")
+    made.student.lm.transformer.h = torch.nn.ModuleList()
+    with pytest.raises(UserError, match=r"^stages\.logits\.gradient_checkpointing=true: [^\n]*set it to false$"):
+        LogitsStage(made.teacher, made.student, made.config.stages.logits)
 
 
 @pytest.mark.parametrize("train", ["all", "lora", "mixers"])
