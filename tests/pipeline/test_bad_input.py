@@ -13,6 +13,7 @@ from distill.rundir import RunDirectory
 
 from . import tiny
 from .conftest import SMALL
+from .test_recipes import RECIPES
 from .test_teacher import REFUSED
 
 #: What the command line says → what the answer must name, in this order. {texts} and {teacher} are paths.
@@ -180,7 +181,7 @@ def typed(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 def test_an_unknown_recipe_as_typed(tmp_path: Path):
     done = typed("recipe=nope", cwd=tmp_path)
     assert done.returncode == 2 and done.stdout == ""
-    known = "compare, compare-encoder, gpt2-small, pocket, pocket-encoder, pocket-teacher, recovery"
+    known = ", ".join(RECIPES)
     assert done.stderr == f"distill: recipe=nope is unknown; known: {known}\n"
     assert list(tmp_path.iterdir()) == []
 

@@ -24,6 +24,7 @@ from distill.pipeline import PIPELINES, distil
 
 from . import tiny
 from .conftest import MIXERS, compose
+from .families import FAMILIES, configuration
 
 RECIPES = sorted(path.stem for path in folder("recipes").glob("*.yaml"))
 
@@ -111,6 +112,31 @@ def test_gpt2_small_at_its_own_shape(tmp_path: Path, tokenizer: PreTrainedTokeni
     shape = {"module": "transformer.h.11.attn", "heads": 12, "kv_heads": 12, "head_dim": 64}
     assert student["layers"][11].items() > shape.items()
     assert sum(layer["features"] for layer in student["layers"]) == 12 * 128
+
+
+#: Recipes for models that people have, and the family of each.
+LARGE = {
+    "gpt2-medium": "gpt2",
+    "pythia-410m": "gpt_neox",
+    "qwen3-0.6b": "qwen3",
+    "llama-3.2-1b": "llama, tied",
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_a_recipe_for_a_large_model_runs_from_a_directory(
+    name: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast, text: Path
+):
+    """On a tiny model of its family, everything else as the recipe has it; each says what memory it wants."""
+    options = FAMILIES[LARGE[name]] | {"vocab_size": tiny.VOCABULARY}
+    teacher = tiny.save(tmp_path / "teacher", configuration(LARGE[name], options), tokenizer)
+    shorter = [f"stages.{stage}.max_steps=2" for stage in ("allocation", "logits")]
+    smaller = [f"data.context={tiny.CONTEXT}", "data.validation_blocks=2", "mixer.features=12"]
+    given = [f"teacher.path={teacher}", f"data.path={text}", "data.name=null", f"run_dir={tmp_path / 'run'}"]
+    run = distil(compose(f"recipe={name}", *given, *shorter, *smaller, "trainer.accelerator=cpu"))
+    headline = json.loads((run / "measurements" / "headline.json").read_text())
+    assert headline["ratio"]["prose"] > 0
+    assert "GiB of GPU" in (folder("recipes") / f"{name}.yaml").read_text()
 
 
 def test_a_mixer_may_ask_for_rates_of_its_own_and_the_command_line_decides():
