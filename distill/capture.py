@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -31,30 +32,48 @@ class Heads(NamedTuple):
     given: frozenset[str] = frozenset()
 
 
-_captured: ContextVar[list[Heads] | None] = ContextVar("captured", default=None)
+@dataclass
+class Captured:
+    """heads: of every attention layer that ran, in order. windows: the tokens that those see which see not all."""
+
+    heads: list[Heads] = field(default_factory=list)
+    windows: set[int] = field(default_factory=set)
+
+
+_captured: ContextVar[Captured | None] = ContextVar("captured", default=None)
 
 
 @contextmanager
-def capture() -> Iterator[list[Heads]]:
-    """Collects the Heads of every attention layer that runs inside the block."""
-    token = _captured.set([])
+def capture() -> Iterator[Captured]:
+    """Collects what goes into every attention layer that runs inside the block."""
+    found = Captured()
+    token = _captured.set(found)
     try:
-        yield _captured.get()  # type: ignore[misc]
+        yield found
     finally:
         _captured.reset(token)
 
 
 def _attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
     captured = _captured.get()
     if captured is not None:
         scaling = kwargs.get("scaling")
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
         given = frozenset(name for name, value in kwargs.items() if value is not None)
-        captured.append(Heads(module, query, key, value, scaling, is_causal(module), given))
-    return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, mask, **kwargs)
+        captured.heads.append(Heads(module, query, key, value, scaling, is_causal(module), given))
+        captured.windows |= {kwargs["sliding_window"]} if "sliding_window" in given else set()
+    return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, attention_mask, **kwargs)
+
+
+def _mask(*args: Any, local_size: int | None = None, **kwargs: Any) -> Tensor | None:
+    """SDPA's masks. Some families have their windows in these alone."""
+    captured = _captured.get()
+    if captured is not None and local_size is not None:
+        captured.windows.add(local_size)
+    return ALL_MASK_ATTENTION_FUNCTIONS["sdpa"](*args, local_size=local_size, **kwargs)
 
 
 AttentionInterface.register(CAPTURE, _attention)
-AttentionMaskInterface.register(CAPTURE, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+AttentionMaskInterface.register(CAPTURE, _mask)

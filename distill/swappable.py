@@ -7,37 +7,31 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from .capture import Heads, capture
+from .capture import Captured, capture
 from .errors import UserError
 from .flexformer.exact import is_causal
 from .task import Task, other_task
 
-#: Arguments of an attention that is not plain softmax: what they stand for, and what to do about it.
-UNSUPPORTED = {
-    "softcap": ("soft-capped logits", "choose another teacher"),
-    "s_aux": ("attention sinks", "choose another teacher"),
-    "sliding_window": (
-        "sliding windows",
-        "where data.context is no longer than they are, take them out of its config.json (sliding_window, layer_types)",
-    ),
-}
+#: Arguments of an attention that is not plain softmax, and what they stand for.
+UNSUPPORTED = {"softcap": "soft-capped logits", "s_aux": "attention sinks"}
 #: The argument by which a student's memory reaches its attention.
 MEMORY = "flexformer_cache"
 
 
-def attention_layers(name: str, model: PreTrainedModel, task: Task) -> list[dict[str, Any]]:
+def attention_layers(name: str, model: PreTrainedModel, task: Task, context: int | None) -> list[dict[str, Any]]:
     """Where attention happens and in which shape: no family needs code of its own.
 
-    UserError for a model whose attention cannot be swapped.
+    context: the tokens that the model will read at once at most; None: any number. UserError for a model whose
+    attention cannot be swapped.
     """
-    key, model_type = f"teacher.path={name}", model.config.model_type
+    key = f"teacher.path={name}: {model.config.model_type}"
     captured, failure = probe(model, task)
-    if not captured:
-        raise UserError(no_interface(key, model_type)) from failure
-    check_arguments(key, model_type, captured, task)
+    check_interface(key, model, captured, failure)
+    check_arguments(key, captured, task)
+    check_windows(key, captured, context)
     if failure is not None:
-        raise UserError(f"{key}: {model_type} cannot read a token: {str(failure).splitlines()[0]}") from failure
-    check_direction(key, model_type, [heads.module for heads in captured], task)
+        raise unreadable(key, failure)
+    check_direction(f"teacher.path={name}", model.config.model_type, [each.module for each in captured.heads], task)
     check_places(key, model, captured)
     names = {module: path for path, module in model.named_modules()}
     return [
@@ -47,12 +41,12 @@ def attention_layers(name: str, model: PreTrainedModel, task: Task) -> list[dict
             "kv_heads": heads.key.shape[1],
             "head_dim": heads.query.shape[-1],
         }
-        for heads in captured
+        for heads in captured.heads
     ]
 
 
 @torch.no_grad()
-def probe(model: PreTrainedModel, task: Task) -> tuple[list[Heads], Exception | None]:
+def probe(model: PreTrainedModel, task: Task) -> tuple[Captured, Exception | None]:
     """What goes into every attention layer for one token, and what came of it where that is an error.
 
     A family of its own ways may do anything with an attention that it does not know.
@@ -67,33 +61,60 @@ def probe(model: PreTrainedModel, task: Task) -> tuple[list[Heads], Exception | 
     return captured, None
 
 
-def no_interface(key: str, model_type: str) -> str:
+def unreadable(key: str, failure: Exception) -> UserError:
+    reason = next((line.strip() for line in str(failure).splitlines() if line.strip()), type(failure).__name__)
+    error = UserError(f"{key} cannot read a token: {reason}")
+    error.__cause__ = failure
+    return error
+
+
+def no_interface(key: str) -> str:
     return (
-        f"{key}: {model_type} does not use transformers' attention interface, so its attention cannot be swapped; "
+        f"{key} does not use transformers' attention interface, so its attention cannot be swapped; "
         "choose a teacher that does (GPT-2, Llama, Qwen, Mistral, GPT-NeoX, OPT, BERT and most others)"
     )
 
 
-def check_arguments(key: str, model_type: str, captured: list[Heads], task: Task) -> None:
+def check_interface(key: str, model: Any, captured: Captured, failure: Exception | None) -> None:
+    """UserError where nothing was captured: for want of the interface, or because something else failed before."""
+    if captured.heads:
+        return
+    if failure is not None and model._supports_attention_backend:
+        raise unreadable(key, failure)
+    raise UserError(no_interface(key)) from failure
+
+
+def check_arguments(key: str, captured: Captured, task: Task) -> None:
     """UserError where attention is no plain softmax, or where a student's memory would not reach it."""
-    for argument, (meaning, cure) in UNSUPPORTED.items():
-        if any(argument in heads.given for heads in captured):
-            raise UserError(f"{key}: {model_type} has {meaning}, which linear attention cannot stand for; {cure}")
-    if task.causal and not all(MEMORY in heads.given for heads in captured):
+    for argument, meaning in UNSUPPORTED.items():
+        if any(argument in heads.given for heads in captured.heads):
+            raise UserError(f"{key} has {meaning}, which linear attention cannot stand for; choose another teacher")
+    if task.causal and not all(MEMORY in heads.given for heads in captured.heads):
         raise UserError(
-            f"{key}: {model_type} does not hand arguments on to its attention, so that a student could not generate; "
+            f"{key} does not hand arguments on to its attention, so that a student could not generate; "
             "choose another teacher"
         )
 
 
-def check_places(key: str, model: PreTrainedModel, captured: list[Heads]) -> None:
+def check_windows(key: str, captured: Captured, context: int | None) -> None:
+    """UserError where some layer sees fewer tokens than are read at once: a student's would see them all."""
+    least = min(captured.windows, default=None)
+    if least is not None and (context is None or context > least):
+        raise UserError(
+            f"{key} has sliding windows of {least} tokens, beyond which linear attention would see more than it does; "
+            f"set data.context={least} or lower, or choose another teacher"
+        )
+
+
+def check_places(key: str, model: PreTrainedModel, captured: Captured) -> None:
     """UserError unless every layer has one softmax attention of its own."""
+    modules = [heads.module for heads in captured.heads]
+    if len(set(modules)) < len(modules):
+        raise UserError(f"{key} runs one attention module more than once; choose another teacher")
     # Encoders have no cache, and some of them no index of their layers.
-    found = [getattr(heads.module, "layer_idx", place) for place, heads in enumerate(captured)]
-    if len({heads.module for heads in captured}) < len(captured):
-        raise UserError(f"{key}: the layers of {model.config.model_type} share one attention module")
+    found = [getattr(module, "layer_idx", place) for place, module in enumerate(modules)]
     if found != list(range(model.config.num_hidden_layers)):
-        raise UserError(f"{key}: only some layers of {model.config.model_type} are softmax attention")
+        raise UserError(f"{key} has softmax attention in some of its layers only; choose another teacher")
 
 
 def check_family(key: str, model_type: str, task: Task) -> None:

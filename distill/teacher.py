@@ -43,7 +43,7 @@ class Teacher:
         """Queries, keys and values of every layer, from one forward pass."""
         with capture() as captured:
             self.model.base_model(input_ids=input_ids, **self.task.arguments)
-        return captured
+        return captured.heads
 
     @torch.no_grad()
     def logits(self, input_ids: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ def load_teacher(wanted: config.Teacher, context: int, task: Task = DECODER) -> 
         if getattr(error.__cause__, "args", None) != (CAPTURE,):
             raise
         # This family looks its attention up in a list of its own.
-        raise UserError(no_interface(f"teacher.path={wanted.path}", model_config.model_type)) from error
+        raise UserError(no_interface(f"teacher.path={wanted.path}: {model_config.model_type}")) from error
     tokenizer = _from_hub(AutoTokenizer, path)
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         # transformers makes an empty one where the files are missing.
@@ -90,7 +90,7 @@ def load_teacher(wanted: config.Teacher, context: int, task: Task = DECODER) -> 
             raise UserError(
                 f"teacher.path={wanted.path}: its tokenizer has no {name}, which an {task.kind} needs; set it"
             )
-    return freeze(wanted.path, model, tokenizer, model_config.dtype or torch.float32, task)
+    return freeze(wanted.path, model, tokenizer, model_config.dtype or torch.float32, task, context)
 
 
 def freeze(
@@ -99,10 +99,14 @@ def freeze(
     tokenizer: PreTrainedTokenizerBase,
     stored: torch.dtype,
     task: Task = DECODER,
+    context: int | None = None,
 ) -> Teacher:
-    """A Teacher around a model in memory; UserError if its attention cannot be swapped."""
+    """A Teacher around a model in memory; UserError if its attention cannot be swapped.
+
+    context: the tokens that it will read at once at most; None: any number.
+    """
     model.eval().requires_grad_(False)
-    return Teacher(name, model, tokenizer, attention_layers(name, model, task), stored, task)
+    return Teacher(name, model, tokenizer, attention_layers(name, model, task, context), stored, task)
 
 
 def check_context(model_config: Any, context: int) -> None:

@@ -22,14 +22,15 @@ def check_inputs(attention_mask: Tensor | None, position_ids: Tensor | None, oth
 
 
 def restarts(attention_mask: Tensor | None, position_ids: Tensor | None) -> bool:
-    """Whether positions (B, N) begin anew within a row, between two tokens that are not padding.
+    """Whether positions (B, N) of tokens that are not padding fail to grow along a row, since another text begins.
 
     attention_mask (B, T), T ≥ N: 0 at padding. Not looked at while compiling, which could not branch on it.
     """
     if position_ids is None or position_ids.dim() != 2 or position_ids.shape[1] < 2 or torch.compiler.is_compiling():
         return False
-    falls = position_ids[:, 1:] < position_ids[:, :-1]
+    places, real = position_ids, torch.ones_like(position_ids, dtype=torch.bool)
     if attention_mask is not None and attention_mask.dim() == 2:
-        real = attention_mask[:, -position_ids.shape[1] :] != 0
-        falls = falls & real[:, 1:] & real[:, :-1]
-    return bool(falls.any())
+        real = (attention_mask[:, -places.shape[1] :] != 0).expand_as(places)
+        places = places.masked_fill(~real, -1)
+    highest = places.cummax(1).values
+    return bool(((places[:, 1:] <= highest[:, :-1]) & real[:, 1:]).any())

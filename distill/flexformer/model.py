@@ -152,6 +152,7 @@ class FlexformerForCausalLM(Flexformer, GenerationMixin):
 
         position_ids is named because `generate` gives a padded batch its positions only where it finds the name.
         """
+        asked_for = use_cache or past_key_values is not None
         use_cache = not self.training if use_cache is None else use_cache
         if past_key_values is None and use_cache:
             past_key_values = self.new_cache()
@@ -168,9 +169,13 @@ class FlexformerForCausalLM(Flexformer, GenerationMixin):
             **kwargs,
         )
         if past_key_values is not None and not past_key_values.reached:
-            # Otherwise each token would be read as if it were the first.
-            kind = self.lm.config.model_type
-            raise ValueError(f"this release of transformers does not hand {kind}'s attention its state; take another")
+            # The next token would be read as if it were the first.
+            if asked_for:
+                raise ValueError(
+                    f"this release of transformers does not hand {self.lm.config.model_type}'s attention its state: "
+                    "set use_cache=False, or take another release"
+                )
+            out.past_key_values = None
         return out
 
     def new_cache(self) -> FlexformerCache:

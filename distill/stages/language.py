@@ -18,7 +18,7 @@ class LanguageStage(Stage):
         super().__init__()
         self.model, self.wanted, self.task = model.requires_grad_(True).train(), wanted, task
         if wanted.gradient_checkpointing:
-            recompute(self.model, "stages.pretrain.gradient_checkpointing")
+            recompute(self.model)
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         logits = self.model(input_ids=batch["input_ids"], **self.task.arguments).logits

@@ -25,7 +25,7 @@ class LogitsStage(Stage):
         # Without dropout: the teacher's logits are exact targets, and what it adds to them would only be noise.
         self.student = TRAIN[wanted.train](student, wanted).eval()
         if wanted.gradient_checkpointing:
-            recompute(self.student, "stages.logits.gradient_checkpointing")
+            recompute(self.student)
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         input_ids, task = batch["input_ids"], self.teacher.task

@@ -28,15 +28,15 @@ def embeddings(model: nn.Module) -> set[Tensor]:
     return {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
 
 
-def recompute(model: nn.Module, key: str) -> None:
+def recompute(model: nn.Module) -> None:
     """Layers keep only what went into them, and are computed again on the way back: less memory, a third more time.
 
     transformers' own switch asks for a model in training mode, whose dropout a student does without. `keep` undoes it.
-    UserError names the key where the model has no such layers.
+    UserError where the model has no such layers.
     """
     layers = list(_layers(model))
     if not layers:
-        raise UserError(f"{key}=true: the layers of this model cannot be computed again; set it to false")
+        raise UserError("gradient_checkpointing=true: this model's layers cannot be computed again; set it to false")
     for layer in layers:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 

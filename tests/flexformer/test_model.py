@@ -153,6 +153,13 @@ def test_refuses_packed_texts(model: FlexformerForCausalLM):
         model(ids, position_ids=positions)
     with pytest.raises(ValueError, match="cu_seq_lens_q: these rows hold several texts"):
         model(ids, cu_seq_lens_q=torch.tensor([0, 3, 6]))
+    for packed in ([0, 0, 1, 2, 3, 4], [0] * 6):
+        with pytest.raises(ValueError, match="position_ids: these rows hold several texts"):
+            model(ids, position_ids=torch.tensor([[0, 1, 2, 3, 4, 5], packed]))
+    # Padding between two texts hides neither from the other.
+    apart = torch.tensor([[1] * 6, [1, 1, 1, 0, 1, 1]])
+    with pytest.raises(ValueError, match="position_ids: these rows hold several texts"):
+        model(ids, apart, position_ids=torch.tensor([[0, 1, 2, 3, 4, 5], [0, 1, 2, 1, 0, 1]]))
     model(ids, padding_of(3), position_ids=positions)
     model(ids[:, :1], position_ids=positions[:, :1])
     # Onto a state, the mask is of everything so far.
@@ -180,4 +187,7 @@ def test_a_state_that_does_not_arrive_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(layer, "forward", lambda *args, flexformer_cache=None, **kwargs: forward(*args, **kwargs))
     with pytest.raises(ValueError, match="does not hand llama's attention its state"):
         made(tokens(1, 3), use_cache=True)
+    with pytest.raises(ValueError, match="use_cache=False"):
+        made.generate(tokens(1, 3), max_new_tokens=2)
+    assert made(tokens(1, 3)).past_key_values is None
     made(tokens(1, 3), use_cache=False)

@@ -49,7 +49,8 @@ DECODERS: dict[str, dict[str, Any]] = {
     "cohere": GROUPED,
     # A single key-value head.
     "gpt_bigcode": GPT | {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
-    "starcoder2": GROUPED | NO_DROPOUT | {"sliding_window": None, "embedding_dropout": 0.0},
+    # Windows as long as any text that is read.
+    "starcoder2": GROUPED | NO_DROPOUT | {"sliding_window": 64, "embedding_dropout": 0.0},
     # Values narrower than queries and keys.
     "deepseek_v3": GROUPED
     | {
@@ -77,12 +78,12 @@ ENCODERS: dict[str, dict[str, Any]] = {
         "attention_dropout": 0.0,
     },
     "electra": BODY | STILL | {"embedding_size": 16},
-    "modernbert": BODY | {"global_attn_every_n_layers": 1, "cls_token_id": 0, "sep_token_id": 0},
+    "modernbert": BODY | {"local_attention": 64, "cls_token_id": 0, "sep_token_id": 0},
     "eurobert": GROUPED,
 }
 FAMILIES = DECODERS | ENCODERS
 
-#: Models that cannot be swapped, and a word of the reason.
+#: Models that cannot be swapped, and what is said of them.
 REFUSED_DECODERS: dict[str, tuple[dict[str, Any], str]] = {
     "gpt_neo": (
         {"hidden_size": 16, "num_layers": 2, "num_heads": 4, "attention_types": [[["global"], 2]]},
@@ -92,7 +93,14 @@ REFUSED_DECODERS: dict[str, tuple[dict[str, Any], str]] = {
     "mpt": ({"d_model": 16, "n_heads": 4, "n_layers": 2}, "mpt does not use transformers' attention interface"),
     "codegen": (GPT | {"rotary_dim": 4}, "codegen does not use transformers' attention interface"),
     "gemma2": (GROUPED | {"head_dim": 8}, "gemma2 has soft-capped logits"),
-    "gemma3_text": (GROUPED | {"head_dim": 8}, "gemma3_text has sliding windows"),
+    "gemma3_text": (
+        GROUPED | {"head_dim": 8, "sliding_window": 16},
+        "gemma3_text has sliding windows of 16 tokens, beyond which linear attention would see more than it does; "
+        "set data.context=16 or lower",
+    ),
+    # Windows that only its masks know of.
+    "phimoe": (GROUPED | {"sliding_window": 4, "num_local_experts": 2}, "phimoe has sliding windows of 4 tokens"),
+    "llama4_text": (GROUPED | {"attention_chunk_size": 4}, "llama4_text has sliding windows of 4 tokens"),
     "gpt_oss": (
         GROUPED | {"head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1},
         "gpt_oss has attention sinks",
@@ -100,9 +108,12 @@ REFUSED_DECODERS: dict[str, tuple[dict[str, Any], str]] = {
     "stablelm": (GROUPED, "stablelm does not hand arguments on"),
 }
 REFUSED_ENCODERS: dict[str, tuple[dict[str, Any], str]] = {
-    "albert": (BODY | {"embedding_size": 16}, "the layers of albert share one attention module"),
+    "albert": (BODY | {"embedding_size": 16}, "albert runs one attention module more than once"),
     "deberta-v2": (BODY, "deberta-v2 does not use transformers' attention interface"),
-    "modernbert": (BODY | {"cls_token_id": 0, "sep_token_id": 0}, "modernbert has sliding windows"),
+    "modernbert": (
+        BODY | {"cls_token_id": 0, "sep_token_id": 0, "local_attention": 16},
+        "modernbert has sliding windows of",
+    ),
 }
 
 

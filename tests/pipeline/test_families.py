@@ -1,6 +1,7 @@
 """Families of models: each is swapped without a line of code for it, and what cannot be swapped is refused by name."""
 
 import copy
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from distill.teacher import Teacher, freeze, load_teacher
 
 from . import tiny
 from .conftest import compose
-from .families import FAMILIES, REFUSED_DECODERS, REFUSED_ENCODERS, VOCABULARY, configuration, task_of
+from .families import DECODERS, FAMILIES, REFUSED_DECODERS, REFUSED_ENCODERS, VOCABULARY, configuration, task_of
 
 MIXER = tiny.PLAIN | {"map": "exponential", "features": 6, "frequency_scale": 0.5, "key_weight": "quadratic"}
 #: The same in all paths and on both sides of a reload, in float64.
@@ -51,7 +52,7 @@ def pair(request: pytest.FixtureRequest) -> Pair:
     model = model_of(request.param).double()
     plain = copy.deepcopy(model).eval()
     plain.set_attn_implementation("sdpa")
-    teacher = freeze(request.param, model, None, torch.float32, task_of(request.param))  # type: ignore[arg-type]
+    teacher = freeze(request.param, model, None, torch.float32, task_of(request.param), 9)  # type: ignore[arg-type]
     student = build_student(teacher, MIXER).double().eval()
     with torch.no_grad():
         for mixer in student.mixers.values():
@@ -179,10 +180,9 @@ def test_export_and_reload(pair: Pair, tmp_path: Path):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("pair", DECODERS, indirect=True)
 def test_decoding_is_reading(pair: Pair):
     """Piece by piece, and by `generate` with padding on the left, as the whole text would have it."""
-    if not pair.teacher.task.causal:
-        return
     whole = pair.student(input_ids=ids()).logits
     first = pair.student(input_ids=ids()[:, :5], use_cache=True)
     rest = pair.student(input_ids=ids()[:, 5:], past_key_values=first.past_key_values, use_cache=True)
@@ -202,6 +202,33 @@ def test_packed_texts_are_refused(pair: Pair):
     restarted = torch.tensor([0, 1, 2, 3, 4, 0, 1, 2, 3]).expand(3, -1)
     with pytest.raises(ValueError, match="position_ids: these rows hold several texts"):
         pair.student(input_ids=ids(), position_ids=restarted)
+
+
+def test_windows_as_long_as_what_is_read_hide_nothing():
+    """Only a context beyond them is refused; without one, any."""
+    model = model_of("starcoder2")
+    for context in (9, 64):
+        assert freeze("it", model, None, torch.float32, context=context).layers  # type: ignore[arg-type]
+    for context in (65, None):
+        with pytest.raises(UserError, match=r"it: starcoder2 has sliding windows of 64 tokens.*data\.context=64"):
+            freeze("it", model, None, torch.float32, context=context)  # type: ignore[arg-type]
+
+
+def test_what_else_fails_is_said(monkeypatch: pytest.MonkeyPatch):
+    model = model_of("llama")
+    for failure, told in (
+        (RuntimeError("out of memory\nat once"), "out of memory"),
+        (AssertionError(), "AssertionError"),
+    ):
+        for at in (model.model.embed_tokens, model.model.norm):
+            with monkeypatch.context() as patch:
+                patch.setattr(at, "forward", partial(_raise, failure))
+                with pytest.raises(UserError, match=f"^teacher.path=it: llama cannot read a token: {told}$"):
+                    freeze("it", model, None, torch.float32)  # type: ignore[arg-type]
+
+
+def _raise(failure: Exception, *args: Any) -> None:
+    raise failure
 
 
 @pytest.mark.parametrize("name", REFUSED_DECODERS | REFUSED_ENCODERS)

@@ -253,7 +253,7 @@ def test_computing_layers_again_ends_with_the_stage(run, stage: str):
 def test_a_model_without_such_layers_is_refused(run):
     made = run("stages.logits.gradient_checkpointing=true")
     made.student.lm.transformer.h = torch.nn.ModuleList()
-    with pytest.raises(UserError, match=r"^stages\.logits\.gradient_checkpointing=true: [^\n]*set it to false$"):
+    with pytest.raises(UserError, match=r"^gradient_checkpointing=true: [^\n]*set it to false$"):
         LogitsStage(made.teacher, made.student, made.config.stages.logits)
 
 

@@ -67,6 +67,10 @@ def test_a_share_is_made_anew_with_what_it_is_made_of(tmp_path: Path, undrawn: N
     anew = two(tmp_path / "new", first=(1.21,))
     compare([Path(f"{out}.json"), anew[0]], out)
     assert gap(out)["value"] == pytest.approx(1) and gap(out)["goal"] == "<= 0.6"
+    # Asked for again without a bound, it keeps the one it had; and the file stays as it was.
+    before = Path(f"{out}.json").read_text()
+    compare([Path(f"{out}.json")], out, gaps=[TWO])
+    assert Path(f"{out}.json").read_text() == before
     compare([Path(f"{out}.json")], out, without=["hedgehog F=128"])
     assert not any(metric.startswith("gap") for _, metric in table(out))
 
@@ -103,9 +107,19 @@ def test_mixers_of_two_teachers_have_nothing_to_share(tmp_path: Path, undrawn: N
         (1.02, "<= 1.02", "1.02"),
         (1.2345, "<= 1.02", "1.23"),
         (12345.6, "<= 12346", "12,345.6"),
+        (1.0961, "<= 1.098", "1.096"),
+        (1.0951, "<= 1.0953", "1.095"),
+        (0.5996, "<= 0.5999", "0.5996"),
+        (1.0249, "<= 1.024", "1.025"),
         (None, "<= 1", "–"),
         (1.2345, None, "1.23"),
     ],
 )
 def test_a_value_is_told_apart_from_its_bound(value: float | None, goal: str | None, told: str) -> None:
     assert told_apart(Row("m F=1 | t | d", "ratio", value, None, [0], None, goal, None, None, None)) == told
+
+
+def test_nothing_has_no_gap(tmp_path: Path, undrawn: None) -> None:
+    (tmp_path / "empty.json").write_text("[]")
+    with pytest.raises(UserError, match="no domain has a ratio of both; there is none"):
+        compare([tmp_path / "empty.json"], tmp_path / "out", gaps=[TWO])

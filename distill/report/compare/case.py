@@ -78,6 +78,8 @@ def family(mixer: str) -> str:
 
 def nearest(typed: str, known: Collection[str]) -> str:
     """What may have been meant, as a hint at the end of a refusal."""
+    if not known:
+        return "there is none"
     # Names begin alike and differ in their words: by the beginning first, then by likeness.
     found = sorted(each for each in known if each.lower().startswith(typed.lower()))[:3]
     found = found or get_close_matches(typed, known, n=3, cutoff=0.5)

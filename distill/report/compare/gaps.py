@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from ...errors import UserError
 from .case import Case, nearest, parse
 from .goals import BOUND
-from .rows import Row
+from .rows import Row, in_order
 
 #: How the metric of such a row begins; the other mixer follows.
 GAP = "gap / "
@@ -37,17 +37,21 @@ def with_gaps(rows: list[Row], asked: list[str]) -> list[Row]:
             unknown = next((each for each in (pair.mixer, pair.other) if each not in known), None)
             hint = nearest(unknown, known) if unknown else "give their runs together"
             raise UserError(f"--gap '{pair.mixer} / {pair.other}': no domain has a ratio of both; {hint}")
-        pairs |= {(case, f"{GAP}{pair.other}"): pair.goal for case in found}
+        metric = f"{GAP}{pair.other}"
+        pairs |= {(case, metric): pair.goal or pairs.get((case, metric)) for case in found}
     gaps = [
         _gap(measured[case], measured[other], metric, goal)
         for (case, metric), goal in pairs.items()
         if case in measured and (other := _beside(case, metric.removeprefix(GAP))) in measured
     ]
-    return [row for row in rows if not row.metric.startswith(GAP)] + gaps
+    return in_order([row for row in rows if not row.metric.startswith(GAP)] + gaps)
 
 
 def _gap(one: Row, other: Row, metric: str, goal: str | None) -> Row:
-    """No value where the other has no gap. The spread is carried over to first order, d ln r = dr / r."""
+    """No value where the other has no gap.
+
+    The spread is carried over to first order, d ln r = dr / r, as if the two mixers' seeds were not the same.
+    """
     value = spread = None
     if one.value and other.value and other.value > 1:
         gap, whole = math.log(one.value), math.log(other.value)

@@ -38,13 +38,15 @@ def kept(row: Row) -> bool | None:
 
 
 def told_apart(row: Row) -> str:
-    """The value with as many digits as tell it from its bound: 1.0202 where 1.02 is the bound."""
+    """The value with as many digits as show on which side of its bound it is: 1.0202 where 1.02 is the bound."""
     found = BOUND.fullmatch(row.goal or "")
     if row.value is None or found is None or row.value == float(found[2]):
         return number(row.value)
-    decimals = range(len(found[2].partition(".")[2]), 17)
-    written = (number(row.value), *(f"{row.value:,.{each}f}" for each in decimals))
-    return next((text for text in written if float(text.replace(",", "")) != float(found[2])), repr(row.value))
+    bound, above = float(found[2]), row.value > float(found[2])
+    short = number(row.value)
+    written = (short, *(f"{row.value:,.{decimals}f}" for decimals in range(len(short.partition(".")[2]), 17)))
+    parsed = ((text, float(text.replace(",", ""))) for text in written)
+    return next((text for text, read in parsed if read != bound and (read > bound) == above), repr(row.value))
 
 
 def _parsed(goal: str) -> tuple[tuple[str, str], str]:

@@ -1,6 +1,7 @@
 """The rows of docs/results/NAME.json, from which everything else is rendered."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,12 @@ def joined(kept: dict[Path, list[Row]], built: list[Row]) -> list[Row]:
     for row in built:
         old = rows.get(row.key)
         rows[row.key] = replace(row, goal=old.goal) if old else row
-    return sorted(rows.values(), key=_order)
+    return in_order(rows.values())
+
+
+def in_order(rows: Iterable[Row]) -> list[Row]:
+    """By teacher, mixer and domain, and by metric as METRICS has them."""
+    return sorted(rows, key=_order)
 
 
 def _order(row: Row) -> tuple[Any, ...]:
