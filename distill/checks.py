@@ -57,7 +57,18 @@ def check(wanted: config.Config) -> None:
     for key in ("length", "horizon"):
         if (tokens := wanted.mixer.get(key)) is not None and tokens < wanted.data.context:
             raise UserError(f"mixer.{key}={tokens} is shorter than data.context={wanted.data.context}; leave it out")
+    check_window(wanted.mixer, wanted.data.context)
     check_sections(wanted.report.sections)
+
+
+def check_window(mixer: dict[str, Any], context: int) -> None:
+    """UserError where exact softmax reaches over a whole block, and nothing is left for the linear part to learn."""
+    window = mixer.get("window") or 0
+    if window >= context and mixer.get("map") != "zero":
+        raise UserError(
+            f"mixer.window={window} reaches over all of data.context={context}, which leaves the linear part nothing "
+            "to learn; lower mixer.window or raise data.context"
+        )
 
 
 def look_up(wanted: config.Config, key: str) -> Any:

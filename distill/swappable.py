@@ -102,7 +102,7 @@ def check_windows(key: str, captured: Captured, context: int | None) -> None:
     if least is not None and (context is None or context > least):
         raise UserError(
             f"{key} has sliding windows of {least} tokens, beyond which linear attention would see more than it does; "
-            f"set data.context={least} or lower, or choose another teacher"
+            f"set data.context={least} or lower, past which the student is then untrained, or choose another teacher"
         )
 
 

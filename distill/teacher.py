@@ -130,4 +130,4 @@ def _from_hub(auto: Any, path: str, **kwargs: Any) -> Any:
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         cure = "" if local.is_dir() else "; give a local directory if the hub cannot be reached"
-        raise UserError(f"teacher.path={path} cannot be loaded: {reason}{cure}") from error
+        raise UserError(f"teacher.path={path} cannot be loaded: {reason.rstrip('.')}{cure}") from error

@@ -46,6 +46,10 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "trainer": (["trainer.precision=nope"], ["trainer", "nope"]),
     "precision": (["matmul_precision=low"], ["matmul_precision=low", "highest", "medium"]),
     "dtype": (["teacher.dtype=float8"], ["teacher.dtype=float8", "float32", "bfloat16"]),
+    "window over everything": (
+        ["mixer=exponential-window", "mixer.window=32"],
+        ["mixer.window=32", "data.context=32", "lower mixer.window or raise data.context"],
+    ),
     "context": (["data.context=65"], ["data.context=65", "64 positions", "lower"]),
     "short context": (["data.context=1"], ["data.context=1", "at least 2"]),
     "data that is not there": (["data.path=/no/such/text"], ["data.path=/no/such/text", "give"]),

@@ -93,7 +93,7 @@ def test_gpt2_small_at_its_own_shape(tmp_path: Path, tokenizer: PreTrainedTokeni
     # All that says how much is trained; shapes, mixer, precision and rates are the recipe's own.
     shorter = [f"stages.{stage}.max_steps=2" for stage in ("allocation", "attention", "logits")]
     shorter += ["measure.teacher_tuned=false"]
-    smaller = ["data.context=64", "data.validation_blocks=2", "measure.batch_size=1", "measure.fidelity_blocks=1"]
+    smaller = ["data.context=80", "data.validation_blocks=2", "measure.batch_size=1", "measure.fidelity_blocks=1"]
     smaller += [f"stages.{stage}.batch_size=1" for stage in ("attention", "logits")]
     try:
         teacher = tiny.save(tmp_path / "teacher", GPT2Config(vocab_size=512, bos_token_id=0, eos_token_id=0), tokenizer)
@@ -131,7 +131,7 @@ def test_a_recipe_for_a_large_model_runs_from_a_directory(
     options = FAMILIES[LARGE[name]] | {"vocab_size": tiny.VOCABULARY}
     teacher = tiny.save(tmp_path / "teacher", configuration(LARGE[name], options), tokenizer)
     shorter = [f"stages.{stage}.max_steps=2" for stage in ("allocation", "logits")]
-    smaller = [f"data.context={tiny.CONTEXT}", "data.validation_blocks=2", "mixer.features=12"]
+    smaller = [f"data.context={tiny.CONTEXT}", "data.validation_blocks=2", "mixer.features=12", "mixer.window=8"]
     given = [f"teacher.path={teacher}", f"data.path={text}", "data.name=null", f"run_dir={tmp_path / 'run'}"]
     run = distil(compose(f"recipe={name}", *given, *shorter, *smaller, "trainer.accelerator=cpu"))
     headline = json.loads((run / "measurements" / "headline.json").read_text())

@@ -78,15 +78,17 @@ def test_a_share_is_made_anew_with_what_it_is_made_of(tmp_path: Path, undrawn: N
 def test_there_is_no_share_of_no_gap(tmp_path: Path, undrawn: None) -> None:
     compare(two(tmp_path, second=(0.99,)), tmp_path / "out", gaps=[f"{TWO} <= 1"])
     assert gap(tmp_path / "out")["value"] is None
-    assert "missed" in lines(Path(f"{tmp_path / 'out'}.md").read_text(), "| exponential F=128 \\|")[0]
+    told = lines(Path(f"{tmp_path / 'out'}.md").read_text(), "| exponential F=128 \\|")[0]
+    assert told.endswith("| &lt;= 1 | – | – |")
 
 
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
         ("exponential F=128", "give 'MIXER / OTHER' or"),
-        ("exponential F=128 / hedgehog", "did you mean 'hedgehog F=128'"),
-        ("Exponential F=128 / hedgehog F=128", "did you mean 'exponential F=128'"),
+        ("exponential F=128 / hedgehog", "there is no ratio of 'hedgehog'; did you mean 'hedgehog F=128'"),
+        ("Exponential F=128 / hedgehog F=128", "no ratio of 'Exponential F=128'; did you mean 'exponential F=128'"),
+        ("exponential F=128 / hedgehog F=128 <= abc", "give 'MIXER / OTHER' or"),
     ],
 )
 def test_a_pair_that_cannot_be_found_is_refused(tmp_path: Path, undrawn: None, asked: str, said: str) -> None:
@@ -96,7 +98,7 @@ def test_a_pair_that_cannot_be_found_is_refused(tmp_path: Path, undrawn: None, a
 
 def test_mixers_of_two_teachers_have_nothing_to_share(tmp_path: Path, undrawn: None) -> None:
     runs = [write(tmp_path / "a", "exponential", teacher="one"), write(tmp_path / "b", "hedgehog", teacher="two")]
-    with pytest.raises(UserError, match="no domain has a ratio of both; give their runs together"):
+    with pytest.raises(UserError, match="no domain has a ratio of both; give runs of one teacher"):
         compare(runs, tmp_path / "out", gaps=[TWO])
 
 
@@ -121,5 +123,5 @@ def test_a_value_is_told_apart_from_its_bound(value: float | None, goal: str | N
 
 def test_nothing_has_no_gap(tmp_path: Path, undrawn: None) -> None:
     (tmp_path / "empty.json").write_text("[]")
-    with pytest.raises(UserError, match="no domain has a ratio of both; there is none"):
+    with pytest.raises(UserError, match="there is no ratio of 'exponential F=128'; there is none"):
         compare([tmp_path / "empty.json"], tmp_path / "out", gaps=[TWO])

@@ -2,15 +2,13 @@
 
 import math
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from ...errors import UserError
 from .case import Case, nearest, parse
 from .goals import BOUND
-from .rows import Row, in_order
-
-#: How the metric of such a row begins; the other mixer follows.
-GAP = "gap / "
+from .rows import GAP, Row, in_order
 
 
 @dataclass(frozen=True)
@@ -33,10 +31,7 @@ def with_gaps(rows: list[Row], asked: list[str]) -> list[Row]:
     for pair in map(_parsed, asked):
         found = [case for case in measured if parse(case).mixer == pair.mixer and _beside(case, pair.other) in measured]
         if not found:
-            known = {parse(case).mixer for case in measured}
-            unknown = next((each for each in (pair.mixer, pair.other) if each not in known), None)
-            hint = nearest(unknown, known) if unknown else "give their runs together"
-            raise UserError(f"--gap '{pair.mixer} / {pair.other}': no domain has a ratio of both; {hint}")
+            raise UserError(f"--gap '{pair.mixer} / {pair.other}': {_missing(pair, measured)}")
         metric = f"{GAP}{pair.other}"
         pairs |= {(case, metric): pair.goal or pairs.get((case, metric)) for case in found}
     gaps = [
@@ -62,6 +57,15 @@ def _gap(one: Row, other: Row, metric: str, goal: str | None) -> Row:
     return replace(one, metric=metric, value=value, spread=spread, seeds=fewer, unit="of its log ratio", goal=goal)
 
 
+def _missing(pair: Pair, measured: Collection[str]) -> str:
+    """Which of the two there is no ratio of, and what may have been meant."""
+    known = {parse(case).mixer for case in measured}
+    unknown = next((each for each in (pair.mixer, pair.other) if each not in known), None)
+    if unknown is None:
+        return "no domain has a ratio of both; give runs of one teacher and text"
+    return f"there is no ratio of '{unknown}'; {nearest(unknown, known)}"
+
+
 def _beside(case: str, mixer: str) -> str:
     """The same case of another mixer."""
     return str(Case(mixer, *parse(case)[1:]))
@@ -69,7 +73,7 @@ def _beside(case: str, mixer: str) -> str:
 
 def _parsed(asked: str) -> Pair:
     found = re.fullmatch(rf"(.+?)\s+/\s+(.+?)\s*(?:{BOUND.pattern})?", asked.strip(), re.IGNORECASE)
-    if found is None:
+    if found is None or re.search("[<>]", found[2]):
         raise UserError(f"--gap '{asked}': give 'MIXER / OTHER' or 'MIXER / OTHER <= NUMBER', as OUT.json names them")
     mixer, other, sign, number = found.groups()
     return Pair(mixer, other, f"{sign} {number}" if sign else None)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from ...errors import UserError
 from ..quantities import number
 from .case import nearest
-from .rows import Row
+from .rows import GAP, Row
 
 KEEPS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
 BOUND = re.compile(r"(<=|>=|<|>)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)", re.IGNORECASE)
@@ -30,9 +30,12 @@ def with_goals(rows: list[Row], goals: list[str]) -> list[Row]:
 
 
 def kept(row: Row) -> bool | None:
-    """Whether a row keeps its goal; None where it has no goal that can be read. No value keeps none."""
+    """Whether a row keeps its goal; None where it has no goal that can be read, or is a share of no gap.
+
+    Otherwise no value keeps none: what diverged has missed.
+    """
     found = BOUND.fullmatch(row.goal or "")
-    if not found:
+    if not found or (row.value is None and row.metric.startswith(GAP)):
         return None
     return row.value is not None and KEEPS[found[1]](row.value, float(found[2]))
 

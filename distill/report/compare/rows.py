@@ -24,6 +24,8 @@ METRICS = {
     "student_cache_bytes_per_token": "bytes per token",
     "context": "tokens",
 }
+#: How the metric begins that says what a mixer leaves of another's gap; the other's words follow.
+GAP = "gap / "
 #: The types that each field may have.
 KINDS: dict[str, tuple[type, ...]] = {
     "case": (str,),

@@ -7,9 +7,8 @@ from ..section import Table
 from .case import family, feature_dim, is_ceiling, is_control, parse
 from .command import sweeps
 from .compared import Compared
-from .gaps import GAP
 from .goals import kept, told_apart
-from .rows import Row
+from .rows import GAP, Row
 from .words import commits
 
 
