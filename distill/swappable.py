@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from .capture import Captured, capture
-from .errors import UserError
+from .errors import UserError, reason
 from .flexformer.exact import is_causal
 from .task import Task, other_task
 
@@ -30,7 +30,7 @@ def attention_layers(name: str, model: PreTrainedModel, task: Task, context: int
     check_arguments(key, captured, task)
     check_windows(key, captured, context)
     if failure is not None:
-        raise unreadable(key, failure)
+        raise UserError(f"{key} cannot read a token: {reason(failure)}") from failure
     check_direction(f"teacher.path={name}", model.config.model_type, [each.module for each in captured.heads], task)
     check_places(key, model, captured)
     names = {module: path for path, module in model.named_modules()}
@@ -61,13 +61,6 @@ def probe(model: PreTrainedModel, task: Task) -> tuple[Captured, Exception | Non
     return captured, None
 
 
-def unreadable(key: str, failure: Exception) -> UserError:
-    reason = next((line.strip() for line in str(failure).splitlines() if line.strip()), type(failure).__name__)
-    error = UserError(f"{key} cannot read a token: {reason}")
-    error.__cause__ = failure
-    return error
-
-
 def no_interface(key: str) -> str:
     return (
         f"{key} does not use transformers' attention interface, so its attention cannot be swapped; "
@@ -80,7 +73,7 @@ def check_interface(key: str, model: Any, captured: Captured, failure: Exception
     if captured.heads:
         return
     if failure is not None and model._supports_attention_backend:
-        raise unreadable(key, failure)
+        raise UserError(f"{key} cannot read a token: {reason(failure)}") from failure
     raise UserError(no_interface(key)) from failure
 
 

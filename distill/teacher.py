@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 
 from . import config
 from .capture import CAPTURE, Heads, capture
-from .errors import UserError
+from .errors import UserError, reason
 from .swappable import attention_layers, check_family, no_interface
 from .task import DECODER, Task
 
@@ -128,6 +128,5 @@ def _from_hub(auto: Any, path: str, **kwargs: Any) -> Any:
     try:
         return auto.from_pretrained(path, **kwargs)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         cure = "" if local.is_dir() else "; give a local directory if the hub cannot be reached"
-        raise UserError(f"teacher.path={path} cannot be loaded: {reason.rstrip('.')}{cure}") from error
+        raise UserError(f"teacher.path={path} cannot be loaded: {reason(error)}{cure}") from error

@@ -29,7 +29,7 @@ def embeddings(model: nn.Module) -> set[Tensor]:
 
 
 def recompute(model: nn.Module) -> None:
-    """Layers keep only what went into them, and are computed again on the way back: less memory, a third more time.
+    """Layers keep only what went into them, and are computed again on the way back: less memory, one more pass.
 
     transformers' own switch asks for a model in training mode, whose dropout a student does without. `keep` undoes it.
     UserError where the model has no such layers.

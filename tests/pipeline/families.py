@@ -89,10 +89,16 @@ REFUSED_DECODERS: dict[str, tuple[dict[str, Any], str]] = {
         {"hidden_size": 16, "num_layers": 2, "num_heads": 4, "attention_types": [[["global"], 2]]},
         "gpt_neo does not use transformers' attention interface",
     ),
+    "gptj": (GPT | {"rotary_dim": 4}, "gptj does not use transformers' attention interface"),
+    "bloom": (
+        {"hidden_size": 16, "n_layer": 2, "n_head": 4},
+        "bloom does not use transformers' attention interface",
+    ),
     "falcon": (GROUPED, "falcon does not use transformers' attention interface"),
     "mpt": ({"d_model": 16, "n_heads": 4, "n_layers": 2}, "mpt does not use transformers' attention interface"),
     "codegen": (GPT | {"rotary_dim": 4}, "codegen does not use transformers' attention interface"),
     "gemma2": (GROUPED | {"head_dim": 8}, "gemma2 has soft-capped logits"),
+    "mistral": (GROUPED | {"sliding_window": 4}, "mistral has sliding windows of 4 tokens"),
     "gemma3_text": (
         GROUPED | {"head_dim": 8, "sliding_window": 16},
         "gemma3_text has sliding windows of 16 tokens, beyond which linear attention would see more than it does; "

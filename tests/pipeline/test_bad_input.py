@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from distill.__main__ import main
+from distill.checks import check
 from distill.rundir import RunDirectory
 
 from . import tiny
-from .conftest import SMALL
+from .conftest import SMALL, compose
+from .families import REFUSED_DECODERS, configuration
 from .test_recipes import RECIPES
-from .test_teacher import REFUSED
 
 #: What the command line says → what the answer must name, in this order. {texts} and {teacher} are paths.
 MISTAKES: dict[str, tuple[list[str], list[str]]] = {
@@ -168,8 +169,14 @@ def test_a_student_that_was_left_is_not_overwritten(refusal: Said, tmp_path: Pat
 
 
 def test_a_teacher_that_cannot_be_swapped(refusal: Said, tmp_path_factory: pytest.TempPathFactory, tokenizer):
-    teacher = tiny.save(tmp_path_factory.mktemp("teacher"), REFUSED["mistral"][0], tokenizer)
+    teacher = tiny.save(
+        tmp_path_factory.mktemp("teacher"), configuration("mistral", REFUSED_DECODERS["mistral"][0]), tokenizer
+    )
     assert "sliding window" in refusal(f"teacher.path={teacher}")
+
+
+def test_a_window_alone_may_be_as_long_as_a_text():
+    check(compose("mixer=window-only", "mixer.window=512", "data.context=512"))
 
 
 def test_a_full_disk(refusal: Said, monkeypatch: pytest.MonkeyPatch):

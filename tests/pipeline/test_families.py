@@ -17,6 +17,7 @@ from distill.flexformer.exact import is_causal
 from distill.flexformer.model import Flexformer
 from distill.stages.attention import AttentionStage
 from distill.stages.logits import LogitsStage
+from distill.stages.stage import keep, recompute
 from distill.student import build_student
 from distill.teacher import Teacher, freeze, load_teacher
 
@@ -135,8 +136,7 @@ def test_what_is_padding_does_not_matter(pair: Pair, side: str):
     torch.testing.assert_close(found[present == 1], again[present == 1], **TIGHT)
 
 
-@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_:FutureWarning")
-def test_gradients_reach_every_frequency_and_can_be_checkpointed(pair: Pair):
+def test_gradients_reach_every_frequency_and_layers_can_be_computed_again(pair: Pair):
     student = pair.student
 
     def gradients() -> dict[str, Tensor]:
@@ -144,12 +144,10 @@ def test_gradients_reach_every_frequency_and_can_be_checkpointed(pair: Pair):
         student(input_ids=ids(), **pair.teacher.task.arguments).logits.square().mean().backward()
         return {name: each.grad.clone() for name, each in student.named_parameters() if each.grad is not None}
 
-    student.train()
     plain = gradients()
-    student.gradient_checkpointing_enable()
+    recompute(student)
     again = gradients()
-    student.gradient_checkpointing_disable()
-    student.eval()
+    keep(student)
     mixers = [name for name, _ in student.named_parameters() if ".mixer." in name]
     assert mixers and all(plain[name].any() for name in mixers)
     torch.testing.assert_close(again, plain, rtol=1e-10, atol=1e-12)
