@@ -215,7 +215,7 @@ def test_windows_as_long_as_what_is_read_hide_nothing():
 def test_what_else_fails_is_said(monkeypatch: pytest.MonkeyPatch):
     model = model_of("llama")
     for failure, told in (
-        (RuntimeError("out of memory\nat once"), "out of memory"),
+        (RuntimeError("out of memory.\nat once"), "out of memory"),
         (AssertionError(), "AssertionError"),
     ):
         for at in (model.model.embed_tokens, model.model.norm):
