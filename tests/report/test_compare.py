@@ -677,6 +677,18 @@ def test_seeds_of_other_settings_are_not_joined(key: str, value: Any, tmp_path: 
         compare(runs, tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [{"data": {"workers": 3}}, {"stages": {"logits": {"max_steps": 400, "gradient_checkpointing": True}}}],
+)
+def test_how_a_run_was_computed_makes_no_case_of_its_own(setting: Any, tmp_path: Path, undrawn: None) -> None:
+    runs = [write(tmp_path / "a"), write(tmp_path / "b", seed=1)]
+    config = yaml.safe_load((runs[1] / "config.yaml").read_text())
+    (runs[1] / "config.yaml").write_text(yaml.safe_dump(config | setting))
+    compare(runs, tmp_path / "out")
+    assert {tuple(row["seeds"]) for row in table(tmp_path / "out").values()} == {(0, 1)}
+
+
 def test_seeds_of_other_weights_are_not_joined(tmp_path: Path, undrawn: None) -> None:
     runs = [write(tmp_path / "a"), write(tmp_path / "b", seed=1)]
     edit(runs[1] / "student/provenance.json", teacher={"weights_sha256": "beef"})
@@ -695,11 +707,24 @@ def test_mixers_of_other_budgets_are_not_ranked(changes: Any, what: str, tmp_pat
     """Not even where one of them comes from an earlier table."""
     compare([write(tmp_path / "a", "elu", context=512)], tmp_path / "out")
     other = write(tmp_path / "b", "t2r", **{"context": 512} | changes)
-    with pytest.raises(UserError, match=f"^books-6x512: rows differ in {what} .*tables of their own$"):
+    with pytest.raises(UserError, match=f"^books-6x512: rows differ in {what} .*tables of their own, or tell"):
         compare([tmp_path / "out.json", other], tmp_path / "out")
     # What is not fitted to maps has no such tokens.
     none = headline(("code",))["tokens"] | {"attention": 0}
     compare([tmp_path / "out.json", write(tmp_path / "c", "t2r", context=512, tokens=none)], tmp_path / "out")
+
+
+def test_a_budget_that_is_told_stands_beside_others(tmp_path: Path, undrawn: None) -> None:
+    """An ablation of the budget: also once it is a row of an earlier table."""
+    usual, spent = write(tmp_path / "a"), headline(("code",))["tokens"]
+    long = write(tmp_path / "b", tokens=spent | {"logits": 2 * spent["logits"]})
+    edit(long / "measurements/run.json", command="python -m distill mixer=hedgehog stages.logits.max_steps=9")
+    with pytest.raises(UserError, match=r"tokens of stage 2 .*, --tell stages.logits.max_steps"):
+        compare([usual, write(tmp_path / "c", "elu", tokens=spent | {"logits": 1})], tmp_path / "out")
+    compare([usual, long], tmp_path / "out", tell=["stages.logits.max_steps"])
+    compare([tmp_path / "out.json", usual], tmp_path / "out")
+    mixers = {case.split(" | ")[0] for case, _ in table(tmp_path / "out")}
+    assert mixers == {"hedgehog F=128", "hedgehog F=128 logits.max_steps=9"}
 
 
 def test_runs_of_a_sweep_that_did_not_finish_are_told(

@@ -56,9 +56,10 @@ class Compared:
         """Whether any case has a value of it."""
         return any(row.metric == metric and row.value is not None for row in self.rows)
 
-    def values(self, metric: str) -> list[float]:
-        """Every value there is of a metric, but for 0, each once."""
-        return sorted({row.value for row in self.rows if row.metric == metric and row.value})
+    def values(self, metric: str, but_for: str) -> list[float]:
+        """Every value there is of a metric, but for 0 and those of mixers with these words, each once."""
+        rows = (row for row in self.rows if row.metric == metric and but_for not in parse(row.case).mixer)
+        return sorted({row.value for row in rows if row.value})
 
     @property
     def controls(self) -> list[str]:

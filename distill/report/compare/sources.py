@@ -10,21 +10,28 @@ from .compared import Compared
 from .measured import Measured, given
 from .rows import Row
 
-#: What has to be the same for all mixers of one teacher, 0 aside: those without a stage 1 have 0 tokens in it.
+#: What has to be the same for all mixers of one teacher, 0 aside, since those without a stage 1 have 0 tokens in it;
+#: and the option that, where a row's own words give it, tells of another budget.
 ALIKE = {
-    "context": "tokens of context",
-    "allocation_tokens": "tokens that features were shared out by",
-    "attention_tokens": "tokens of stage 1",
-    "logits_tokens": "tokens of stage 2",
+    "context": ("tokens of context", "data.context"),
+    "allocation_tokens": ("tokens that features were shared out by", "stages.allocation.max_steps"),
+    "attention_tokens": ("tokens of stage 1", "stages.attention.max_steps"),
+    "logits_tokens": ("tokens of stage 2", "stages.logits.max_steps"),
 }
 
 
 def check_alike(found: Compared) -> None:
-    """UserError where mixers were measured at different contexts, or trained on different numbers of tokens."""
-    for metric, what in ALIKE.items():
-        if len(values := found.values(metric)) > 1:
+    """UserError where mixers were measured at different contexts, or trained on different numbers of tokens.
+
+    Rows whose words tell theirs, as an ablation of the budget does, are taken as they are.
+    """
+    for metric, (what, key) in ALIKE.items():
+        if len(values := found.values(metric, but_for=f" {key.removeprefix('stages.')}=")) > 1:
             told = ", ".join(f"{value:,.0f}" for value in values)
-            raise UserError(f"{found.teacher}: rows differ in {what} ({told}): compare them in tables of their own")
+            raise UserError(
+                f"{found.teacher}: rows differ in {what} ({told}): compare them in tables of their own, "
+                f"or tell them apart where their commands give it, --tell {key}"
+            )
 
 
 def check_told(runs: list[Measured], tell: list[str]) -> None:
