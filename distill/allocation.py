@@ -83,7 +83,7 @@ def undecided(stage: AttentionStage, corpus: Corpus, seed: int) -> dict[int, flo
     """KL in nats that the fitted probes leave, by layer, on training text."""
     left = torch.zeros(len(stage.layers))
     for batch in corpus.batches(JUDGED, stage.wanted.batch_size, seed + 1):
-        stage.training_step({"input_ids": batch["input_ids"].to(stage.device)}, 0)
+        stage.training_step({name: each.to(stage.device) for name, each in batch.items()}, 0)
         left += torch.stack(list(stage.losses.values())).cpu() / JUDGED
     return dict(zip(stage.layers, left.tolist(), strict=True))
 

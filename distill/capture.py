@@ -21,6 +21,7 @@ class Heads(NamedTuple):
     """What enters one attention layer: q (B, H, N, D), k and v (B, K, N, D), after position encoding.
 
     causal: whether a token sees only those before it. given: the further arguments that came with a value.
+    padding (B, N): 0 at tokens that are none; None where all are.
     """
 
     module: Any
@@ -30,6 +31,7 @@ class Heads(NamedTuple):
     scaling: float
     causal: bool = True
     given: frozenset[str] = frozenset()
+    padding: Tensor | None = None
 
 
 @dataclass

@@ -18,13 +18,14 @@ def place_kernels(
     teacher: Teacher, mixers: dict[int, TokenMixer], corpus: Corpus, seed: int, device: torch.device
 ) -> None:
     """Gives every map that wants them the centroids of the keys that its layer makes of some training text."""
-    input_ids = next(iter(corpus.batches(1, BLOCKS, seed)))["input_ids"].to(device)
+    batch = {name: each.to(device) for name, each in next(iter(corpus.batches(1, BLOCKS, seed))).items()}
     teacher.to(device)
-    heads = teacher.heads(input_ids)
+    heads = teacher.heads(batch)
     for layer, mixer in mixers.items():
         if mixer.centroids:
             keys = heads[layer].key.float().transpose(0, 1).flatten(1, 2) * heads[layer].scaling ** 0.5
-            mixer.place(centroids(keys, mixer.centroids))
+            real = heads[layer].padding
+            mixer.place(centroids(keys if real is None else keys[:, real.flatten() != 0], mixer.centroids))
 
 
 def centroids(points: Tensor, count: int) -> Tensor:

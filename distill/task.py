@@ -30,8 +30,11 @@ NO_TARGET = -100
 #: At how many targets at a time two predictions are held against each other: a vocabulary can be large.
 TOGETHER = 256
 
-#: {"input_ids": (B, N)}, and "labels" (B, N) where tokens were masked.
+#: {"input_ids": (B, N)}; "attention_mask" (B, N), 0 at padding, where texts differ in length; "labels" where the
+#: targets are not the tokens themselves.
 Batch: TypeAlias = dict[str, Tensor]
+#: What a model reads of a batch.
+READ = ("input_ids", "attention_mask", "token_type_ids")
 #: The rows of a batch → the batch, from a seed; None: stacked as they are.
 Collate: TypeAlias = Callable[[int], Callable[[list[Batch]], Batch]] | None
 
@@ -88,6 +91,10 @@ class Task:
     arguments: dict[str, Any] = field(default_factory=dict)
     special_tokens: dict[str, str] = field(default_factory=dict)
 
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        """What a model is called with."""
+        return {name: batch[name] for name in READ if name in batch} | self.arguments
+
     def nll(self, logits: Tensor, batch: Batch) -> Tensor:
         """−log p of every target in nats, 0 where there is none: (B, M)."""
         logits, targets = self.targets(logits.float(), batch)
@@ -141,6 +148,12 @@ TASKS: dict[str, Task] = {
 }
 #: What models do where nothing else is said.
 DECODER = TASKS["causal_lm"]
+
+
+def tokens_of(batch: Batch) -> int:
+    """How many there are, without padding."""
+    mask = batch.get("attention_mask")
+    return batch["input_ids"].numel() if mask is None else int(mask.sum())
 
 
 def other_task(task: Task, fits: Callable[[Task], bool]) -> tuple[str, Task] | None:

@@ -14,7 +14,7 @@ from . import config
 from .capture import CAPTURE, Heads, capture
 from .errors import UserError, reason
 from .swappable import attention_layers, check_family, no_interface
-from .task import DECODER, Task
+from .task import DECODER, Batch, Task
 
 #: The teacher that the package carries.
 POCKET = Path(__file__).parent / "pocket"
@@ -39,16 +39,16 @@ class Teacher:
         self.model.to(device)
 
     @torch.no_grad()
-    def heads(self, input_ids: Tensor) -> list[Heads]:
+    def heads(self, batch: Batch) -> list[Heads]:
         """Queries, keys and values of every layer, from one forward pass."""
         with capture() as captured:
-            self.model.base_model(input_ids=input_ids, **self.task.arguments)
-        return captured.heads
+            self.model.base_model(**self.task.inputs(batch))
+        return [heads._replace(padding=batch.get("attention_mask")) for heads in captured.heads]
 
     @torch.no_grad()
-    def logits(self, input_ids: Tensor) -> Tensor:
+    def logits(self, batch: Batch) -> Tensor:
         """(B, N, V)."""
-        return self.model(input_ids=input_ids, **self.task.arguments).logits
+        return self.model(**self.task.inputs(batch)).logits
 
     def weights_hash(self) -> str:
         """sha256 over names and contents of all weights, in the order of the state dictionary."""

@@ -94,7 +94,7 @@ class Mixer(TokenMixer):
             length = query.shape[2]
             memory = memory or self.no_memory(key, value)
             keys, values = _join(memory.keys, key), _join(memory.values, value)
-            new = key.new_ones(len(key), length, dtype=torch.bool) if padding is None else padding != 0
+            new = _real(key, padding)
             present = torch.cat([memory.present, new], 1)
             position = (memory.seen - memory.present.sum(1))[:, None] + present.cumsum(1) - 1
             query, wide_keys, wide_values = scaled(query, scaling), scaled(keys, scaling), at_least_float32(values)
@@ -141,45 +141,59 @@ class Mixer(TokenMixer):
             log_decay.clamp(min=FORGOTTEN).masked_fill(absent[..., None], 0.0),
         )
 
-    def log_weights(self, query: Tensor, key: Tensor, scaling: float, queries: Tensor | None = None) -> Tensor:
+    def log_weights(
+        self,
+        query: Tensor,
+        key: Tensor,
+        scaling: float,
+        queries: Tensor | None = None,
+        padding: Tensor | None = None,
+    ) -> Tensor:
         """log A (B, K, G, Q, N) of the positions `queries`, all where None; −∞ in the future of a causal mixer.
 
-        Of whole texts, without padding or memory, and of comparable mixers.
+        Of whole texts, without memory, and of comparable mixers. `padding` (B, N) is 0 at padding, whose weight is −∞;
+        of a query that sees nothing else all are undefined.
         """
-        query, key = scaled(query, scaling), scaled(key, scaling)
-        logs = log_scores(self._whole(query, key), queries, self.map.minimum(), self.causal)
+        query, key, real = scaled(query, scaling), scaled(key, scaling), _real(key, padding)
+        logs = log_scores(self._whole(query, key, real), queries, self.map.minimum(), self.causal)
         if self.window is not None:
-            near, inside, gate = self._beside(query, key, queries)
+            near, inside, gate = self._beside(query, key, real, queries)
             logs = torch.where(inside, near, _undelayed(logs, self.width, -torch.inf) + gate)
         return logs.log_softmax(-1)
 
-    def scores(self, query: Tensor, key: Tensor, scaling: float) -> Tensor:
+    def scores(self, query: Tensor, key: Tensor, scaling: float, padding: Tensor | None = None) -> Tensor:
         """S (B, K, G, N, N) up to a factor above 0 in each row, also where it is negative; whole texts as above."""
-        query, key = scaled(query, scaling), scaled(key, scaling)
-        weights, shift = scores(self._whole(query, key), self.causal)
+        query, key, real = scaled(query, scaling), scaled(key, scaling), _real(key, padding)
+        weights, shift = scores(self._whole(query, key, real), self.causal)
         if self.window is None:
             return weights
-        near, inside, gate = self._beside(query, key, None)
+        near, inside, gate = self._beside(query, key, real, None)
         near = near.masked_fill(~inside, -torch.inf)
         shift = shift[:, :, None, :, None] + gate
         top = torch.maximum(near.amax(-1, keepdim=True), shift).detach()
         return (near - top).exp() + _undelayed(weights, self.width, 0.0) * (shift - top).exp()
 
-    def _whole(self, query: Tensor, key: Tensor) -> Features:
-        """Of a whole text, scaled: the keys' `width` tokens late."""
-        batch, length = len(key), key.shape[2]
-        position = torch.arange(length, device=key.device).expand(batch, -1)
-        delayed = torch.nn.functional.pad(key, (0, 0, self.width, 0))[:, :, :length]
-        return self.features(query, position, delayed, position - self.width, position >= self.width)
+    def _whole(self, query: Tensor, key: Tensor, real: Tensor) -> Features:
+        """Of whole texts, scaled: the keys' `width` tokens late."""
+        length = key.shape[2]
+        position = real.cumsum(1) - 1
+        delayed, late, there = (
+            torch.nn.functional.pad(each, (*unmoved, self.width, 0)).narrow(axis, 0, length)
+            for each, unmoved, axis in ((key, (0, 0), 2), (position, (), 1), (real, (), 1))
+        )
+        return self.features(query, position, delayed, late, there)
 
-    def _beside(self, query: Tensor, key: Tensor, queries: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Exact logits (B, K, G, Q, N), which of them are inside the window (Q, N), and the gate (B, K, G, Q, 1)."""
+    def _beside(
+        self, query: Tensor, key: Tensor, real: Tensor, queries: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Exact logits (B, K, G, Q, N), which of them are inside the window, and the gate (B, K, G, Q, 1)."""
         query = chosen(query, queries)
         heads = (key.shape[1], -1)
         token = torch.arange(key.shape[2], device=key.device)
         inside = band((token if queries is None else queries)[:, None], token, self.width)
         logits = query.unflatten(1, heads) @ key[:, :, None].mT
-        return logits, inside & ("window" in self.parts), self._gate(query).unflatten(1, heads)[..., None]
+        seen = inside & real[:, None, None, None] & ("window" in self.parts)
+        return logits, seen, self._gate(query).unflatten(1, heads)[..., None]
 
     def _gate(self, query: Tensor) -> Tensor:
         """What the logarithm of the linear part's weights is raised by beside a window: (B, H, N)."""
@@ -199,6 +213,11 @@ class Mixer(TokenMixer):
             value.new_zeros(batch, heads, self.width, value.shape[-1]),
             torch.zeros(batch, self.width, dtype=torch.bool, device=key.device),
         )
+
+
+def _real(key: Tensor, padding: Tensor | None) -> Tensor:
+    """Which tokens are no padding: (B, N)."""
+    return key.new_ones(len(key), key.shape[2], dtype=torch.bool) if padding is None else padding != 0
 
 
 def _undelayed(x: Tensor, width: int, fill: float) -> Tensor:

@@ -9,10 +9,10 @@ from torch import Tensor
 from ..capture import Heads
 from ..config import Measure
 from ..data import Corpus
-from ..flexformer.engine import hidden
 from ..flexformer.token_mixer import TokenMixer
-from ..maploss import log_student, log_teacher, map_kl, negative_share, output_error
+from ..maploss import log_student, log_teacher, map_kl, negative_share, output_error, per_head
 from ..rundir import RunDirectory
+from ..task import tokens_of
 from ..teacher import Teacher
 
 #: Added to a signed map's positive weights so that its KL can be stated at all; such a KL is not comparable.
@@ -58,8 +58,9 @@ def measure_fidelity(
     maps: dict[str, Tensor] = {}
     tokens = 0
     for domain in corpus.validation:
-        batch = next(iter(corpus.evaluation(domain, wanted.fidelity_blocks)))["input_ids"].to(device)
-        tokens += batch.numel()
+        batch = next(iter(corpus.evaluation(domain, wanted.fidelity_blocks)))
+        batch = {name: each.to(device) for name, each in batch.items()}
+        tokens += tokens_of(batch)
         layers = teacher.heads(batch)
         measured = {layer: head_fidelity(mixer, layers[layer]) for layer, mixer in mixers.items()}
         domains[domain] = table(measured, len(layers))
@@ -88,19 +89,21 @@ def head_fidelity(mixer: Any, heads: Heads) -> HeadFidelity:
     teacher, error = log_teacher(heads), output_error(mixer, heads)
     none = torch.full_like(error, torch.nan)
     if not mixer.averages:
-        return HeadFidelity(none, error, entropy(teacher), *[none] * 6)
-    student, weights = student_map(mixer, heads), mixer.scores(heads.query, heads.key, heads.scaling)
+        return HeadFidelity(none, error, entropy(teacher, heads.padding), *[none] * 6)
+    student, weights = student_map(mixer, heads), mixer.scores(heads.query, heads.key, heads.scaling, heads.padding)
     cancelled = weights.sum(-1).abs() / weights.abs().sum(-1).clamp(min=1e-30)
+    if heads.padding is not None:
+        cancelled = cancelled.masked_fill((heads.padding == 0)[:, None, None], torch.inf)
     beyond = [none] * 3
     if mixer.width:
         gate = mixer.window.gate(heads.query.float() * heads.scaling**0.5).mean((0, 2))
         beyond = [far_share(teacher, mixer.width), far_share(student, mixer.width), gate]
     return HeadFidelity(
-        map_kl(teacher, student),
+        map_kl(teacher, student, heads.padding),
         error,
-        entropy(teacher),
-        entropy(student),
-        negative_share(weights),
+        entropy(teacher, heads.padding),
+        entropy(student, heads.padding),
+        negative_share(weights, heads.padding),
         cancelled.amin((0, 3)).flatten(),
         *beyond,
     )
@@ -110,8 +113,8 @@ def student_map(mixer: Any, heads: Heads) -> Tensor:
     """log A; where weights can be negative or nought, the log of the clipped and renormalised ones."""
     if mixer.comparable:
         return log_student(mixer, heads)
-    clipped = mixer.scores(heads.query, heads.key, heads.scaling).clamp(min=0) + CLIP
-    clipped = clipped.masked_fill(hidden(clipped, None, heads.causal), 0)
+    clipped = mixer.scores(heads.query, heads.key, heads.scaling, heads.padding).clamp(min=0) + CLIP
+    clipped = clipped.masked_fill(log_teacher(heads) == -torch.inf, 0)
     return (clipped / clipped.sum(-1, keepdim=True)).log()
 
 
@@ -121,9 +124,9 @@ def far_share(log_weights: Tensor, width: int) -> Tensor:
     return far.mean((0, 3)).flatten()
 
 
-def entropy(log_weights: Tensor) -> Tensor:
+def entropy(log_weights: Tensor, padding: Tensor | None = None) -> Tensor:
     """−Σ_j p log p, mean over batch and queries: (H,)."""
-    return torch.special.entr(log_weights.exp()).sum(-1).mean((0, 3)).flatten()
+    return per_head(torch.special.entr(log_weights.exp()).sum(-1), padding)
 
 
 def table(measured: dict[int, HeadFidelity], layers: int) -> dict[str, Any]:
@@ -144,10 +147,16 @@ def pick(measured: dict[int, HeadFidelity], comparable: bool) -> list[tuple[str,
 
 
 def look(mixer: TokenMixer, heads: Heads, head: int, tokens: int) -> dict[str, Tensor]:
-    """Both maps of one head on the first tokens of the first block: (tokens, tokens)."""
+    """Both maps of one head on the first tokens of the first block, at most as many as it has: (tokens, tokens)."""
+    real = None if heads.padding is None else heads.padding[0] != 0
     with torch.no_grad():
         sides = {"teacher": log_teacher(heads), "student": student_map(mixer, heads)}
     return {
-        side: log_weights[0].flatten(0, 1)[head, :tokens, :tokens].exp().cpu().contiguous()
+        side: kept(log_weights[0].flatten(0, 1)[head], real)[:tokens, :tokens].exp().cpu().contiguous()
         for side, log_weights in sides.items()
     }
+
+
+def kept(matrix: Tensor, real: Tensor | None) -> Tensor:
+    """(N, N) without the rows and columns of padding."""
+    return matrix if real is None else matrix[real][:, real]

@@ -65,12 +65,12 @@ def read(
     nll, predicted, kl = [], [], list[Tensor]()
     for batch in batches:
         batch = {name: each.to(device) for name, each in batch.items()}
-        logits = model(input_ids=batch["input_ids"], **task.arguments).logits
+        logits = model(**task.inputs(batch)).logits
         found = task.predictions(logits, batch)
         nll.append(per_target(task.nll(logits, batch), found))
         predicted.append(found.cpu())
         if teacher is not None:
-            kl.append(per_target(task.kl(teacher.logits(batch["input_ids"]), logits, batch), found))
+            kl.append(per_target(task.kl(teacher.logits(batch), logits, batch), found))
     model.train(training)
     return Reading(torch.cat(nll), torch.cat(predicted), torch.cat(kl) if kl else None)
 

@@ -22,7 +22,7 @@ class AttentionStage(Stage):
         self.layers, self.mixers = list(mixers), nn.ModuleList(mixers.values())
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
-        every = self.teacher.heads(batch["input_ids"])
+        every = self.teacher.heads(batch)
         heads = [every[layer] for layer in self.layers]
         queries = self.draw_queries(batch["input_ids"].shape[1])
         with torch.autocast(self.device.type, enabled=False):
@@ -45,12 +45,13 @@ class AttentionStage(Stage):
             # log A is undefined: there are no weights that sum to one, or some are not above 0.
             loss = output_error(mixer, heads).mean()
             if mixer.averages:
-                weights = mixer.scores(heads.query, heads.key, heads.scaling)
-                loss = loss + self.wanted.negative * negative_share(weights).mean()
+                weights = mixer.scores(heads.query, heads.key, heads.scaling, heads.padding)
+                loss = loss + self.wanted.negative * negative_share(weights, heads.padding).mean()
             return loss
         loss = torch.zeros((), device=self.device)
         if self.wanted.loss in ("kl", "both"):
-            loss = loss + map_kl(log_teacher(heads, queries), log_student(mixer, heads, queries)).mean()
+            maps = log_teacher(heads, queries), log_student(mixer, heads, queries)
+            loss = loss + map_kl(*maps, heads.padding, queries).mean()
         if self.wanted.loss in ("output", "both"):
             loss = loss + output_error(mixer, heads).mean()
         return loss

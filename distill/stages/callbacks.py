@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from ..errors import UserError
 from ..flexformer.feature_map import FeatureMap
 from ..rundir import RunDirectory
+from ..task import tokens_of
 
 
 class Meter(Callback):
@@ -31,7 +32,7 @@ class Meter(Callback):
         self.learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
 
     def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
-        self.tokens += batch["input_ids"].numel() * trainer.world_size
+        self.tokens += tokens_of(batch) * trainer.world_size
         step = trainer.global_step
         due = step == 1 or step % self.every == 0 or step == self.steps
         if trainer.is_global_zero and due and step > self.written:

@@ -21,7 +21,7 @@ class LanguageStage(Stage):
             recompute(self.model)
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
-        logits = self.model(input_ids=batch["input_ids"], **self.task.arguments).logits
+        logits = self.model(**self.task.inputs(batch)).logits
         loss = self.task.loss(logits, batch)
         self.losses = {self.task.predicted: loss.detach()}
         return loss

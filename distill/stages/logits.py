@@ -28,9 +28,9 @@ class LogitsStage(Stage):
             recompute(self.student)
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
-        input_ids, task = batch["input_ids"], self.teacher.task
-        logits = self.student(input_ids=input_ids, **task.arguments).logits
-        loss = logit_kl(self.teacher.logits(input_ids), logits, self.wanted.temperature)
+        task = self.teacher.task
+        logits = self.student(**task.inputs(batch)).logits
+        loss = logit_kl(self.teacher.logits(batch), logits, self.wanted.temperature)
         if self.wanted.cross_entropy:
             loss = loss + self.wanted.cross_entropy * task.loss(logits, batch)
         self.losses = {"logits": loss.detach()}

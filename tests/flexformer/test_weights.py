@@ -53,6 +53,22 @@ def test_scores_are_those_of_the_output(case: Case, length: int):
     torch.testing.assert_close(through(scores / sums, v) * trusted, mixer(q, k, v, 0.5)[0] * trusted, **TIGHT)
 
 
+@pytest.mark.parametrize("case", AVERAGING, ids=lambda case: case.name)
+def test_padding_has_no_weight_and_moves_nothing(case: Case):
+    """Weights among the real tokens of a text are those of the text without its padding; scores up to a factor."""
+    mixer, (q, k, *_, mask) = case.mixer(seed=22), draw(22, 12)
+    for b, real in enumerate(mask != 0):
+        alone = [x[b : b + 1, :, real] for x in (q, k)]
+        rows = [mixer.scores(q, k, 0.5, mask)[b : b + 1], mixer.scores(*alone, 0.5)]
+        if case in COMPARABLE:
+            rows = [mixer.log_weights(q, k, 0.5, None, mask)[b : b + 1], mixer.log_weights(*alone, 0.5)]
+            assert (rows[0][..., real, :][..., ~real] == -torch.inf).all()
+        else:
+            assert not rows[0][..., real, :][..., ~real].any()
+            rows = [row / row.abs().amax(-1, keepdim=True).clamp(min=1e-30) for row in rows]
+        torch.testing.assert_close(rows[0][..., real, :][..., real], rows[1], **TIGHT)
+
+
 @pytest.mark.parametrize("case", COMPARABLE, ids=lambda case: case.name)
 def test_gradients_of_the_weights_are_those_of_the_output(case: Case):
     mixer, (q, k, v, *_) = case.mixer(seed=21), draw(21, 8)

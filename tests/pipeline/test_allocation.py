@@ -81,7 +81,7 @@ def test_what_is_undecided_is_the_kl_of_the_probes(blind):
     stage = AttentionStage(made.teacher, found, made.config.stages.attention)
     corpus = tiny.corpus(2)
     left = undecided(stage, corpus, 0)
-    heads = made.teacher.heads(torch.stack(list(corpus.train["random"]["input_ids"])))
+    heads = made.teacher.heads({"input_ids": torch.stack(list(corpus.train["random"]["input_ids"]))})
     for layer, mixer in found.items():
         expected = map_kl(log_teacher(heads[layer]), log_student(mixer, heads[layer])).mean()
         assert left[layer] == pytest.approx(expected.item(), rel=1e-4)

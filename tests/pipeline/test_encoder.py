@@ -219,7 +219,7 @@ def test_stage_2_compares_every_position(teacher: Teacher, made):
     batch = next(iter(corpus(teacher).batches(1, 4, 0)))
     stage = LogitsStage(teacher, student, config.stages.logits)
     logits = stage.student(input_ids=batch["input_ids"]).logits
-    expected = logit_kl(teacher.logits(batch["input_ids"]), logits, 1.0) + 0.5 * ENCODER.loss(logits, batch)
+    expected = logit_kl(teacher.logits(batch), logits, 1.0) + 0.5 * ENCODER.loss(logits, batch)
     torch.testing.assert_close(stage.training_step(batch, 0), expected)
 
 
@@ -250,7 +250,7 @@ def test_what_is_captured(teacher: Teacher):
     for i in range(2):
         after = teacher.model.bert.encoder.layer[i].attention.output.dense
         after.register_forward_pre_hook(lambda _, given: passed_on.append(given[0]))
-    captured = teacher.heads(torch.randint(3, tiny.VOCABULARY, (2, 19)))
+    captured = teacher.heads({"input_ids": torch.randint(3, tiny.VOCABULARY, (2, 19))})
     for heads, found in zip(captured, passed_on, strict=True):
         assert not heads.causal
         out = (heads.query @ heads.key.mT * heads.scaling).softmax(-1) @ heads.value
@@ -265,11 +265,11 @@ def test_logits_are_bitwise_those_of_a_plain_model(encoder: Path, teacher: Teach
     ids = torch.randint(3, tiny.VOCABULARY, (2, 19))
     plain = AutoModelForMaskedLM.from_pretrained(encoder, attn_implementation="sdpa").eval()
     expected = plain(input_ids=ids).logits
-    assert torch.equal(teacher.logits(ids), expected)
+    assert torch.equal(teacher.logits({"input_ids": ids}), expected)
     student = build_student(teacher, made(*f"mixer={name}".split()).mixer).eval()
     found = student(input_ids=ids).logits
-    teacher.heads(ids)
-    assert torch.equal(teacher.logits(ids), expected)
+    teacher.heads({"input_ids": ids})
+    assert torch.equal(teacher.logits({"input_ids": ids}), expected)
     assert torch.equal(found, expected) == (name == "softmax")
 
 
@@ -285,7 +285,7 @@ def test_refusals(encoder: Path, teachers: dict[str, Path], made, tmp_path: Path
     AutoTokenizer.from_pretrained(encoder).save_pretrained(decoder)
     with pytest.raises(UserError, match="bert is a decoder; set task=causal_lm"):
         load(decoder)
-    assert load(decoder, "causal_lm").heads(torch.ones(1, 3, dtype=torch.long))[0].causal
+    assert load(decoder, "causal_lm").heads({"input_ids": torch.ones(1, 3, dtype=torch.long)})[0].causal
     maskless = tiny.save(tmp_path / "maskless", BertConfig.from_pretrained(encoder), tiny.train_tokenizer("a b c d"))
     with pytest.raises(UserError, match=r"tokenizer has no pad_token, which an encoder needs; set it$"):
         load(maskless)

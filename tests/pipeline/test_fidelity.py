@@ -7,9 +7,9 @@ from torch import Tensor
 from distill.capture import Heads
 from distill.flexformer.mixer import Mixer
 from distill.maploss import log_teacher
-from distill.measure.fidelity import CLIP, head_fidelity
+from distill.measure.fidelity import CLIP, head_fidelity, look
 
-from .test_maploss import BATCH, LENGTH, NORM, POSITIVE, SHAPE, SIGNED, heads, mixer, student_scores
+from .test_maploss import BATCH, LENGTH, NORM, PADDING, POSITIVE, SHAPE, SIGNED, alone, heads, mixer, student_scores
 
 EACH = [(b, i) for b in range(BATCH) for i in range(LENGTH)]
 
@@ -66,3 +66,28 @@ def test_a_mixer_without_a_sum_has_no_map():
     found = head_fidelity(mixer(NORM), heads())
     assert found.output_error.isfinite().all() and found.entropy_teacher.isfinite().all()
     assert all(each.isnan().all() for each in found[3:]) and found.kl.isnan().all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", [POSITIVE["products"], SIGNED, NORM], ids=["positive", "signed", "norm"])
+def test_padding_counts_for_nothing(options: dict):
+    """A head is as faithful as on the texts without their padding: means over their tokens, and the least of them."""
+    made, whole = mixer(options), heads()._replace(padding=PADDING)
+    found, texts = head_fidelity(made, whole), alone(whole)
+    each = [head_fidelity(made, text) for text in texts]
+    lengths = torch.tensor([text.key.shape[2] for text in texts])[:, None]
+    for name in ("kl", "entropy_teacher", "entropy_student", "negative_share"):
+        values = torch.stack([getattr(one, name) for one in each])
+        torch.testing.assert_close(
+            getattr(found, name), (values * lengths).sum(0) / lengths.sum(), equal_nan=True, rtol=1e-4, atol=1e-6
+        )
+    least = torch.stack([one.smallest_denominator for one in each]).amin(0)
+    torch.testing.assert_close(found.smallest_denominator, least, equal_nan=True)
+
+
+def test_maps_to_look_at_are_without_padding():
+    """Of a first text that is shorter than what is shown."""
+    made, whole = mixer(POSITIVE["products"]), heads()._replace(padding=PADDING.flip(0))
+    shown = look(made, whole, 1, LENGTH)
+    assert shown["teacher"].shape == shown["student"].shape == (LENGTH - 3, LENGTH - 3)
+    assert all(torch.allclose(each.sum(-1), torch.ones(())) for each in shown.values())

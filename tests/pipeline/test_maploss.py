@@ -154,6 +154,47 @@ def test_output_error(options: dict):
     assert_same(output_error(made, given), loop_output_error(given, made), made)
 
 
+#: Of the tokens of two texts, those that are none.
+PADDING = torch.ones(BATCH, LENGTH, dtype=torch.long)
+PADDING[1, LENGTH - 3 :] = 0
+
+
+def alone(given: Heads) -> list[Heads]:
+    """Each text by itself, without its padding."""
+    cut = [[x[b : b + 1, :, PADDING[b] != 0] for x in (given.query, given.key, given.value)] for b in range(BATCH)]
+    return [Heads(torch.nn.Identity(), *each, SCALING, given.causal) for each in cut]
+
+
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "both directions"])
+@pytest.mark.parametrize("queries", [None, torch.tensor([6, 1, 3])], ids=["all", "chosen"])
+def test_padding_is_neither_attended_to_nor_compared(causal: bool, queries: Tensor | None):
+    """Every mean over queries is one over the tokens that are there, as if each text had been read alone."""
+    made = mixer(POSITIVE["products"])
+    made.causal = causal
+    whole = heads()._replace(padding=PADDING, causal=causal)
+    there = [PADDING[b, :LENGTH] != 0 if queries is None else PADDING[b, queries] != 0 for b in range(BATCH)]
+    rows = [torch.arange(LENGTH)[real] if queries is None else queries[real] for real in there]
+    each = [kl(text, made, mine) * len(mine) for text, mine in zip(alone(whole), rows, strict=True)]
+    maps = log_teacher(whole, queries), log_student(made, whole, queries)
+    found = map_kl(*maps, PADDING, queries)
+    assert_same(found, sum(each).double() / sum(map(len, rows)), made)
+
+
+def test_errors_and_shares_are_of_real_tokens():
+    made, whole = mixer(SIGNED), heads()._replace(padding=PADDING)
+    error, size, share, count = 0.0, 0.0, 0.0, 0
+    for text in alone(whole):
+        wanted = log_teacher(text).exp() @ text.value[:, :, None]
+        norm = wanted.square().sum((0, 3, 4)).flatten()
+        error, size = error + output_error(made, text) * norm, size + norm
+        length = text.key.shape[2]
+        share = share + length * negative_share(made.scores(text.query, text.key, SCALING))
+        count += length
+    torch.testing.assert_close(output_error(made, whole), error / size)
+    weights = made.scores(whole.query, whole.key, SCALING, PADDING)
+    torch.testing.assert_close(negative_share(weights, PADDING), share / count)
+
+
 def test_negative_share():
     made, given = mixer(SIGNED), heads()
     found = negative_share(made.scores(given.query, given.key, given.scaling))

@@ -48,7 +48,7 @@ def test_every_layer_starts_nearer_to_its_own_keys(teacher: Teacher, name: str):
     """Closer than drawn at random, and than the other layer's centroids."""
     mixers = build_student(teacher, compose(*sized(name)).mixer).mixers
     corpus = tiny.corpus(8)
-    layers = teacher.heads(next(iter(corpus.batches(1, 8, 0)))["input_ids"])
+    layers = teacher.heads(next(iter(corpus.batches(1, 8, 0))))
     keys = [(heads.key * heads.scaling**0.5).transpose(0, 1).flatten(1, 2) for heads in layers]
 
     def distances() -> torch.Tensor:
@@ -79,10 +79,25 @@ def test_layers_that_stay_exact_are_passed_over(teacher: Teacher):
     assert list(alone) == [1]
     for mixers in (alone, both):
         place_kernels(teacher, mixers, tiny.corpus(8), 0, torch.device("cpu"))
-    heads = teacher.heads(next(iter(tiny.corpus(8).batches(1, 8, 0)))["input_ids"])[1]
+    heads = teacher.heads(next(iter(tiny.corpus(8).batches(1, 8, 0))))[1]
     keys = (heads.key * heads.scaling**0.5).transpose(0, 1).flatten(1, 2)
     own, same, other = (
         torch.cdist(keys, mixer.map.key_frequency.detach()).amin(-1).mean().item()
         for mixer in (alone[1], both[1], both[0])
     )
     assert own < other and own == pytest.approx(same, rel=0.1)
+
+
+def test_padding_is_no_place(teachers: dict[str, Path]):
+    """Keys of padding, far from all others, draw no centroid to them."""
+    teacher = load(teachers["gpt2"])
+    mixers = build_student(teacher, compose(*sized("exponential")).mixer).mixers
+    corpus = tiny.corpus(8)
+    heads = teacher.heads(next(iter(corpus.batches(1, 8, 0))))
+    real = torch.ones(8, tiny.CONTEXT, dtype=torch.long)
+    real[:, 20:] = 0
+    far = [each._replace(key=each.key + 1000.0 * (1 - real)[:, None, :, None], padding=real) for each in heads]
+    teacher.heads = lambda batch: far  # type: ignore[method-assign]
+    place_kernels(teacher, mixers, corpus, 0, torch.device("cpu"))
+    for mixer in mixers.values():
+        assert mixer.map.key_frequency[:, : mixer.map.centroids].abs().max() < 100

@@ -100,7 +100,7 @@ def test_stage_1_lowers_its_loss_in_every_layer(run, name: str, family: str):
 def test_layers_that_stay_exact_take_no_part_in_stage_1(run):
     """Each mixer is fitted to its own layer, wherever that is in the list."""
     made = run(*sized("exponential"), "mixer.exact_layers=[0]")
-    stage, heads = made.attention(), made.teacher.heads(ids())
+    stage, heads = made.attention(), made.teacher.heads({"input_ids": ids()})
     loss = stage.training_step({"input_ids": ids()}, 0)
     assert list(stage.losses) == ["layer 1"] and stage.layers == [1]
     torch.testing.assert_close(loss, stage.layer_loss(made.student.mixers[1], heads[1], None))
@@ -156,7 +156,7 @@ def test_stage_1_compares_as_many_queries_as_asked_for(run):
 def test_the_loss_of_stage_1_is_that_of_the_queries_drawn(run):
     made, rows = run(), torch.tensor([11, 3, 8])
     stage = made.attention()
-    for mixer, heads in zip(made.student.mixers.values(), made.teacher.heads(ids()), strict=True):
+    for mixer, heads in zip(made.student.mixers.values(), made.teacher.heads({"input_ids": ids()}), strict=True):
         maps = log_teacher(heads), log_student(mixer, heads)
         expected = map_kl(*(each[..., rows, :] for each in maps)).mean()
         torch.testing.assert_close(stage.layer_loss(mixer, heads, rows), expected)
