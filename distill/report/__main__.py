@@ -80,7 +80,8 @@ def compared(arguments: list[str]) -> Path:
         action="append",
         default=[],
         metavar="KEY",
-        help="name rows by this key, too, where a run's command gives it: stages.logits.train; may be repeated",
+        help="name rows by this key, too, where a run's command gives it: stages.logits.train; may be repeated. "
+        "Rows named by a stage's max_steps may have other budgets, and are not ranked",
     )
     parser.add_argument(
         "--gap",

@@ -667,7 +667,12 @@ def test_rows_can_be_left_out(tmp_path: Path, undrawn: None) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("task", "masked_lm"), ("trainer", {"precision": "bf16"}), ("trainer", {"accumulate_grad_batches": 2})],
+    [
+        ("task", "masked_lm"),
+        ("trainer", {"precision": "bf16"}),
+        ("trainer", {"accumulate_grad_batches": 2}),
+        ("mixer", {"map": "a", "workers": 3}),
+    ],
 )
 def test_seeds_of_other_settings_are_not_joined(key: str, value: Any, tmp_path: Path, undrawn: None) -> None:
     runs = [write(tmp_path / "a"), write(tmp_path / "b", seed=1)]
@@ -679,7 +684,11 @@ def test_seeds_of_other_settings_are_not_joined(key: str, value: Any, tmp_path: 
 
 @pytest.mark.parametrize(
     "setting",
-    [{"data": {"workers": 3}}, {"stages": {"logits": {"max_steps": 400, "gradient_checkpointing": True}}}],
+    [
+        {"data": {"workers": 3}},
+        {"stages": {"logits": {"max_steps": 400, "gradient_checkpointing": True}}},
+        {"stages": {"logits": {"max_steps": 400}, "pretrain": {"gradient_checkpointing": True}}},
+    ],
 )
 def test_how_a_run_was_computed_makes_no_case_of_its_own(setting: Any, tmp_path: Path, undrawn: None) -> None:
     runs = [write(tmp_path / "a"), write(tmp_path / "b", seed=1)]
@@ -701,13 +710,15 @@ def test_seeds_of_other_weights_are_not_joined(tmp_path: Path, undrawn: None) ->
     [
         ({"context": 64}, "tokens of context"),
         ({"tokens": {"attention": 7, "logits": 8}}, "tokens of stage 1"),
+        ({"tokens": {"allocation": 7}}, "tokens that features were shared out by"),
     ],
 )
 def test_mixers_of_other_budgets_are_not_ranked(changes: Any, what: str, tmp_path: Path, undrawn: None) -> None:
     """Not even where one of them comes from an earlier table."""
-    compare([write(tmp_path / "a", "elu", context=512)], tmp_path / "out")
+    spent = headline(("code",))["tokens"] | {"allocation": 9}
+    compare([write(tmp_path / "a", "elu", context=512, tokens=spent)], tmp_path / "out")
     other = write(tmp_path / "b", "t2r", **{"context": 512} | changes)
-    with pytest.raises(UserError, match=f"^books-6x512: rows differ in {what} .*tables of their own, or tell"):
+    with pytest.raises(UserError, match=f"^books-6x512: rows differ in {what} .*tables of their own"):
         compare([tmp_path / "out.json", other], tmp_path / "out")
     # What is not fitted to maps has no such tokens.
     none = headline(("code",))["tokens"] | {"attention": 0}
@@ -721,10 +732,30 @@ def test_a_budget_that_is_told_stands_beside_others(tmp_path: Path, undrawn: Non
     edit(long / "measurements/run.json", command="python -m distill mixer=hedgehog stages.logits.max_steps=9")
     with pytest.raises(UserError, match=r"tokens of stage 2 .*, --tell stages.logits.max_steps"):
         compare([usual, write(tmp_path / "c", "elu", tokens=spent | {"logits": 1})], tmp_path / "out")
+    # The context changes what a ratio is a ratio to.
+    elsewhere = write(tmp_path / "d", "elu", context=64)
+    edit(elsewhere / "measurements/run.json", command="python -m distill mixer=elu data.context=64")
+    with pytest.raises(UserError, match=r"tokens of context .* tables of their own$"):
+        compare([usual, elsewhere], tmp_path / "out", tell=["data.context"])
     compare([usual, long], tmp_path / "out", tell=["stages.logits.max_steps"])
     compare([tmp_path / "out.json", usual], tmp_path / "out")
     mixers = {case.split(" | ")[0] for case, _ in table(tmp_path / "out")}
     assert mixers == {"hedgehog F=128", "hedgehog F=128 logits.max_steps=9"}
+
+
+@pytest.mark.parametrize("name", ["hedgehog", "uniform"])
+def test_a_budget_of_its_own_is_not_ranked(name: str, tmp_path: Path, undrawn: None) -> None:
+    """Neither as what comes nearest, nor as a control that beats the others."""
+    better = write(tmp_path / "b", name, ratio={"code": 1.01}, features=1)
+    edit(better / "measurements/run.json", command=f"python -m distill mixer={name} stages.attention.max_steps=9")
+    compare(
+        [write(tmp_path / "a", "elu", ratio={"code": 1.2}), better],
+        tmp_path / "out",
+        tell=["stages.attention.max_steps"],
+    )
+    text = (tmp_path / "out.md").read_text()
+    assert "no controls elu F=128 comes nearest" in text and "Beaten" not in text
+    assert f"| {name} attention.max\\_steps=9" in text
 
 
 def test_runs_of_a_sweep_that_did_not_finish_are_told(

@@ -11,6 +11,8 @@ CEILING = "exact"
 CONTROLS = frozenset({"constant", "zero", "uniform", "window", "window-only", "key-weight", "key-weight-only"})
 #: Words after the name that make a control of any mixer: draws kept as they were, or one part of a hybrid alone.
 CONTROL_WORDS = ("frozen", "only=")
+#: Words that tell of another budget, as an ablation of it has.
+BUDGETS = frozenset(f"{stage}.max_steps" for stage in ("allocation", "attention", "logits"))
 #: Options that have words of their own, or whose value F tells.
 WORDED = frozenset({"map", "features", "window", "decay", "frozen", "exact_layers"})
 
@@ -84,6 +86,11 @@ def nearest(typed: str, known: Collection[str]) -> str:
     found = sorted(each for each in known if each.lower().startswith(typed.lower()))[:3]
     found = found or get_close_matches(typed, known, n=3, cutoff=0.5)
     return f"did you mean {', '.join(map(repr, found))}?" if found else f"there is {sorted(known)[0]!r}, for one"
+
+
+def has_own_budget(mixer: str) -> bool:
+    """Whether its words tell that it was trained for another number of steps than the others."""
+    return any(word.partition("=")[0] in BUDGETS for word in mixer.split(" "))
 
 
 def is_ceiling(mixer: str) -> bool:

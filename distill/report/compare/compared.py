@@ -2,7 +2,7 @@
 
 import math
 
-from .case import feature_dim, is_ceiling, is_control, parse
+from .case import feature_dim, has_own_budget, is_ceiling, is_control, parse
 from .rows import Row
 
 
@@ -56,19 +56,21 @@ class Compared:
         """Whether any case has a value of it."""
         return any(row.metric == metric and row.value is not None for row in self.rows)
 
-    def values(self, metric: str, but_for: str) -> list[float]:
-        """Every value there is of a metric, but for 0 and those of mixers with these words, each once."""
-        rows = (row for row in self.rows if row.metric == metric and but_for not in parse(row.case).mixer)
-        return sorted({row.value for row in rows if row.value})
+    def values(self, metric: str, ranked: bool) -> list[float]:
+        """Every value there is of a metric but for 0, each once; ranked: of those without a budget of their own."""
+        rows = (row for row in self.rows if row.metric == metric)
+        mine = (row for row in rows if not (ranked and has_own_budget(parse(row.case).mixer)))
+        return sorted({row.value for row in mine if row.value})
 
     @property
     def controls(self) -> list[str]:
-        return [mixer for mixer in self.mixers if is_control(mixer)]
+        return [mixer for mixer in self.mixers if is_control(mixer) and not has_own_budget(mixer)]
 
     @property
     def systems(self) -> list[str]:
-        """All that are to be judged: neither controls nor the ceiling."""
-        return [mixer for mixer in self.mixers if not is_control(mixer) and not is_ceiling(mixer)]
+        """All that are to be judged: neither controls nor the ceiling, and trained on as much as all others."""
+        others = (mixer for mixer in self.mixers if not is_control(mixer) and not is_ceiling(mixer))
+        return [mixer for mixer in others if not has_own_budget(mixer)]
 
     def _rank(self, mixer: str) -> tuple[bool, int, float, str]:
         """A domain without a ratio counts as worse than any ratio."""

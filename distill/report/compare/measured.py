@@ -15,7 +15,7 @@ from .case import Case, mixer_words
 #: One metric after another, by its name; None: it was measured and is not a number, or has no meaning here.
 Values = dict[str, float | None]
 #: Settings of how something is computed, which do not change what.
-AS_GOOD = ("workers", "gradient_checkpointing")
+AS_GOOD = ("data.workers", "stages.pretrain.gradient_checkpointing", "stages.logits.gradient_checkpointing")
 #: What a stage 1 like any other does, by key of stages.attention.
 STAGE_1 = {"place": True, "loss": "kl"}
 
@@ -133,7 +133,7 @@ def _settings(run: Run, provenance: dict[str, Any]) -> dict[str, Any]:
     keys = ("task", "data", "mixer", "stages", "matmul_precision", "teacher.dtype", "trainer.precision")
     chosen = {key: run.setting(key) for key in (*keys, "trainer.accumulate_grad_batches")}
     flat = dict(_leaves(chosen)) | {"the teacher's weights": (provenance.get("teacher") or {}).get("weights_sha256")}
-    return {key: value for key, value in flat.items() if key.rpartition(".")[2] not in AS_GOOD}
+    return {key: value for key, value in flat.items() if key not in AS_GOOD}
 
 
 def _leaves(node: Any, key: str = "") -> list[tuple[str, Any]]:

@@ -11,9 +11,9 @@ from .measured import Measured, given
 from .rows import Row
 
 #: What has to be the same for all mixers of one teacher, 0 aside, since those without a stage 1 have 0 tokens in it;
-#: and the option that, where a row's own words give it, tells of another budget.
+#: and the key that, where a row's own words give it, tells of another budget.
 ALIKE = {
-    "context": ("tokens of context", "data.context"),
+    "context": ("tokens of context", None),
     "allocation_tokens": ("tokens that features were shared out by", "stages.allocation.max_steps"),
     "attention_tokens": ("tokens of stage 1", "stages.attention.max_steps"),
     "logits_tokens": ("tokens of stage 2", "stages.logits.max_steps"),
@@ -23,14 +23,14 @@ ALIKE = {
 def check_alike(found: Compared) -> None:
     """UserError where mixers were measured at different contexts, or trained on different numbers of tokens.
 
-    Rows whose words tell theirs, as an ablation of the budget does, are taken as they are.
+    Rows whose words tell that they have a budget of their own may, since they are not ranked with the others.
     """
     for metric, (what, key) in ALIKE.items():
-        if len(values := found.values(metric, but_for=f" {key.removeprefix('stages.')}=")) > 1:
+        if len(values := found.values(metric, ranked=key is not None)) > 1:
             told = ", ".join(f"{value:,.0f}" for value in values)
+            cure = f", or tell an ablation's rows apart where their commands give it, --tell {key}" if key else ""
             raise UserError(
-                f"{found.teacher}: rows differ in {what} ({told}): compare them in tables of their own, "
-                f"or tell them apart where their commands give it, --tell {key}"
+                f"{found.teacher}: rows differ in {what} ({told}): compare them in tables of their own{cure}"
             )
 
 
