@@ -97,10 +97,14 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))""",
     "masked_lm": """inputs = tokenizer(f"import {tokenizer.mask_token} as np", return_tensors="pt")
 at = inputs.input_ids[0] == tokenizer.mask_token_id
 print(tokenizer.decode(model(**inputs).logits[0, at].argmax(-1)))""",
+    "sequence_classification": """inputs = tokenizer("It is so.", return_tensors="pt")  # a pair: tokenizer(one, other)
+print(model.config.id2label[model(**inputs).logits.argmax(-1).item()])""",
 }
+BOTH_WAYS = "It sees both directions, and its time and memory grow linearly with the length of the text."
 COST = {
     "causal_lm": "It decodes with a state of {state:.2f} MiB per sequence at any length.",
-    "masked_lm": "It sees both directions, and its time and memory grow linearly with the length of the text.",
+    "masked_lm": BOTH_WAYS,
+    "sequence_classification": BOTH_WAYS,
 }
 
 STUDENT_CARD = """---
@@ -115,7 +119,7 @@ A linear-attention student of `{teacher}`, made by `distill` with recipe `{recip
 | text | teacher perplexity | student perplexity | ratio | same {predicted} |
 |---|---|---|---|---|
 {rows}
-
+{scores}
 Perplexity is exp of the mean cross-entropy of {tokens} {predicted}s of held-out text, at context {context}; the text is
 named in `provenance.json`.
 
@@ -138,6 +142,20 @@ def kept_exact(headline: dict[str, Any]) -> str:
     return f" Layers that stay softmax keep {grows / 2**10:.1f} KiB more for each token." if grows else ""
 
 
+def score_table(scores: dict[str, Any] | None) -> str:
+    """Of a classifier, how often it is right and how much that is of its teacher's."""
+    if not scores:
+        return ""
+    rows = [
+        f"| {domain} | {name} | {each['teacher']:.1%} | {each['student']:.1%} | "
+        + ("–" if each["recovery"] is None else f"{each['recovery']:.1%}")
+        + " |"
+        for domain, found in scores.items()
+        for name, each in found.items()
+    ]
+    return "\n".join(["", "| text | score | teacher | student | recovery |", "|---|---|---|---|---|", *rows, ""])
+
+
 def student_card(config: Config, run: RunDirectory) -> str:
     """The student's README.md, from measurements/headline.json."""
     headline = json.loads((run.path / "measurements" / "headline.json").read_text(encoding="utf-8"))
@@ -156,6 +174,7 @@ def student_card(config: Config, run: RunDirectory) -> str:
         auto=TASKS[config.task].auto.__name__,
         usage=USAGE[config.task],
         rows="\n".join(rows),
+        scores=score_table(headline["scores"]),
         tokens=sum(headline["evaluation_tokens"].values()),
         context=config.data.context,
     )

@@ -21,8 +21,8 @@ CHOICES = {
 }
 #: Keys that count something, and their least value.
 LEAST = {
-    **{f"stages.{stage}.max_steps": 0 for stage in ("pretrain", "attention", "logits")},
-    **{f"stages.{stage}.batch_size": 1 for stage in ("pretrain", "attention", "logits")},
+    **{f"stages.{stage}.max_steps": 0 for stage in ("pretrain", "attention", "logits", "finetune")},
+    **{f"stages.{stage}.batch_size": 1 for stage in ("pretrain", "attention", "logits", "finetune")},
     "stages.allocation.max_steps": 1,
     "stages.attention.queries": 1,
     "stages.logits.lora.rank": 1,

@@ -29,6 +29,7 @@ class Domain:
 
     name: the hub configuration, or the part of the embedded corpus. validation: a split or a local file; null holds
     out a part of the training text. weight: its share of the training blocks, relative to others'; 0: only measured.
+    label: where task=sequence_classification finds what a text is to be called; pair: … the text that it is read with.
     """
 
     path: str
@@ -36,6 +37,8 @@ class Domain:
     split: str = "train"
     validation: str | None = None
     column: str = "text"
+    pair: str | None = None
+    label: str = "label"
     weight: float = 1.0
 
 
@@ -55,7 +58,10 @@ class Data:
 
 @dataclass
 class Pretrain:
-    """The training of a teacher: cross-entropy of what its task predicts. All as in stage 2, without mixers."""
+    """Training on the text itself, of a teacher or of a matched student: cross-entropy of what the task predicts.
+
+    All as in stage 2, without mixers.
+    """
 
     max_steps: int
     batch_size: int
@@ -126,6 +132,7 @@ class Stages:
     allocation: Allocation
     attention: Attention
     logits: Logits
+    finetune: Pretrain
 
 
 @dataclass

@@ -31,7 +31,7 @@ from .stages.language import LanguageStage
 from .stages.logits import LogitsStage
 from .student import build_student
 from .summary import summary
-from .task import TASKS
+from .task import TASKS, Task
 from .teacher import Teacher, load_teacher
 
 
@@ -44,7 +44,7 @@ def distil(config: Config) -> Path:
     task = TASKS[config.task]
     teacher = load_teacher(config.teacher, config.data.context, task)
     with run.timed("data"):
-        corpus = prepare(config.data, teacher.tokenizer, config.seed, task.collate(teacher.tokenizer))
+        corpus = prepare(config.data, teacher.tokenizer, config.seed, task, teacher.classes)
     student = build_student(teacher, config.mixer)
     run.create()
     write_origin(config, run, device)
@@ -65,6 +65,9 @@ def distil(config: Config) -> Path:
         with run.timed("measure"):
             measure_fidelity(teacher, student.mixers, corpus, config.measure, run, device)
     student, tokens["logits"] = match_logits(teacher, student, corpus, config, run)
+    if config.stages.finetune.max_steps:
+        readings["matched"] = read_domains(student, corpus, config, run)
+        tokens["finetune"] = finetune(student, task, corpus, config, run)
     readings["student"] = read_domains(student, corpus, config, run, teacher)
     readings |= read_parts(student, corpus, config, run)
     if config.measure.teacher_tuned:
@@ -98,6 +101,12 @@ def match_logits(
     stage = LogitsStage(teacher, student, config.stages.logits)
     tokens = fit(stage, "logits", config.stages.logits, corpus, config, run)
     return stage.finished(), tokens
+
+
+def finetune(student: Flexformer, task: Task, corpus: Corpus, config: Config, run: RunDirectory) -> int:
+    """The student on the text's own targets; returns the tokens seen."""
+    wanted = config.stages.finetune
+    return fit(LanguageStage(student, wanted, task), "finetune", wanted, corpus, config, run)
 
 
 def tune_teacher(teacher: Teacher, corpus: Corpus, config: Config, run: RunDirectory) -> dict[str, Reading]:

@@ -17,6 +17,12 @@ def summary(run: RunDirectory) -> str:
         error = headline["ratio_error"][domain]
         quotient = f"{cell(ratio, 10, 3)} ± {cell(error, 0, 3)}"
         lines.append(f"{domain:12}{values}{quotient:22}{cell(headline['kl'][domain], 9, 3)}")
+    if headline["scores"]:
+        lines += ["", f"{'':22}" + "".join(f"{name:>10}" for name in ("teacher", "student", "recovery"))]
+    for domain, scores in (headline["scores"] or {}).items():
+        for name, each in scores.items():
+            shares = (each["teacher"], each["student"], each["recovery"])
+            lines.append(f"{domain:12}{name:10}" + "".join(percent(value) for value in shares))
     stages = [
         f"{name} {seen:,} tokens in {run.seconds.get(name, 0):.0f} s"
         for name, seen in headline["tokens"].items()
@@ -29,3 +35,7 @@ def summary(run: RunDirectory) -> str:
 
 def cell(value: float | None, width: int, digits: int) -> str:
     return f"{'–' if value is None else format(value, f'.{digits}f'):>{width}}"
+
+
+def percent(value: float | None) -> str:
+    return f"{'–' if value is None else format(value, '.1%'):>10}"

@@ -11,16 +11,19 @@ from torch.nn.functional import cross_entropy
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
     DataCollatorForLanguageModeling,
+    DataCollatorWithPadding,
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
 
 from .divergence import divergence
-from .flexformer.masked_lm import FlexformerForMaskedLM
+from .flexformer.encoder import FlexformerForMaskedLM, FlexformerForSequenceClassification
 from .flexformer.model import Flexformer, FlexformerForCausalLM
 
 #: The share of the tokens that a masked language model has to find again, as BERT has it.
@@ -62,6 +65,20 @@ def masked(tokenizer: PreTrainedTokenizerBase) -> Collate:
     return partial(Masking, tokenizer)
 
 
+class Padding:
+    """Texts of their own lengths → a batch as long as the longest, with `attention_mask` and `labels` (B,)."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, seed: int):
+        self.collator = DataCollatorWithPadding(tokenizer)
+
+    def __call__(self, rows: list[Batch]) -> Batch:
+        return dict(self.collator(rows))
+
+
+def padded(tokenizer: PreTrainedTokenizerBase) -> Collate:
+    return partial(Padding, tokenizer)
+
+
 def next_tokens(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     return logits[:, :-1], batch["input_ids"][:, 1:]
 
@@ -70,13 +87,18 @@ def masked_tokens(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     return logits, batch["labels"]
 
 
+def class_of_text(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    return logits[:, None], batch["labels"][:, None]
+
+
 @dataclass(frozen=True)
 class Task:
     """auto, student: transformers' class of the teacher, and the student's. families: model types that can do it.
 
     kind: what such models are called. arguments: beside the tokens, of every forward pass. predicted: what a target is
-    called. special_tokens: those that a tokenizer needs beside the one that ends a text. collate: how rows of tokens
-    become batches. targets: logits (B, N, V) and their batch → the logits that have a target (B, M, V), and the targets
+    called. special_tokens: those that a tokenizer needs beside the one that ends a text. labelled: rows are texts with
+    a label each, and no blocks of a running text. collate: how rows of tokens become batches. targets: logits
+    (B, N, V), or (B, V) of whole texts, and their batch → the logits that have a target (B, M, V), and the targets
     (B, M), NO_TARGET at those that have none after all.
     """
 
@@ -90,6 +112,7 @@ class Task:
     targets: Callable[[Tensor, Batch], tuple[Tensor, Tensor]]
     arguments: dict[str, Any] = field(default_factory=dict)
     special_tokens: dict[str, str] = field(default_factory=dict)
+    labelled: bool = False
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
         """What a model is called with."""
@@ -144,6 +167,18 @@ TASKS: dict[str, Task] = {
         collate=masked,
         targets=masked_tokens,
         special_tokens={"pad_token": "[PAD]", "mask_token": "[MASK]"},
+    ),
+    "sequence_classification": Task(
+        kind="encoder",
+        auto=AutoModelForSequenceClassification,
+        student=FlexformerForSequenceClassification,
+        families=MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+        causal=False,
+        predicted="label",
+        collate=padded,
+        targets=class_of_text,
+        special_tokens={"pad_token": "[PAD]"},
+        labelled=True,
     ),
 }
 #: What models do where nothing else is said.

@@ -35,6 +35,12 @@ class Teacher:
     stored: torch.dtype
     task: Task = DECODER
 
+    @property
+    def classes(self) -> list[str] | None:
+        """What a classifier calls its labels, in the order of its logits; None of a language model."""
+        labels = self.model.config.id2label
+        return [labels[number] for number in range(len(labels))] if self.task.labelled else None
+
     def to(self, device: torch.device) -> None:
         self.model.to(device)
 
@@ -63,7 +69,16 @@ def load_teacher(wanted: config.Teacher, context: int, task: Task = DECODER) -> 
     """The teacher at teacher.path, frozen; UserError where it cannot be had or its attention cannot be swapped."""
     if wanted.path is None:
         raise UserError("teacher.path is missing: give a directory, a hub name, or pocket")
-    path = str(POCKET) if wanted.path == "pocket" else wanted.path
+    model, told, stored = load_model(wanted, context, task, getattr(torch, wanted.dtype))
+    check_whole(f"teacher.path={wanted.path}", model, told, task)
+    return freeze(wanted.path, model, load_tokenizer(wanted, task), stored, task, context)
+
+
+def load_model(
+    wanted: config.Teacher, context: int, task: Task, dtype: torch.dtype, **options: Any
+) -> tuple[Any, dict[str, Any], torch.dtype]:
+    """The model at teacher.path, what transformers tells of loading it, and the dtype of its weights on disk."""
+    path = location(wanted)
     model_config = _from_hub(AutoConfig, path)
     check_context(model_config, context)
     if model_config.is_encoder_decoder:
@@ -71,15 +86,37 @@ def load_teacher(wanted: config.Teacher, context: int, task: Task = DECODER) -> 
             f"teacher.path={wanted.path}: encoder-decoder models cannot be swapped, only decoders and encoders"
         )
     check_family(f"teacher.path={wanted.path}", model_config.model_type, task)
-    dtype = getattr(torch, wanted.dtype)
     try:
-        model = _from_hub(task.auto, path, dtype=dtype, attn_implementation=CAPTURE)
+        loaded = _from_hub(
+            task.auto, path, dtype=dtype, attn_implementation=CAPTURE, output_loading_info=True, **options
+        )
     except UserError as error:
         if getattr(error.__cause__, "args", None) != (CAPTURE,):
             raise
         # This family looks its attention up in a list of its own.
         raise UserError(no_interface(f"teacher.path={wanted.path}: {model_config.model_type}")) from error
-    tokenizer = _from_hub(AutoTokenizer, path)
+    return *loaded, model_config.dtype or torch.float32
+
+
+def location(wanted: config.Teacher) -> str:
+    return str(POCKET) if wanted.path == "pocket" else str(wanted.path)
+
+
+def check_whole(key: str, model: Any, told: dict[str, Any], task: Task) -> None:
+    """UserError for a model that lacks weights, which would be left to chance, or is no classifier of one label."""
+    if missing := sorted(told["missing_keys"]):
+        raise UserError(
+            f"{key} has no {missing[0]}: it was not trained for this task; choose another teacher, or train it on "
+            "your data first, goal=teacher"
+        )
+    labels, kind = model.config.id2label, model.config.problem_type
+    if task.labelled and (len(labels) < 2 or kind not in (None, "single_label_classification")):
+        raise UserError(f"{key} is no classifier into one of several labels ({kind or 'regression'}); choose another")
+
+
+def load_tokenizer(wanted: config.Teacher, task: Task) -> PreTrainedTokenizerBase:
+    """The teacher's; UserError where it has none, or lacks a token that the task needs."""
+    tokenizer = _from_hub(AutoTokenizer, location(wanted))
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         # transformers makes an empty one where the files are missing.
         raise UserError(
@@ -90,7 +127,7 @@ def load_teacher(wanted: config.Teacher, context: int, task: Task = DECODER) -> 
             raise UserError(
                 f"teacher.path={wanted.path}: its tokenizer has no {name}, which an {task.kind} needs; set it"
             )
-    return freeze(wanted.path, model, tokenizer, model_config.dtype or torch.float32, task, context)
+    return tokenizer
 
 
 def freeze(

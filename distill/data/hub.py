@@ -21,7 +21,15 @@ def load(domain: Domain, split: str, streaming: bool) -> Dataset | IterableDatas
     try:
         return _documents(_text_column(_load(domain, split, streaming), domain))
     except (ValueError, RuntimeError, DatasetsError) as error:
-        raise UserError(f"data.path={domain.path}: {_first_line(error.__cause__ or error)}") from error
+        raise UserError(f"data.path={domain.path}: {first_line(error.__cause__ or error)}") from error
+
+
+def table(domain: Domain, split: str) -> Dataset:
+    """The split with all its columns; UserError as above."""
+    try:
+        return _load(domain, split, streaming=False)
+    except (ValueError, RuntimeError, DatasetsError) as error:
+        raise UserError(f"data.path={domain.path}: {first_line(error.__cause__ or error)}") from error
 
 
 def has_split(domain: Domain, split: str, streaming: bool) -> bool:
@@ -39,7 +47,7 @@ def _load(domain: Domain, split: str, streaming: bool) -> Dataset | IterableData
         return datasets.load_dataset(domain.path, domain.name, split=split, streaming=streaming)
     except (OSError, httpx.HTTPError) as error:
         raise UserError(
-            f"data.path={domain.path} could not be reached ({_first_line(error)}): check the name and the network, "
+            f"data.path={domain.path} could not be reached ({first_line(error)}): check the name and the network, "
             "or give a local file or folder instead"
         ) from error
 
@@ -68,5 +76,5 @@ def _joined(lines: dict[str, list[str]]) -> dict[str, list[str]]:
     return {"text": ["".join(lines["text"])]}
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,10 +1,10 @@
 """Several domains → the batches that a stage trains on, mixed by weight, and the blocks that it is measured on."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from datasets import Dataset, IterableDataset, interleave_datasets
@@ -13,9 +13,10 @@ from transformers import PreTrainedTokenizerBase
 
 from ..config import Data, Domain
 from ..errors import UserError
-from ..task import Collate
+from ..task import DECODER, Collate, Task
+from . import labelled
 from .packing import pack
-from .sources import is_local, load
+from .sources import Splits, is_local, load
 
 #: Of the training blocks, the share that is held out where a domain has no validation text.
 HELD_OUT = 0.05
@@ -41,7 +42,8 @@ class Corpus:
     train: streams where the configuration asked for streaming. validation: in the order of the text.
     weights: each domain's share of the training blocks; they sum to one. seed: decides how domains take turns.
     workers: processes that load batches. domains: where the text came from. collate: how blocks become a batch, by
-    chance from a seed; None: stacked as they are.
+    chance from a seed; None: stacked as they are. classes: what the labels of texts are called, in the order of their
+    numbers; a block is then a text of its own length, with `labels`.
     """
 
     domains: dict[str, Domain]
@@ -51,6 +53,7 @@ class Corpus:
     seed: int
     workers: int
     collate: Collate = None
+    classes: list[str] | None = None
 
     def batches(self, steps: int, batch_size: int, seed: int) -> DataLoader:
         """Exactly `steps` batches {"input_ids": (batch_size, context), int64}, the same ones for the same seed.
@@ -89,15 +92,29 @@ class Corpus:
         )
 
 
-def prepare(config: Data, tokenizer: PreTrainedTokenizerBase, seed: int, collate: Collate = None) -> Corpus:
+def prepare(
+    config: Data,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    task: Task = DECODER,
+    classes: list[str] | None = None,
+) -> Corpus:
     """Loads, tokenises and packs every domain; a second run with the same text and tokenizer reads it from disk.
+
+    Of a task with labels, a row is a text and not packed; classes: what its model calls them, None for one that is yet
+    to be made, which takes those of the first domain.
 
     A domain of weight 0 is only measured. Where another has no validation text, the last 5 % of its packed blocks (at
     least one) are held out, or, of a stream, the first `validation_blocks`. At most `validation_blocks` are kept,
     evenly spread over the text; of a stream the first ones. UserError names the key or file that does not fit.
     """
-    domains = _checked(config)
-    packed = {name: _packed(name, domain, config, tokenizer) for name, domain in domains.items()}
+    domains = _checked(config, task)
+    texts = {name: _texts(domain, config, task) for name, domain in domains.items()}
+    encode = partial(pack, tokenizer=tokenizer, context=config.context)
+    if task.labelled:
+        classes = classes or labelled.classes(next(iter(texts.values())).train)
+        encode = partial(labelled.encode, tokenizer=tokenizer, context=config.context, names=classes)
+    packed = {name: _dealt(name, domain, config, texts[name], encode) for name, domain in domains.items()}
     total = sum(domain.weight for domain in domains.values())
     return Corpus(
         domains=domains,
@@ -106,18 +123,26 @@ def prepare(config: Data, tokenizer: PreTrainedTokenizerBase, seed: int, collate
         weights={name: domain.weight / total for name, domain in domains.items() if domain.weight},
         seed=seed,
         workers=config.workers,
-        collate=collate,
+        collate=task.collate(tokenizer),
+        classes=classes,
     )
 
 
-def training_texts(config: Data) -> Iterator[str]:
+def training_texts(config: Data, task: Task = DECODER) -> Iterator[str]:
     """Every document that `prepare` would train on, domain by domain: what a tokenizer is made from."""
-    for domain in _checked(config).values():
+    for domain in _checked(config, task).values():
         if domain.weight:
-            yield from (row["text"] for row in load(domain, config.streaming).train)
+            train = _texts(domain, config, task).train
+            yield from (row[name] for row in train for name in ("text", "pair") if name in row)
 
 
-def _checked(config: Data) -> dict[str, Domain]:
+def _texts(domain: Domain, config: Data, task: Task) -> Splits:
+    return labelled.load(domain) if task.labelled else load(domain, config.streaming)
+
+
+def _checked(config: Data, task: Task) -> dict[str, Domain]:
+    if task.labelled and config.streaming:
+        raise UserError("data.streaming=true: labelled texts are read whole; set it to false")
     if config.context < 2:
         raise UserError(f"data.context={config.context} leaves no token to predict: give at least 2")
     if config.validation_blocks < 1:
@@ -140,15 +165,16 @@ def _single(path: str, config: Data) -> dict[str, Domain]:
     return {name: Domain(path, name=config.name, validation=config.validation)}
 
 
-def _packed(name: str, domain: Domain, config: Data, tokenizer: PreTrainedTokenizerBase) -> Packed:
-    texts, wanted = load(domain, config.streaming), config.validation_blocks
+def _dealt(name: str, domain: Domain, config: Data, texts: Splits, encode: Callable[..., Any]) -> Packed:
+    """What a domain trains on and what it is measured on; encode: texts and what to call them → blocks of tokens."""
+    wanted = config.validation_blocks
     if not domain.weight:
         # Never trained on, so that all of it can be held out.
         held_out = texts.train if texts.validation is None else texts.validation
-        return Packed(None, _spread(pack(held_out, tokenizer, config.context, name), wanted))
-    train = pack(texts.train, tokenizer, config.context, name)
+        return Packed(None, _spread(encode(held_out, domain=name), wanted))
+    train = encode(texts.train, domain=name)
     if texts.validation is not None:
-        return Packed(train, _spread(pack(texts.validation, tokenizer, config.context, f"{name} (validation)"), wanted))
+        return Packed(train, _spread(encode(texts.validation, domain=f"{name} (validation)"), wanted))
     if isinstance(train, IterableDataset):
         return Packed(_some(train.skip(wanted), name, config), _spread(train, wanted))
     kept = len(train) - max(1, int(HELD_OUT * len(train)))

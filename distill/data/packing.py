@@ -43,7 +43,7 @@ def pack(texts: Dataset | IterableDataset, tokenizer: PreTrainedTokenizerBase, c
         blocks = texts.map(_blocks, **options)
         enough = next(iter(blocks), None) is not None
     else:
-        key = Hasher.hash([VERSION, texts._fingerprint, _identity(tokenizer), context])
+        key = Hasher.hash([VERSION, texts._fingerprint, identity(tokenizer), context])
         blocks = texts.map(_blocks, **options, new_fingerprint=key, desc=f"packing {domain}")
         enough = len(blocks) > 0
     if not enough:
@@ -90,7 +90,7 @@ def _pieces(text: str) -> Iterator[str]:
         start = end
 
 
-def _identity(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
+def identity(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
     """What decides over ids. Not the object, whose hash changes with its first call and with its folder."""
     if not tokenizer.is_fast:
         return [type(tokenizer).__name__, _end(tokenizer), sorted(tokenizer.get_vocab().items())]

@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
 
-#: Read by generation and by serving tools off the top level; the student shares them with its base.
+#: Read by generation, pipelines and serving tools off the top level; the student shares them with its base.
 SHARED = (
     "vocab_size",
     "hidden_size",
@@ -13,6 +13,9 @@ SHARED = (
     "bos_token_id",
     "eos_token_id",
     "pad_token_id",
+    "id2label",
+    "label2id",
+    "problem_type",
 )
 
 

@@ -11,9 +11,10 @@ from ..flexformer.model import Flexformer, FlexformerForCausalLM
 from ..rundir import RunDirectory
 from ..teacher import Teacher
 from .perplexity import Reading, agreement, ratio, ratio_error
+from .scores import compared
 
-#: A reading per domain, by what was read with: teacher, swapped, stage1, student, teacher_tuned; and the student with
-#: one of its PARTS alone.
+#: A reading per domain, by what was read with: teacher, swapped, stage1, matched, student, teacher_tuned; and the
+#: student with one of its PARTS alone. Matched is the student before fine-tuning, where there was one.
 Readings = dict[str, dict[str, Reading]]
 #: What the KL from the teacher is called, of all that were held against it.
 KL = {"kl": "student", "teacher_tuned_kl": "teacher_tuned"}
@@ -34,7 +35,7 @@ def measure_headline(
         f"{who}_ppl": {domain: reading.perplexity for domain, reading in readings[who].items()}
         if who in readings
         else None
-        for who in ("teacher", "swapped", "stage1", "student", "teacher_tuned")
+        for who in ("teacher", "swapped", "stage1", "matched", "student", "teacher_tuned")
     }
     divergences: dict[str, Any] = {
         name: {domain: reading.divergence for domain, reading in readings[who].items()} if who in readings else None
@@ -48,6 +49,9 @@ def measure_headline(
             "ratio": {domain: ratio(*pair) for domain, pair in pairs.items()},
             "ratio_error": {domain: ratio_error(*pair) for domain, pair in pairs.items()},
             "agreement": {domain: agreement(*pair) for domain, pair in pairs.items()},
+            "scores": {domain: compared(read_by(readings, domain), len(teacher.classes)) for domain in of_teacher}
+            if teacher.classes
+            else None,
             "evaluation_tokens": {domain: reading.tokens for domain, reading in of_teacher.items()},
             "task": config.task,
             "context": config.data.context,
@@ -66,6 +70,11 @@ def measure_headline(
             "feature_dim": feature_dim(student),
         },
     )
+
+
+def read_by(readings: Readings, domain: str) -> dict[str, Reading]:
+    """Those whose labels are held against each other."""
+    return {who: readings[who][domain] for who in ("teacher", "matched", "student", "teacher_tuned") if who in readings}
 
 
 def parameters(teacher: Teacher, student: Flexformer) -> dict[str, int]:

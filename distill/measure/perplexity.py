@@ -18,12 +18,14 @@ from ..teacher import Teacher
 class Reading(NamedTuple):
     """nll: nats per target of each block (blocks,); predicted: the likeliest tokens (blocks, M), NO_TARGET at others.
 
-    kl: KL(teacher‖model) in nats per target of each block (blocks,); None where it was not held against a teacher.
-    Targets are the next tokens of a decoder, and the masked ones of an encoder.
+    targets: what was to be predicted (blocks, M). kl: KL(teacher‖model) in nats per target of each block (blocks,);
+    None where it was not held against a teacher. Targets are the next tokens of a decoder, the masked ones of an
+    encoder, and the label of a text.
     """
 
     nll: Tensor
     predicted: Tensor
+    targets: Tensor
     kl: Tensor | None = None
 
     @property
@@ -62,17 +64,18 @@ def read(
     model.eval().to(device)
     if teacher is not None:
         teacher.to(device)
-    nll, predicted, kl = [], [], list[Tensor]()
+    nll, predicted, targets, kl = [], [], list[Tensor](), list[Tensor]()
     for batch in batches:
         batch = {name: each.to(device) for name, each in batch.items()}
         logits = model(**task.inputs(batch)).logits
         found = task.predictions(logits, batch)
         nll.append(per_target(task.nll(logits, batch), found))
         predicted.append(found.cpu())
+        targets.append(task.targets(logits, batch)[1].cpu())
         if teacher is not None:
             kl.append(per_target(task.kl(teacher.logits(batch), logits, batch), found))
     model.train(training)
-    return Reading(torch.cat(nll), torch.cat(predicted), torch.cat(kl) if kl else None)
+    return Reading(torch.cat(nll), torch.cat(predicted), torch.cat(targets), torch.cat(kl) if kl else None)
 
 
 def per_target(values: Tensor, predicted: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from .section import Figure
 TITLES = {
     "attention": "Stage 1, attention maps",
     "logits": "Stage 2, logits",
+    "finetune": "Fine-tuning, the text's own targets",
     "teacher_tuned": "Control, the teacher trained on",
 }
 #: Of the values of `stages.attention.loss` the one that has a unit.
@@ -25,6 +26,7 @@ def loss_figures(run: Run) -> list[Figure]:
     units = {
         "attention": MAP_LOSS.get(run.setting("stages.attention.loss"), "loss"),
         "logits": "loss, nats per token",
+        "finetune": "cross-entropy, nats",
         "teacher_tuned": "cross-entropy, nats per token",
     }
     logged = [step for step in run.metrics() if step["loss"] is not None]

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .quantities import size, times
+from .quantities import share, size, times
 
 #: What is said of the KL between predictions where it was measured.
 KL_TO_TEACHER = (
@@ -14,7 +14,7 @@ KL_TO_TEACHER = (
 
 def verdict(data: dict[str, Any]) -> str:
     """Quality, diverged domains, the control and memory: a sentence for each that there are numbers for."""
-    return " ".join(filter(None, [_quality(data), _lost(data), _control(data), _memory(data)]))
+    return " ".join(filter(None, [_right(data), _quality(data), _lost(data), _control(data), _memory(data)]))
 
 
 def _quality(data: dict[str, Any]) -> str:
@@ -27,6 +27,18 @@ def _quality(data: dict[str, Any]) -> str:
         return f"Perplexity is {span}, over {len(ratios)} domains."
     told = each(ratios, of=" the teacher's")
     return f"Perplexity is {told}{_level(ratios, data['ratio_error'])}."
+
+
+def _right(data: dict[str, Any]) -> str:
+    """Of a classifier: what it keeps of its teacher's accuracy, and whether that is more than chance."""
+    found = {domain: scores["accuracy"] for domain, scores in (data["scores"] or {}).items()}
+    if not found:
+        return ""
+    told = [f"{share(each['recovery'])} on {domain}" for domain, each in found.items()]
+    gaps = {domain: abs(each["student"] - each["teacher"]) for domain, each in found.items()}
+    level = [domain for domain, gap in gaps.items() if found[domain]["error"] and gap <= 2 * found[domain]["error"]]
+    alike = f"; on {listed(level)} the two are level within two standard errors" if level else ""
+    return f"The student keeps {listed(told)} of its teacher's accuracy{alike}."
 
 
 def _level(ratios: dict[str, float], errors: dict[str, float | None]) -> str:

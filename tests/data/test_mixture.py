@@ -10,6 +10,7 @@ from distill.config import Domain
 from distill.data import mixture, prepare
 from distill.data.sources import Splits
 from distill.errors import UserError
+from distill.task import DECODER
 
 from .conftest import counting, data, write
 
@@ -130,7 +131,7 @@ def test_validation_is_spread_over_the_text_and_read_in_order(tokenizer, tmp_pat
 )
 def test_data_path_replaces_the_domains_by_one_of_a_short_name(path: str, name: str | None, called: str):
     config = data({"other": Domain("python", "code")}, path=path, name=name, validation="valid")
-    assert mixture._checked(config) == {called: Domain(path, name=name, validation="valid")}
+    assert mixture._checked(config, DECODER) == {called: Domain(path, name=name, validation="valid")}
 
 
 @pytest.mark.parametrize(

@@ -96,10 +96,10 @@ def test_the_cache_is_keyed_by_text_tokenizer_and_context(tokenizer, tmp_path: P
 
 
 def test_what_earlier_calls_left_in_the_tokenizer_changes_neither_key_nor_blocks(tokenizer):
-    rows, before = Dataset.from_dict({"text": [counting(0, 40)]}), packing._identity(tokenizer)
+    rows, before = Dataset.from_dict({"text": [counting(0, 40)]}), packing.identity(tokenizer)
     whole = ids(pack(rows, tokenizer, 8, "x"))
     tokenizer(["a b"], truncation=True, max_length=2)
-    assert packing._identity(tokenizer) == before
+    assert packing.identity(tokenizer) == before
     assert ids(pack(rows, tokenizer, 8, "x")) == whole
 
 

@@ -10,9 +10,9 @@ from transformers import BertConfig
 
 from distill.flexformer.bidirectional import everywhere
 from distill.flexformer.configuration import FlexformerConfig
+from distill.flexformer.encoder import FlexformerForMaskedLM
 from distill.flexformer.engine import parallel
 from distill.flexformer.exact import exact_attention
-from distill.flexformer.masked_lm import FlexformerForMaskedLM
 from distill.flexformer.mixer import Mixer
 
 from .examples import FOURIER, PLAIN, SHAPE

@@ -19,7 +19,7 @@ from distill.config import Config
 from distill.errors import UserError
 from distill.measure.perplexity import agreement, ratio_error, read
 from distill.pipeline import PIPELINES, distil
-from distill.pretrain import train_tokenizer
+from distill.scratch import train_tokenizer
 from distill.stages.attention import AttentionStage
 from distill.stages.language import LanguageStage
 from distill.stages.logits import LogitsStage, logit_kl
@@ -56,7 +56,7 @@ SHORT = [
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory that `teacher.path` takes, with a tokenizer as goal=teacher makes it."""
     folder = tmp_path_factory.mktemp("encoder")
-    tokenizer = train_tokenizer([tiny.prose(0, 150)], tiny.VOCABULARY, ENCODER.special_tokens)
+    tokenizer = train_tokenizer([tiny.prose(0, 150)], tiny.VOCABULARY, ENCODER)
     shape = {key: value for key, value in BERT.items() if key != "model_type"}
     tiny_bert = BertConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **shape)
     torch.manual_seed(0)
@@ -297,7 +297,9 @@ def test_refusals(encoder: Path, teachers: dict[str, Path], made, tmp_path: Path
             check(made(f"mixer={mixer}"))
     with pytest.raises(UserError, match=r"^mixer=linformer: [^\n]*later tokens into earlier ones[^\n]*$"):
         check(compose("mixer=linformer"))
-    with pytest.raises(UserError, match=r"^task=nope is unknown; known: causal_lm, masked_lm$"):
+    with pytest.raises(
+        UserError, match=r"^task=nope is unknown; known: causal_lm, masked_lm, sequence_classification$"
+    ):
         check(compose("task=nope"))
 
 

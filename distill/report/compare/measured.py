@@ -110,6 +110,8 @@ def _values(
         # Older runs were not held against their teacher.
         values |= {name: kl.get(domain) for name in ("kl", "teacher_tuned_kl") if (kl := headline.get(name))}
         found[Case(mixer, teacher, domain)] = values | fixed
+        scores = (headline.get("scores") or {}).get(domain, {})
+        found[Case(mixer, teacher, domain)] |= {f"{name}_recovery": each["recovery"] for name, each in scores.items()}
         for part, perplexities in (headline.get("parts") or {}).items():
             case = Case(f"{mixer} only={part}", teacher, domain)
             found[case] = {"ratio": _over(perplexities.get(domain), perplexity)} | fixed

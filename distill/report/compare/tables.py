@@ -34,6 +34,9 @@ def beside_table(found: Compared) -> Table:
         "output_error": ("Output error", number),
         "kl": ("KL to teacher", number),
         "agreement": ("Same first choice", share),
+        "accuracy_recovery": ("Accuracy kept", share),
+        "f1_recovery": ("F1 kept", share),
+        "mcc_recovery": ("MCC kept", share),
         "teacher_tuned_ratio": ("Teacher tuned", times),
         "teacher_tuned_kl": ("Tuned, KL to teacher", number),
     }

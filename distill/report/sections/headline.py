@@ -10,18 +10,33 @@ from ..section import Fact, Figure, Section, Table
 from ..verdict import KL_TO_TEACHER, verdict
 
 #: The perplexities on the way from teacher to student, in order.
-STEPS = {"teacher_ppl": "teacher", "swapped_ppl": "swapped in", "stage1_ppl": "after stage 1", "student_ppl": "student"}
+STEPS = {
+    "teacher_ppl": "teacher",
+    "swapped_ppl": "swapped in",
+    "stage1_ppl": "after stage 1",
+    "matched_ppl": "after stage 2",
+    "student_ppl": "student",
+}
+#: Whose scores there are of a classifier.
+SCORED = {
+    "teacher": "Teacher",
+    "matched": "After stage 2",
+    "student": "Student",
+    "recovery": "Recovery",
+    "teacher_tuned": "Teacher tuned",
+}
 STAGES = {
     "allocation": "features shared out",
     "attention": "stage 1, attention maps",
     "logits": "stage 2, logits",
+    "finetune": "fine-tuning",
 }
 
 
 def section(run: Run) -> Section:
     data = complete(run.json("measurements/headline.json"))
     figures, notes = [steps_figure(data)], list[str]()
-    tables = [perplexity_table(data), stage_table(data)]
+    tables = [*score_tables(data), perplexity_table(data), stage_table(data)]
     try:
         tables += allocation_tables(run)
     except ArtefactError as error:
@@ -34,8 +49,8 @@ def section(run: Run) -> Section:
         notes.append(f"No control, the teacher trained on the same tokens: {why_untuned(run)}.")
     return Section(
         title="Headline",
-        intro="Perplexity on held-out text, an encoder's over the masked tokens: the same text and context for teacher "
-        "and student. The ratio is student "
+        intro="Perplexity on held-out text, an encoder's over the masked tokens, a classifier's over the labels: the "
+        "same text and context for teacher and student. The ratio is student "
         "over teacher, so 1.00× loses nothing; ± is one standard error over the blocks read. Swapped in: with the "
         f"mixers as initialised, before any training.{KL_TO_TEACHER if data['kl'] else ''}",
         data=data,
@@ -55,11 +70,17 @@ def complete(found: dict[str, Any]) -> dict[str, Any]:
     for name in (*STEPS, "ratio", "ratio_error", "agreement", "evaluation_tokens"):
         data[name] = {domain: (found.get(name) or {}).get(domain) for domain in domains}
     data["teacher_tuned_ppl"] = tuned = found.get("teacher_tuned_ppl")
-    data |= {name: found.get(name) for name in ("kl", "teacher_tuned_kl")}
+    data |= {name: found.get(name) for name in ("kl", "teacher_tuned_kl", "scores")}
     data["student_over_tuned"] = {d: over(data["student_ppl"][d], (tuned or {}).get(d)) for d in domains}
     state, saved = data["state_bytes"], data["cache_bytes_per_token"] - data["student_cache_bytes_per_token"]
     data["state_smaller_from_tokens"] = state // saved + 1 if saved else None
     return data
+
+
+def steps(data: dict[str, Any]) -> dict[str, str]:
+    """Those of STEPS that this run took, fine-tuning being no step that all do."""
+    tuned = any(value is not None for value in data["matched_ppl"].values())
+    return {name: step for name, step in STEPS.items() if tuned or name != "matched_ppl"}
 
 
 def over(value: float | None, base: float | None) -> float | None:
@@ -72,9 +93,26 @@ def domain_number(data: dict[str, Any], domain: str) -> Fact:
         "" if error is None else f"± {error:.3f}",
         f"perplexity {number(data['teacher_ppl'][domain])} → {number(data['student_ppl'][domain])}",
         f"KL to teacher {number(data['kl'].get(domain))}" if data["kl"] else "",
-        f"same first choice for {share(data['agreement'][domain])} of tokens",
+        f"same first choice for {share(data['agreement'][domain])} of {'texts' if data['scores'] else 'tokens'}",
     ]
+    if data["scores"]:
+        right = data["scores"][domain]["accuracy"]
+        parts = [f"accuracy {share(right['teacher'])} → {share(right['student'])}", *parts[1:]]
+        return Fact(domain, f"{share(right['recovery'])} kept", " · ".join(filter(None, parts)))
     return Fact(domain, times(data["ratio"][domain]), " · ".join(filter(None, parts)))
+
+
+def score_tables(data: dict[str, Any]) -> list[Table]:
+    """Of a classifier: how often it is right, and how much of its teacher's score that is."""
+    known = {key for scores in (data["scores"] or {}).values() for each in scores.values() for key in each}
+    columns = {key: head for key, head in SCORED.items() if key in known}
+    rows = [
+        [domain, name, *(share(each.get(key)) for key in columns)]
+        for domain, scores in (data["scores"] or {}).items()
+        for name, each in scores.items()
+    ]
+    heads = ["Domain", "Score", *columns.values()]
+    return [Table("Right labels, and what is kept of the teacher's", heads, rows, labels=2)] if rows else []
 
 
 def facts(data: dict[str, Any]) -> list[Fact]:
@@ -100,19 +138,20 @@ def kept_cache(data: dict[str, Any]) -> str:
 
 def perplexity_table(data: dict[str, Any]) -> Table:
     tuned, kl, tuned_kl = data["teacher_tuned_ppl"], data["kl"], data["teacher_tuned_kl"]
-    columns = ["Domain", *map(str.capitalize, STEPS.values()), "Ratio", "Same first choice"]
+    columns = ["Domain", *map(str.capitalize, steps(data).values()), "Ratio", "Same first choice"]
     columns += ["KL to teacher"] if kl else []
     columns += ["Teacher tuned", "Student / tuned"] if tuned else []
     columns += ["Tuned, KL to teacher"] if tuned_kl else []
     rows = []
     for domain in data["teacher_ppl"]:
-        row = [domain, *(number(data[step][domain]) for step in STEPS)]
+        row = [domain, *(number(data[step][domain]) for step in steps(data))]
         row += [with_error(data["ratio"][domain], data["ratio_error"][domain]), share(data["agreement"][domain])]
         row += [number(kl.get(domain))] if kl else []
         row += [number(tuned.get(domain)), times(data["student_over_tuned"][domain])] if tuned else []
         row += [number(tuned_kl.get(domain))] if tuned_kl else []
         rows.append([*row, count(data["evaluation_tokens"][domain])])
-    return Table(f"Perplexity at {data['context']:,} tokens of context", [*columns, "Tokens read"], rows)
+    read = "Texts read" if data["scores"] else "Tokens read"
+    return Table(f"Perplexity at {data['context']:,} tokens of context", [*columns, read], rows)
 
 
 def stage_table(data: dict[str, Any]) -> Table:
@@ -142,12 +181,15 @@ def allocation_tables(run: Run) -> list[Table]:
 
 def steps_figure(data: dict[str, Any]) -> Figure:
     values = {
-        domain: [over(data[step][domain], teacher) for step in STEPS] for domain, teacher in data["teacher_ppl"].items()
+        domain: [over(data[step][domain], teacher) for step in steps(data)]
+        for domain, teacher in data["teacher_ppl"].items()
     }
     told = "; ".join(f"{domain} {', '.join(map(times, heights))}" for domain, heights in values.items())
-    alt = f"Perplexity over the teacher's, {' → '.join(STEPS.values())}: {told}."
+    alt = f"Perplexity over the teacher's, {' → '.join(steps(data).values())}: {told}."
     caption = "From teacher to student: perplexity as a multiple of the teacher's, on a logarithmic scale."
-    return Figure("staircase", caption, alt, staircase(list(STEPS.values()), values, "perplexity / teacher's", alt))
+    return Figure(
+        "staircase", caption, alt, staircase(list(steps(data).values()), values, "perplexity / teacher's", alt)
+    )
 
 
 def total(by_stage: dict[str, float | None]) -> float:

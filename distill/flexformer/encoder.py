@@ -1,0 +1,30 @@
+"""The students of encoders as transformers sees them."""
+
+from typing import Any
+
+from torch import Tensor
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
+
+from .inputs import check_inputs
+from .model import Flexformer
+
+
+class FlexformerEncoder(Flexformer):
+    """Every token sees all others, through one state for the whole text."""
+
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
+        """As the base model's own."""
+        check_inputs(attention_mask, kwargs.get("position_ids"), kwargs)
+        return self.lm(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+
+
+class FlexformerForMaskedLM(FlexformerEncoder):
+    """A masked language model: logits (B, N, V)."""
+
+    auto = AutoModelForMaskedLM
+
+
+class FlexformerForSequenceClassification(FlexformerEncoder):
+    """A classifier of texts, or of pairs of them: logits (B, classes)."""
+
+    auto = AutoModelForSequenceClassification

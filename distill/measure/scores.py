@@ -1,0 +1,54 @@
+"""How often a classifier is right, and how much of that its student keeps."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torchmetrics.functional.classification import (
+    multiclass_accuracy,
+    multiclass_f1_score,
+    multiclass_matthews_corrcoef,
+)
+
+from .perplexity import Reading
+
+
+def accuracy(found: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """The share of texts whose label is found."""
+    return multiclass_accuracy(found, labels, classes, average="micro")
+
+
+def f1(found: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """The harmonic mean of precision and recall: of label 1 where there are two, else the mean over all labels."""
+    each = multiclass_f1_score(found, labels, classes, average="none")
+    return each[1] if classes == 2 else each.mean()
+
+
+def mcc(found: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Matthews' correlation between labels and what is found: 0 is chance, and 1 always right."""
+    return multiclass_matthews_corrcoef(found, labels, classes)
+
+
+#: What GLUE's tasks are judged by, by name.
+SCORES: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {"accuracy": accuracy, "f1": f1, "mcc": mcc}
+
+
+def score(reading: Reading, classes: int) -> dict[str, float]:
+    """Every score by its name."""
+    found, labels = reading.predicted.flatten(), reading.targets.flatten()
+    return {name: each(found, labels, classes).item() for name, each in SCORES.items()}
+
+
+def compared(readings: dict[str, Reading], classes: int) -> dict[str, dict[str, Any]]:
+    """By score: that of each who has read the texts, the student and its teacher among them, and `recovery`, the
+    student's over the teacher's, None where that is not above 0. Of the accuracy also `error`, one standard error of
+    student − teacher."""
+    each = {who: score(reading, classes) for who, reading in readings.items()}
+    found: dict[str, dict[str, Any]] = {name: {who: each[who][name] for who in each} for name in SCORES}
+    for scores in found.values():
+        scores["recovery"] = scores["student"] / scores["teacher"] if scores["teacher"] > 0 else None
+    student, teacher = readings["student"], readings["teacher"]
+    gap = (student.predicted == student.targets).double() - (teacher.predicted == teacher.targets).double()
+    found["accuracy"]["error"] = (gap.std() / len(gap) ** 0.5).item() if len(gap) > 1 else math.nan
+    return found
