@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -80,7 +80,8 @@ def padded(tokenizer: PreTrainedTokenizerBase) -> Collate:
 
 
 def next_tokens(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    return logits[:, :-1], batch["input_ids"][:, 1:]
+    """Of a conversation, those that the assistant says."""
+    return logits[:, :-1], batch.get("labels", batch["input_ids"])[:, 1:]
 
 
 def masked_tokens(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -117,6 +118,12 @@ class Task:
     def inputs(self, batch: Batch) -> dict[str, Any]:
         """What a model is called with."""
         return {name: batch[name] for name in READ if name in batch} | self.arguments
+
+    def matched(self, batch: Batch) -> Tensor | None:
+        """Which of a batch's predictions stage 2 matches (B, N): of conversations those of the targets; None: all."""
+        if not self.causal or "labels" not in batch:
+            return None
+        return pad(batch["labels"][:, 1:] != NO_TARGET, (0, 1))
 
     def nll(self, logits: Tensor, batch: Batch) -> Tensor:
         """−log p of every target in nats, 0 where there is none: (B, M)."""

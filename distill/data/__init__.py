@@ -1,7 +1,11 @@
-"""From text to batches: `sources` finds a domain's texts (the `stdlib` corpus, local `files`, the hub), `packing`
-cuts them into blocks of tokens, once and for all, and `mixture` deals the blocks of all domains out by weight.
+"""From text to batches.
+
+`domains` reads what the configuration names: texts, which `sources` finds (the `stdlib` corpus, local `files`, the hub)
+and `packing` cuts into blocks of tokens; or rows of `tables`, each a `labelled` text or a `chat`. `mixture` deals out
+the blocks of all domains by weight.
 """
 
-from .mixture import Corpus, prepare, training_texts
+from .domains import prepare, training_texts
+from .mixture import Corpus
 
 __all__ = ["Corpus", "prepare", "training_texts"]

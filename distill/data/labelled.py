@@ -1,50 +1,24 @@
 """Texts with a label each: from a file's rows or the hub to tokens, one text or pair of texts a row."""
 
-from pathlib import Path
 from typing import Any
 
-from datasets import ClassLabel, Dataset, Features, List, Value, load_dataset
-from datasets.exceptions import DatasetsError
+from datasets import ClassLabel, Dataset, Features, List, Value
 from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 
 from ..config import Domain
 from ..errors import UserError
-from . import files, hub
+from . import tables
 from .packing import identity
-from .sources import Splits, is_local
+from .sources import Splits
 
-#: How datasets reads a table, by the extension of its file.
-TABLES: dict[str, tuple[str, dict[str, Any]]] = {
-    ".jsonl": ("json", {}),
-    ".json": ("json", {}),
-    ".parquet": ("parquet", {}),
-    ".csv": ("csv", {}),
-    ".tsv": ("csv", {"sep": "\t"}),
-}
-#: Rows have no order that means anything, and those held out are taken from the end.
-SHUFFLED = 0
 #: Part of the cache's key: raise it when the same rows have to give other tokens.
 VERSION = 1
 
 
 def load(domain: Domain) -> Splits:
-    """Rows with the columns text, pair (where the domain has one) and label, in an order of their own.
-
-    UserError for what is no table or cannot be reached, and for columns that are missing.
-    """
-    if domain.path == "python":
-        raise UserError("data.path=python has no labels: give a .jsonl, .csv or .parquet file, or a hub data set")
-    if is_local(domain.path):
-        train, validation = _table("data.path", domain.path), None
-    else:
-        train, validation = hub.table(domain, domain.split), None
-        if domain.validation is None and hub.has_split(domain, "validation", streaming=False):
-            validation = hub.table(domain, "validation")
-    if domain.validation is not None:
-        local = is_local(domain.validation)
-        validation = _table("data.validation", domain.validation) if local else hub.table(domain, domain.validation)
-    return Splits(_columns(train, domain).shuffle(seed=SHUFFLED), validation and _columns(validation, domain))
+    """Rows with the columns text, pair (where the domain has one) and label; UserError as of `tables.load`."""
+    return tables.load(domain, {"text": "column", "label": "label"} | ({"pair": "pair"} if domain.pair else {}))
 
 
 def classes(rows: Dataset) -> list[str]:
@@ -104,32 +78,3 @@ def _numbers(rows: Dataset, names: list[str], domain: str) -> dict[Any, int]:
 
 def _known(rows: Dataset) -> list[Any]:
     return [each.item() if hasattr(each, "item") else each for each in rows.unique("label")]
-
-
-def _columns(rows: Dataset, domain: Domain) -> Dataset:
-    wanted = {"text": domain.column, "label": domain.label} | ({"pair": domain.pair} if domain.pair else {})
-    for key, column in wanted.items():
-        if column not in rows.column_names:
-            key = "column" if key == "text" else key
-            raise UserError(
-                f"{domain.path} has no column {column}: set `{key}` to one of {', '.join(rows.column_names)}"
-            )
-    chosen = rows.select_columns(list(wanted.values()))
-    chosen = chosen.rename_columns({column: key for key, column in wanted.items() if column != key})
-    whole = chosen.filter(lambda batch: [None not in row for row in zip(*batch.values(), strict=True)], batched=True)
-    if not len(whole):
-        raise UserError(f"{domain.path} has no row with a text and a label")
-    return whole
-
-
-def _table(key: str, path: str) -> Dataset:
-    local = Path(path).expanduser()
-    if not local.exists():
-        raise UserError(f"{key}={path} does not exist: give a file or a hub data set")
-    if (kind := files.kind(local)) not in TABLES or local.is_dir():
-        raise UserError(f"{key}={path} is no table: labelled texts are rows of {', '.join(TABLES)}")
-    reader, options = TABLES[kind]
-    try:
-        return load_dataset(reader, data_files=str(local), split="train", **options)
-    except (ValueError, RuntimeError, OSError, DatasetsError) as error:
-        raise UserError(f"{key}={path} cannot be read: {hub.first_line(error.__cause__ or error)}") from error

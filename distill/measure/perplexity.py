@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torch.utils.data import DataLoader
 
 from ..config import Config
@@ -75,7 +76,13 @@ def read(
         if teacher is not None:
             kl.append(per_target(task.kl(teacher.logits(batch), logits, batch), found))
     model.train(training)
-    return Reading(torch.cat(nll), torch.cat(predicted), torch.cat(targets), torch.cat(kl) if kl else None)
+    return Reading(torch.cat(nll), together(predicted), together(targets), torch.cat(kl) if kl else None)
+
+
+def together(batches: list[Tensor]) -> Tensor:
+    """(B, M) of every batch → (blocks, M) as wide as the widest, NO_TARGET where one has none."""
+    widest = max(batch.shape[1] for batch in batches)
+    return torch.cat([pad(batch, (0, widest - batch.shape[1]), value=NO_TARGET) for batch in batches])
 
 
 def per_target(values: Tensor, predicted: Tensor) -> Tensor:

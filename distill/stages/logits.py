@@ -17,7 +17,10 @@ from .stage import Stage, embeddings, recompute, warmup_linear
 
 
 class LogitsStage(Stage):
-    """Minimises T² KL(teacher‖student) at temperature T, mean over tokens, plus an optional loss on the text itself."""
+    """Minimises T² KL(teacher‖student) at temperature T, mean over tokens, plus an optional loss on the text itself.
+
+    Of conversations, over the tokens that the assistant says.
+    """
 
     def __init__(self, teacher: Teacher, student: Flexformer, wanted: config.Logits):
         super().__init__()
@@ -29,8 +32,9 @@ class LogitsStage(Stage):
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         task = self.teacher.task
-        logits = self.student(**task.inputs(batch)).logits
-        loss = logit_kl(self.teacher.logits(batch), logits, self.wanted.temperature)
+        logits, matched = self.student(**task.inputs(batch)).logits, task.matched(batch)
+        target, found = (each if matched is None else each[matched] for each in (self.teacher.logits(batch), logits))
+        loss = logit_kl(target, found, self.wanted.temperature)
         if self.wanted.cross_entropy:
             loss = loss + self.wanted.cross_entropy * task.loss(logits, batch)
         self.losses = {"logits": loss.detach()}
@@ -65,7 +69,7 @@ class LogitsStage(Stage):
 
 
 def logit_kl(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
-    """T² KL(teacher‖student) at temperature T: logits (B, N, V) → mean over B and N."""
+    """T² KL(teacher‖student) at temperature T: logits (…, V) → mean over all predictions."""
     return temperature**2 * divergence(teacher, student, temperature).mean()
 
 

@@ -60,16 +60,16 @@ def test_columns_go_by_the_names_given(tmp_path: Path):
 @pytest.mark.parametrize(
     ("domain", "message"),
     [
-        (Domain("python"), "data.path=python has no labels"),
+        (Domain("python"), "data.path=python has no such rows"),
         (Domain("nowhere.jsonl"), r"data.path=nowhere.jsonl does not exist: give a file"),
-        (Domain("HERE/rows.txt"), r"rows.txt is no table: labelled texts are rows of .jsonl, .json, .parquet, .csv"),
+        (Domain("HERE/rows.txt"), r"rows.txt is no table: give a file of rows, .jsonl, .json, .parquet, .csv"),
         (Domain("HERE"), "is no table"),
         (Domain("HERE/torn.jsonl"), r"torn.jsonl cannot be read: "),
         (Domain("HERE/rows.jsonl", column="body"), "has no column body: set `column` to one of text, label, n"),
         (Domain("HERE/rows.jsonl", label="class"), "has no column class: set `label` to one of text, label, n"),
         (Domain("HERE/rows.jsonl", pair="other"), "has no column other: set `pair` to one of text, label, n"),
         (Domain("HERE/rows.jsonl", validation="gone.csv"), "data.validation=gone.csv does not exist"),
-        (Domain("HERE/empty.jsonl"), "has no row with a text and a label"),
+        (Domain("HERE/empty.jsonl"), "has no row with text and label"),
     ],
 )
 def test_what_cannot_be_used_is_named(domain: Domain, message: str, tmp_path: Path):
@@ -187,5 +187,5 @@ def test_a_teachers_names_decide(tmp_path: Path, padding: PreTrainedTokenizerFas
 
 
 def test_labelled_texts_are_no_stream(tmp_path: Path, padding: PreTrainedTokenizerFast):
-    with pytest.raises(UserError, match=r"data\.streaming=true: labelled texts are read whole"):
+    with pytest.raises(UserError, match=r"data\.streaming=true: rows of a table are read whole"):
         prepare(data(path=saved(tmp_path / "rows.jsonl"), streaming=True), padding, 0, CLASSIFIER)

@@ -7,7 +7,8 @@ import torch
 from datasets import Dataset, IterableDataset
 
 from distill.config import Domain
-from distill.data import mixture, prepare
+from distill.data import domains as configured
+from distill.data import prepare
 from distill.data.sources import Splits
 from distill.errors import UserError
 from distill.task import DECODER
@@ -43,7 +44,7 @@ def test_batches_are_as_many_and_as_large_as_asked(tokenizer, domains, streaming
 
 def test_a_stream_of_several_shards_gives_whole_batches_too(tokenizer, monkeypatch: pytest.MonkeyPatch):
     shards = Dataset.from_dict({"text": [counting(i, i + 50) for i in range(0, 200, 50)]}).to_iterable_dataset(4)
-    monkeypatch.setattr(mixture, "load", lambda domain, streaming: Splits(shards, shards))
+    monkeypatch.setattr(configured, "load", lambda domain, streaming: Splits(shards, shards))
     corpus = prepare(data({"x": Domain("someone/texts")}, streaming=True, workers=2), tokenizer, 0)
     assert [len(batch["input_ids"]) for batch in corpus.batches(steps=3, batch_size=5, seed=1)] == [5, 5, 5]
 
@@ -131,7 +132,7 @@ def test_validation_is_spread_over_the_text_and_read_in_order(tokenizer, tmp_pat
 )
 def test_data_path_replaces_the_domains_by_one_of_a_short_name(path: str, name: str | None, called: str):
     config = data({"other": Domain("python", "code")}, path=path, name=name, validation="valid")
-    assert mixture._checked(config, DECODER) == {called: Domain(path, name=name, validation="valid")}
+    assert configured._checked(config, DECODER) == {called: Domain(path, name=name, validation="valid")}
 
 
 @pytest.mark.parametrize(

@@ -91,13 +91,18 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "option of another map": (["+mixer.order=2"], ["mixer.order", "unknown", "features"]),
     "below a file": (["run_dir={texts}/short.txt/run"], ["run_dir=.*short.txt/run", "cannot be written"]),
     "a file": (["run_dir={texts}/short.txt"], ["run_dir=.*short.txt", "cannot be written"]),
-    "no architecture": (["goal=teacher"], ["teacher.vocabulary", "teacher.architecture"]),
+    "no architecture": (["goal=teacher", "teacher.path=null"], ["teacher.vocabulary", "teacher.architecture"]),
     "architecture": (
-        ["goal=teacher", "teacher.vocabulary=280", "teacher.architecture={{model_type: nope}}"],
+        ["goal=teacher", "teacher.path=null", "teacher.vocabulary=280", "teacher.architecture={{model_type: nope}}"],
         ["teacher.architecture", "nope"],
     ),
     "context of an architecture": (
-        ["goal=teacher", "teacher.vocabulary=280", "teacher.architecture={{model_type: gpt2, n_positions: 16}}"],
+        [
+            "goal=teacher",
+            "teacher.path=null",
+            "teacher.vocabulary=280",
+            "teacher.architecture={{model_type: gpt2, n_positions: 16}}",
+        ],
         ["data.context=32", "16 positions"],
     ),
 }

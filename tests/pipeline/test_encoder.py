@@ -365,7 +365,7 @@ PRETRAIN = [
     f"data.context={tiny.CONTEXT}",
     "data.validation_blocks=6",
     f"teacher.vocabulary={tiny.VOCABULARY}",
-    "stages.pretrain.max_steps=30",
+    "stages.pretrain.max_steps=60",
     "stages.pretrain.batch_size=4",
     "trainer.accelerator=cpu",
     "trainer.precision=32-true",
@@ -377,7 +377,7 @@ def test_an_encoder_is_trained_from_nothing(text: Path, tmp_path: Path):
     wanted = compose(*PRETRAIN, f"data.path={text}", f"run_dir={tmp_path / 'run'}")
     path = PIPELINES[wanted.goal](wanted)
     losses = [json.loads(line)["loss"] for line in (path / "metrics.jsonl").read_text().splitlines()]
-    assert losses[-1] < losses[0] - 0.1
+    assert sum(losses[-5:]) < sum(losses[:5]) - 0.5
     teacher = load(path / "teacher")
     tokenizer, bert = teacher.tokenizer, teacher.model.config
     assert (tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.mask_token_id) == (0, 1, 2)

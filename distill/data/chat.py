@@ -1,0 +1,133 @@
+"""Conversations: through the tokenizer's own template to tokens, of which those that the assistant says are learned."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from datasets import Dataset, Features, List, Value
+from datasets.fingerprint import Hasher
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerBase
+
+from ..config import Domain
+from ..errors import UserError
+from ..task import NO_TARGET, Batch, Collate
+from . import tables
+from .packing import identity
+from .sources import Splits
+
+#: Who says what is learned.
+ASSISTANT = "assistant"
+#: Part of the cache's key: raise it when the same rows have to give other tokens.
+VERSION = 1
+
+
+def load(domain: Domain) -> Splits:
+    """Rows with the column messages, [{"role", "content"}, …]; UserError as of `tables.load`."""
+    return tables.load(domain, {"messages": "messages"})
+
+
+def encode(rows: Dataset, tokenizer: PreTrainedTokenizerBase, context: int, domain: str) -> Dataset:
+    """Column `messages` → `input_ids`, the first `context` tokens of the conversation as the template writes it, and
+    `labels`, the same where the assistant says them, NO_TARGET elsewhere.
+
+    Conversations in which nothing of this is left are left out. UserError where that is all of them, or where the
+    tokenizer has no template.
+    """
+    if not tokenizer.chat_template:
+        raise UserError(
+            "teacher.path: the tokenizer has no chat template: choose a teacher that was trained on conversations, or "
+            "put its chat_template.jinja beside the tokenizer"
+        )
+    if not tokenizer.is_fast:
+        raise UserError("teacher.path: answers cannot be told apart by a slow tokenizer; add its tokenizer.json")
+    key = [VERSION, rows._fingerprint, identity(tokenizer), tokenizer.chat_template, context]
+    encoded = rows.map(
+        _encoded,
+        batched=True,
+        remove_columns=rows.column_names,
+        fn_kwargs={"tokenizer": tokenizer, "context": context},
+        features=Features({"input_ids": List(Value("int32")), "labels": List(Value("int64"))}),
+        new_fingerprint=Hasher.hash(key),
+        desc=f"encoding {domain}",
+    )
+    if not len(encoded):
+        raise UserError(
+            f"domain {domain}: no conversation has an answer within data.context={context} that its template writes "
+            "as it does in the whole; raise data.context, or mark answers by {% generation %} in the template"
+        )
+    return encoded.with_format("torch")
+
+
+class SideBySide:
+    """Conversations of their own lengths → a batch as long as the longest; nothing of it is left to chance."""
+
+    def __init__(self, filling: int, seed: int):
+        self.filling = filling
+
+    def __call__(self, rows: list[Batch]) -> Batch:
+        def fill(columns: list[Tensor], value: int) -> Tensor:
+            return pad_sequence(columns, batch_first=True, padding_value=value)
+
+        return {
+            "input_ids": fill([row["input_ids"].long() for row in rows], self.filling),
+            "attention_mask": fill([torch.ones_like(row["labels"]) for row in rows], 0),
+            "labels": fill([row["labels"] for row in rows], NO_TARGET),
+        }
+
+
+def collate(tokenizer: PreTrainedTokenizerBase) -> Collate:
+    """Padding is never looked at, so that any token will do where the tokenizer has none for it."""
+    filling = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    return partial(SideBySide, filling or 0)
+
+
+def _encoded(
+    batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase, context: int
+) -> dict[str, list[list[int]]]:
+    found: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
+    for row in batch["messages"]:
+        # Columns of a table hold every key that some message has.
+        messages = [{key: value for key, value in message.items() if value is not None} for message in row]
+        ids, said = conversation(messages, tokenizer)
+        ids, said = ids[:context], said[:context]
+        # What comes first is never predicted.
+        if any(said[1:]):
+            found["input_ids"].append(ids)
+            found["labels"].append([token if mine else NO_TARGET for token, mine in zip(ids, said, strict=True)])
+    return found
+
+
+def conversation(messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[bool]]:
+    """The tokens of all messages, and which of them are the assistant's, with those that end what it says."""
+    template = str(tokenizer.chat_template)
+    if "{% generation" in template or "{%- generation" in template:
+        told: Any = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+        return list(told["input_ids"]), [bool(mine) for mine in told["assistant_masks"]]
+    text = _written(messages, tokenizer)
+    encoded: Any = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    answers = list(_answers(messages, text, tokenizer))
+    # Of a token that reaches from the prompt into the answer, the answer's part is what has to be predicted.
+    said = [any(begin < last <= end for begin, end in answers) for _, last in encoded["offset_mapping"]]
+    return list(encoded["input_ids"]), said
+
+
+def _answers(
+    messages: list[dict[str, Any]], text: str, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[tuple[int, int]]:
+    """Where each answer begins and ends in the text: after the prompt for it, and with the conversation up to it.
+
+    A template may write an answer otherwise once others follow; such an answer is not learned.
+    """
+    for place, message in enumerate(messages):
+        if message.get("role") == ASSISTANT and place:
+            prompt = _written(messages[:place], tokenizer, add_generation_prompt=True)
+            until = _written(messages[: place + 1], tokenizer)
+            if text.startswith(until) and until.startswith(prompt):
+                yield len(prompt), len(until)
+
+
+def _written(messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, **options: Any) -> str:
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))

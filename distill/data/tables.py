@@ -1,0 +1,72 @@
+"""Rows with columns: from a table on disk or the hub, whole and in an order of their own."""
+
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, load_dataset
+from datasets.exceptions import DatasetsError
+
+from ..config import Domain
+from ..errors import UserError
+from . import files, hub
+from .sources import Splits, is_local
+
+#: How datasets reads a table, by the extension of its file.
+TABLES: dict[str, tuple[str, dict[str, Any]]] = {
+    ".jsonl": ("json", {}),
+    ".json": ("json", {}),
+    ".parquet": ("parquet", {}),
+    ".csv": ("csv", {}),
+    ".tsv": ("csv", {"sep": "\t"}),
+}
+#: Rows have no order that means anything, and those held out are taken from the end.
+SHUFFLED = 0
+
+
+def load(domain: Domain, wanted: dict[str, str]) -> Splits:
+    """wanted: what columns are to be called, and the keys that choose them: {"text": "column", "label": "label"}.
+
+    Rows that lack one of them are left out. UserError for what is no table or cannot be reached, and for columns that
+    are missing.
+    """
+    if domain.path == "python":
+        raise UserError("data.path=python has no such rows: give a .jsonl, .csv or .parquet file, or a hub data set")
+    if is_local(domain.path):
+        train, validation = _table("data.path", domain.path), None
+    else:
+        train, validation = hub.table(domain, domain.split), None
+        if domain.validation is None and hub.has_split(domain, "validation", streaming=False):
+            validation = hub.table(domain, "validation")
+    if domain.validation is not None:
+        local = is_local(domain.validation)
+        validation = _table("data.validation", domain.validation) if local else hub.table(domain, domain.validation)
+    train = _columns(train, domain, wanted).shuffle(seed=SHUFFLED)
+    return Splits(train, validation and _columns(validation, domain, wanted))
+
+
+def _columns(rows: Dataset, domain: Domain, wanted: dict[str, str]) -> Dataset:
+    chosen = {name: str(getattr(domain, key)) for name, key in wanted.items()}
+    for name, column in chosen.items():
+        if column not in rows.column_names:
+            raise UserError(
+                f"{domain.path} has no column {column}: set `{wanted[name]}` to one of {', '.join(rows.column_names)}"
+            )
+    rows = rows.select_columns(list(chosen.values()))
+    rows = rows.rename_columns({column: name for name, column in chosen.items() if column != name})
+    whole = rows.filter(lambda batch: [None not in row for row in zip(*batch.values(), strict=True)], batched=True)
+    if not len(whole):
+        raise UserError(f"{domain.path} has no row with {' and '.join(chosen.values())}")
+    return whole
+
+
+def _table(key: str, path: str) -> Dataset:
+    local = Path(path).expanduser()
+    if not local.exists():
+        raise UserError(f"{key}={path} does not exist: give a file or a hub data set")
+    if (kind := files.kind(local)) not in TABLES or local.is_dir():
+        raise UserError(f"{key}={path} is no table: give a file of rows, {', '.join(TABLES)}")
+    reader, options = TABLES[kind]
+    try:
+        return load_dataset(reader, data_files=str(local), split="train", **options)
+    except (ValueError, RuntimeError, OSError, DatasetsError) as error:
+        raise UserError(f"{key}={path} cannot be read: {hub.first_line(error.__cause__ or error)}") from error
