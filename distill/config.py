@@ -30,7 +30,7 @@ class Domain:
     name: the hub configuration, or the part of the embedded corpus. validation: a split or a local file; null holds
     out a part of the training text. weight: its share of the training blocks, relative to others'; 0: only measured.
     label: where task=sequence_classification finds what a text is to be called; pair: … the text that it is read with.
-    messages: the column of conversations, instead of texts.
+    order: … of plain text instead, pairs of passages, in their order or swapped. messages: the column of conversations.
     """
 
     path: str
@@ -40,6 +40,7 @@ class Domain:
     column: str = "text"
     pair: str | None = None
     label: str = "label"
+    order: bool = False
     messages: str | None = None
     weight: float = 1.0
 

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..config import Domain
 from ..errors import UserError
-from . import tables
+from . import order, sources, tables
 from .packing import identity
 from .sources import Splits
 
@@ -18,6 +18,9 @@ VERSION = 1
 
 def load(domain: Domain) -> Splits:
     """Rows with the columns text, pair (where the domain has one) and label; UserError as of `tables.load`."""
+    if domain.order:
+        texts = sources.load(domain, streaming=False)
+        return Splits(*(None if each is None else order.pairs(each) for each in texts))
     return tables.load(domain, {"text": "column", "label": "label"} | ({"pair": "pair"} if domain.pair else {}))
 
 

@@ -1,0 +1,51 @@
+"""Pairs of passages: every passage once, side by side in the text, and half of the pairs swapped."""
+
+from pathlib import Path
+
+from datasets import Dataset
+
+from distill.config import Domain
+from distill.data import labelled, order
+
+from .conftest import write
+
+
+def story(sentences: int) -> str:
+    return " ".join(
+        f"Then number {i} came in, looked around for a while, and sat down somewhere." for i in range(sentences)
+    )
+
+
+def numbers(passage: str) -> list[int]:
+    return [int(word) for word in passage.split() if word.isdigit()]
+
+
+def test_pairs_are_neighbours_in_their_order_or_swapped():
+    rows = list(order.pairs(Dataset.from_dict({"text": [story(300)]})))
+    seen = []
+    for row in rows:
+        first, second = (numbers(row[key]) for key in (("text", "pair") if row["label"] else ("pair", "text")))
+        assert second == list(range(first[-1] + 1, first[-1] + 1 + len(second)))
+        seen += first + second
+    # An odd passage at the end has no neighbour.
+    assert seen == list(range(len(seen))) and len(seen) >= 296
+    assert all(min(len(row["text"]), len(row["pair"])) >= order.PASSAGE for row in rows[:-1])
+
+
+def test_half_are_swapped_and_always_the_same_ones():
+    texts = Dataset.from_dict({"text": [story(2000)]})
+    labels = order.pairs(texts)["label"][:]
+    assert 0.4 < sum(labels) / len(labels) < 0.6
+    assert order.pairs(Dataset.from_dict({"text": [story(2000)]}))["label"][:] == labels
+
+
+def test_no_pair_reaches_over_two_texts():
+    rows = order.pairs(Dataset.from_dict({"text": ["Short.", story(9), "", "Also short."]}))
+    assert all("hort" not in row["text"] + row["pair"] for row in rows) and len(rows) >= 1
+
+
+def test_a_domain_of_plain_text_can_be_a_task(tmp_path: Path):
+    splits = labelled.load(Domain(write(tmp_path / "a.txt", story(50)), order=True))
+    assert splits.validation is None and labelled.classes(splits.train) == ["swapped", "in order"]
+    both = labelled.load(Domain(str(tmp_path / "a.txt"), validation=write(tmp_path / "b.txt", story(20)), order=True))
+    assert both.validation is not None and 0 < len(both.validation) < len(both.train)
