@@ -73,7 +73,7 @@ def distil(config: Config) -> Path:
     if config.measure.teacher_tuned:
         readings["teacher_tuned"] = tune_teacher(teacher, corpus, config, run)
 
-    measure_headline(teacher, student, readings, tokens, config, run)
+    measure_headline(teacher, student, readings, tokens, corpus, config, run)
     export(student, teacher, corpus, config, run)
     render(run.path, config.report.sections)
     print(summary(run))
@@ -110,9 +110,10 @@ def finetune(student: Flexformer, task: Task, corpus: Corpus, config: Config, ru
 
 
 def tune_teacher(teacher: Teacher, corpus: Corpus, config: Config, run: RunDirectory) -> dict[str, Reading]:
-    """The control: the teacher itself, trained on the tokens of stage 2 for as many steps."""
+    """The control: the teacher itself, trained for as many steps as stage 2 and fine-tuning have."""
     logits = config.stages.logits
     wanted = Pretrain(**{field.name: getattr(logits, field.name) for field in fields(Pretrain)})
+    wanted.max_steps += config.stages.finetune.max_steps
     tuned = copy.deepcopy(teacher.model).float()
     fit(LanguageStage(tuned, wanted, teacher.task), "teacher_tuned", wanted, corpus, config, run)
     return read_domains(tuned, corpus, config, run, teacher)

@@ -8,7 +8,6 @@ from lightning import seed_everything
 
 from .checks import check
 from .config import Config
-from .config import Teacher as Wanted
 from .data import prepare, training_texts
 from .errors import UserError
 from .measure.perplexity import read_domains
@@ -16,9 +15,10 @@ from .rundir import RunDirectory
 from .scratch import build_model, train_tokenizer
 from .stages.fit import fit
 from .stages.language import LanguageStage
+from .swappable import attention_layers
 from .task import TASKS
-from .teacher import load_model, load_tokenizer
-from .teacher_card import card
+from .teacher import check_body, check_tokens, load_model, load_tokenizer
+from .teacher_card import card, lines
 
 
 def train_teacher(config: Config) -> Path:
@@ -27,7 +27,7 @@ def train_teacher(config: Config) -> Path:
     With teacher.path, its model and tokenizer are trained further, under a new head where the task wants another.
     """
     check(config)
-    check_start(config.teacher)
+    check_start(config)
     wanted, run, task = config.teacher, RunDirectory(config), TASKS[config.task]
     seed_everything(config.seed, verbose=False)
     with run.timed("data"):
@@ -35,14 +35,17 @@ def train_teacher(config: Config) -> Path:
             tokenizer: Any = train_tokenizer(training_texts(config.data, task), wanted.vocabulary or 0, task)
             tokenizer.model_max_length = config.data.context
         else:
-            tokenizer = load_tokenizer(wanted, task)
+            tokenizer = load_tokenizer(wanted)
+            check_tokens(f"teacher.path={wanted.path}", tokenizer, task)
         corpus = prepare(config.data, tokenizer, config.seed, task)
     labels = named(corpus.classes)
     if wanted.path is None:
         model = build_model(wanted, tokenizer, config.data.context, task, labels)
     else:
         new_head = {"ignore_mismatched_sizes": True, **labels}
-        model, _, _ = load_model(wanted, config.data.context, task, torch.float32, **new_head)
+        model, told, _ = load_model(wanted, config.data.context, task, torch.float32, **new_head)
+        check_body(f"teacher.path={wanted.path}", model, told)
+        attention_layers(wanted.path, model, task, config.data.context)
     run.create()
 
     stage = LanguageStage(model, config.stages.pretrain, task)
@@ -54,17 +57,21 @@ def train_teacher(config: Config) -> Path:
     model.cpu().to(torch.bfloat16).save_pretrained(run.teacher)
     tokenizer.save_pretrained(run.teacher)
     (run.teacher / "README.md").write_text(card(model, readings, tokens, corpus, config, run), encoding="utf-8")
-    print(f"teacher: {run.teacher}")
+    print("\n".join([*lines(readings, corpus), f"teacher: {run.teacher}"]))
     return run.path
 
 
-def check_start(wanted: Wanted) -> None:
-    """UserError where there is neither a model to go on from nor what one is to be made of."""
+def check_start(config: Config) -> None:
+    """UserError where there is neither a model to go on from nor what one is to be made of, and for no steps."""
+    wanted = config.teacher
+    if not config.stages.pretrain.max_steps:
+        raise UserError("stages.pretrain.max_steps=0 trains no teacher; give it some steps")
     if wanted.path is None and (wanted.vocabulary is None or wanted.architecture is None):
         raise UserError("goal=teacher needs teacher.vocabulary and teacher.architecture, or teacher.path to go on from")
     if wanted.path is not None and (wanted.vocabulary is not None or wanted.architecture is not None):
         raise UserError(
-            "teacher.path has a tokenizer and an architecture: leave out teacher.vocabulary and architecture"
+            f"teacher.path={wanted.path} has a tokenizer and an architecture: set teacher.path=null to begin anew, "
+            "or teacher.vocabulary=null and teacher.architecture=null to go on from it"
         )
 
 
@@ -72,4 +79,5 @@ def named(classes: list[str] | None) -> dict[str, Any]:
     """What a configuration says of the labels of a classifier."""
     if classes is None:
         return {}
-    return {"id2label": dict(enumerate(classes)), "label2id": {name: i for i, name in enumerate(classes)}}
+    names = {"id2label": dict(enumerate(classes)), "label2id": {name: i for i, name in enumerate(classes)}}
+    return names | {"problem_type": "single_label_classification"}

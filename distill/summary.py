@@ -22,7 +22,8 @@ def summary(run: RunDirectory) -> str:
     for domain, scores in (headline["scores"] or {}).items():
         for name, each in scores.items():
             shares = (each["teacher"], each["student"], each["recovery"])
-            lines.append(f"{domain:12}{name:10}" + "".join(percent(value) for value in shares))
+            read = f"   of {headline['evaluation_tokens'][domain]:,} texts" if name == "accuracy" else ""
+            lines.append(f"{domain:12}{name:10}" + "".join(percent(value) for value in shares) + read)
     stages = [
         f"{name} {seen:,} tokens in {run.seconds.get(name, 0):.0f} s"
         for name, seen in headline["tokens"].items()

@@ -1,5 +1,6 @@
 """What a model is trained to do, and all that differs between the tasks."""
 
+import copy
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
@@ -69,7 +70,10 @@ class Padding:
     """Texts of their own lengths → a batch as long as the longest, with `attention_mask` and `labels` (B,)."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, seed: int):
-        self.collator = DataCollatorWithPadding(tokenizer)
+        # On the right, or an encoder's learned positions would depend on what a text lies beside.
+        right = copy.copy(tokenizer)
+        right.padding_side = "right"
+        self.collator = DataCollatorWithPadding(right)
 
     def __call__(self, rows: list[Batch]) -> Batch:
         return dict(self.collator(rows))

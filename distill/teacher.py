@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -53,7 +54,7 @@ class Teacher:
 
     @torch.no_grad()
     def logits(self, batch: Batch) -> Tensor:
-        """(B, N, V)."""
+        """(B, N, V), or (B, classes)."""
         return self.model(**self.task.inputs(batch)).logits
 
     def weights_hash(self) -> str:
@@ -70,8 +71,10 @@ def load_teacher(wanted: config.Teacher, context: int, task: Task = DECODER) -> 
     if wanted.path is None:
         raise UserError("teacher.path is missing: give a directory, a hub name, or pocket")
     model, told, stored = load_model(wanted, context, task, getattr(torch, wanted.dtype))
+    teacher = freeze(wanted.path, model, load_tokenizer(wanted), stored, task, context)
     check_whole(f"teacher.path={wanted.path}", model, told, task)
-    return freeze(wanted.path, model, load_tokenizer(wanted, task), stored, task, context)
+    check_tokens(f"teacher.path={wanted.path}", teacher.tokenizer, task)
+    return teacher
 
 
 def load_model(
@@ -114,20 +117,30 @@ def check_whole(key: str, model: Any, told: dict[str, Any], task: Task) -> None:
         raise UserError(f"{key} is no classifier into one of several labels ({kind or 'regression'}); choose another")
 
 
-def load_tokenizer(wanted: config.Teacher, task: Task) -> PreTrainedTokenizerBase:
-    """The teacher's; UserError where it has none, or lacks a token that the task needs."""
+def check_body(key: str, model: Any, told: dict[str, Any]) -> None:
+    """UserError where anything but the head, and what it pools, would be left to chance."""
+    unlike = [each[0] if isinstance(each, tuple | list) else each for each in told["mismatched_keys"]]
+    lost = [name for name in (*told["missing_keys"], *unlike) if name.startswith(f"{model.base_model_prefix}.")]
+    if lost := sorted(name for name in lost if ".pooler." not in name):
+        raise UserError(f"{key} has no {lost[0]} of the shape that its config.json says; choose another checkpoint")
+
+
+def load_tokenizer(wanted: config.Teacher) -> PreTrainedTokenizerBase:
+    """The teacher's; UserError where it has none."""
     tokenizer = _from_hub(AutoTokenizer, location(wanted))
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         # transformers makes an empty one where the files are missing.
         raise UserError(
             f"teacher.path={wanted.path} has no tokenizer: add its tokenizer.json and tokenizer_config.json"
         )
+    return tokenizer
+
+
+def check_tokens(key: str, tokenizer: PreTrainedTokenizerBase, task: Task) -> None:
+    """UserError where a token is missing that the task needs."""
     for name in task.special_tokens:
         if getattr(tokenizer, name) is None:
-            raise UserError(
-                f"teacher.path={wanted.path}: its tokenizer has no {name}, which an {task.kind} needs; set it"
-            )
-    return tokenizer
+            raise UserError(f"{key}: its tokenizer has no {name}, which an {task.kind} needs; set it")
 
 
 def freeze(
@@ -162,8 +175,13 @@ def _from_hub(auto: Any, path: str, **kwargs: Any) -> Any:
         path = str(local)
     elif path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise UserError(f"teacher.path={path} does not exist: give a directory or a hub name")
+    verbosity = transformers.logging.get_verbosity()
     try:
-        return auto.from_pretrained(path, **kwargs)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        # What is missing is told in a line, by who asked.
+        transformers.logging.set_verbosity_error()
+        return auto.from_pretrained(path, trust_remote_code=False, **kwargs)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         cure = "" if local.is_dir() else "; give a local directory if the hub cannot be reached"
         raise UserError(f"teacher.path={path} cannot be loaded: {reason(error)}{cure}") from error
+    finally:
+        transformers.logging.set_verbosity(verbosity)

@@ -32,12 +32,27 @@ and cannot be compared with that of another tokenizer.
 """
 
 
+def lines(readings: dict[str, Reading], corpus: Corpus) -> list[str]:
+    """A line for each domain: perplexity and, of a classifier, its scores."""
+    found = scores(readings, corpus)
+    return [
+        f"{name:12} perplexity {reading.perplexity:.2f}"
+        + "".join(f", {key} {each:.1%}" for key, each in found[name].items())
+        for name, reading in readings.items()
+    ]
+
+
+def scores(readings: dict[str, Reading], corpus: Corpus) -> dict[str, dict[str, float]]:
+    """Of a classifier by domain; nothing of a language model."""
+    classes = len(corpus.classes or [])
+    return {name: score(each, classes, corpus.positive) if classes else {} for name, each in readings.items()}
+
+
 def card(
     model: Any, readings: dict[str, Reading], tokens: int, corpus: Corpus, config: Config, run: RunDirectory
 ) -> str:
     wanted, device = config.stages.pretrain, device_of(config)
-    wanted_from, classes = config.teacher.path, len(corpus.classes or [])
-    right = {name: score(reading, classes) if classes else {} for name, reading in readings.items()}
+    start, right = config.teacher.path, scores(readings, corpus)
     rows = [
         f"| {name} | {reading.tokens} | {reading.perplexity:.2f} |"
         + "".join(f" {each:.1%} |" for each in right[name].values())
@@ -52,15 +67,15 @@ def card(
         recipe=config.recipe,
         model_type=model.config.model_type,
         parameters=model.num_parameters() / 1e6,
-        start=f"`{wanted_from}`" if wanted_from else "scratch",
-        architecture="" if wanted_from else f" {json.dumps(config.teacher.architecture)}",
-        tokenizer=f"that of `{wanted_from}`" if wanted_from else made,
+        start=f"`{start}`" if start else "scratch",
+        architecture="" if start else f" {json.dumps(config.teacher.architecture)}",
+        tokenizer=f"that of `{start}`" if start else made,
         heads="".join(f" {name} |" for name in heads),
         lines="---|" * len(heads),
         text="; ".join(f"{name} (`{domain.path}`)" for name, domain in corpus.domains.items()),
         steps=wanted.max_steps,
         batch=wanted.batch_size,
-        blocks="texts of at most" if classes else "blocks of",
+        blocks="texts of at most" if corpus.classes else "blocks of",
         context=config.data.context,
         tokens=tokens / 1e6,
         lr=wanted.learning_rate,

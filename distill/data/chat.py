@@ -1,5 +1,7 @@
 """Conversations: through the tokenizer's own template to tokens, of which those that the assistant says are learned."""
 
+import re
+import sys
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -7,12 +9,13 @@ from typing import Any
 import torch
 from datasets import Dataset, Features, List, Value
 from datasets.fingerprint import Hasher
+from jinja2 import TemplateError
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from ..config import Domain
-from ..errors import UserError
+from ..errors import UserError, reason
 from ..task import NO_TARGET, Batch, Collate
 from . import tables
 from .packing import identity
@@ -20,13 +23,21 @@ from .sources import Splits
 
 #: Who says what is learned.
 ASSISTANT = "assistant"
+#: How a template marks what is the assistant's.
+GENERATION = re.compile(r"\{%[-+]?\s*generation\b")
 #: Part of the cache's key: raise it when the same rows have to give other tokens.
 VERSION = 1
 
 
 def load(domain: Domain) -> Splits:
-    """Rows with the column messages, [{"role", "content"}, …]; UserError as of `tables.load`."""
-    return tables.load(domain, {"messages": "messages"})
+    """Rows with the column messages, [{"role", "content"}, …]; UserError as of `tables.load`, and for other rows."""
+    splits = tables.load(domain, {"messages": "messages"})
+    first = splits.train[0]["messages"]
+    if not isinstance(first, list) or not all(isinstance(each, dict) and "role" in each for each in first):
+        raise UserError(
+            f"{domain.path}: column {domain.messages} holds no conversations, [{{role: …, content: …}}, …]; convert it"
+        )
+    return splits
 
 
 def encode(rows: Dataset, tokenizer: PreTrainedTokenizerBase, context: int, domain: str) -> Dataset:
@@ -43,12 +54,13 @@ def encode(rows: Dataset, tokenizer: PreTrainedTokenizerBase, context: int, doma
         )
     if not tokenizer.is_fast:
         raise UserError("teacher.path: answers cannot be told apart by a slow tokenizer; add its tokenizer.json")
-    key = [VERSION, rows._fingerprint, identity(tokenizer), tokenizer.chat_template, context]
+    how = [identity(tokenizer), tokenizer.chat_template, tokenizer.special_tokens_map]
+    key = [VERSION, rows._fingerprint, *how, context]
     encoded = rows.map(
         _encoded,
         batched=True,
         remove_columns=rows.column_names,
-        fn_kwargs={"tokenizer": tokenizer, "context": context},
+        fn_kwargs={"tokenizer": tokenizer, "context": context, "domain": domain},
         features=Features({"input_ids": List(Value("int32")), "labels": List(Value("int64"))}),
         new_fingerprint=Hasher.hash(key),
         desc=f"encoding {domain}",
@@ -58,6 +70,8 @@ def encode(rows: Dataset, tokenizer: PreTrainedTokenizerBase, context: int, doma
             f"domain {domain}: no conversation has an answer within data.context={context} that its template writes "
             "as it does in the whole; raise data.context, or mark answers by {% generation %} in the template"
         )
+    if missing := len(rows) - len(encoded):
+        print(f"{domain}: {missing} of {len(rows)} conversations have no answer in {context} tokens", file=sys.stderr)
     return encoded.with_format("torch")
 
 
@@ -85,25 +99,39 @@ def collate(tokenizer: PreTrainedTokenizerBase) -> Collate:
 
 
 def _encoded(
-    batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase, context: int
+    batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase, context: int, domain: str
 ) -> dict[str, list[list[int]]]:
     found: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
     for row in batch["messages"]:
-        # Columns of a table hold every key that some message has.
-        messages = [{key: value for key, value in message.items() if value is not None} for message in row]
-        ids, said = conversation(messages, tokenizer)
+        messages = _without_none(row)
+        try:
+            ids, said = conversation(messages, tokenizer)
+        except (TemplateError, TypeError, AttributeError, KeyError) as error:
+            roles = ", ".join(str(message.get("role")) for message in messages)
+            raise UserError(
+                f"domain {domain}: the teacher's chat template refuses a conversation of {roles}: {reason(error)}; "
+                "leave such rows out"
+            ) from error
         ids, said = ids[:context], said[:context]
-        # What comes first is never predicted.
-        if any(said[1:]):
+        if any(said):
             found["input_ids"].append(ids)
             found["labels"].append([token if mine else NO_TARGET for token, mine in zip(ids, said, strict=True)])
     return found
 
 
+def _without_none(found: Any) -> Any:
+    """Columns of a table hold every key that some row has."""
+    if isinstance(found, dict):
+        return {key: _without_none(value) for key, value in found.items() if value is not None}
+    return [_without_none(each) for each in found] if isinstance(found, list) else found
+
+
 def conversation(messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[bool]]:
-    """The tokens of all messages, and which of them are the assistant's, with those that end what it says."""
-    template = str(tokenizer.chat_template)
-    if "{% generation" in template or "{%- generation" in template:
+    """The tokens of all messages, and which of them are the assistant's.
+
+    Those that end what it says are among them, unless the template itself marks what it generates, without them.
+    """
+    if GENERATION.search(tokenizer.get_chat_template()):
         told: Any = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
         return list(told["input_ids"]), [bool(mine) for mine in told["assistant_masks"]]
     text = _written(messages, tokenizer)

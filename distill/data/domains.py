@@ -37,7 +37,7 @@ def prepare(
     """Loads, tokenises and packs every domain; a second run with the same text and tokenizer reads it from disk.
 
     Of a task with labels, a row is a text and not packed; classes: what its model calls them, None for one that is yet
-    to be made, which takes those of the first domain.
+    to be made, which calls them as the rows do.
 
     A domain of weight 0 is only measured. Where another has no validation text, the last 5 % of its packed blocks (at
     least one) are held out, or, of a stream, the first `validation_blocks`. At most `validation_blocks` are kept,
@@ -47,9 +47,10 @@ def prepare(
     texts = {name: _texts(domain, config, task) for name, domain in domains.items()}
     encode: Callable[..., Any] = pack
     collate = task.collate(tokenizer)
+    positive = 1
     if task.labelled:
-        classes = classes or labelled.classes(next(iter(texts.values())).train)
-        encode = partial(labelled.encode, names=classes)
+        classes, numbers, positive = labelled.labels(texts.values(), classes)
+        encode = partial(labelled.encode, numbers=numbers)
     elif _are_chats(domains):
         encode, collate = chat.encode, chat.collate(tokenizer)
     encode = partial(encode, tokenizer=tokenizer, context=config.context)
@@ -64,6 +65,7 @@ def prepare(
         workers=config.workers,
         collate=collate,
         classes=classes,
+        positive=positive,
     )
 
 

@@ -1,6 +1,9 @@
 """Texts with a label each: from a file's rows or the hub to tokens, one text or pair of texts a row."""
 
-from typing import Any
+import re
+import sys
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 from datasets import ClassLabel, Dataset, Features, List, Value
 from datasets.fingerprint import Hasher
@@ -12,8 +15,21 @@ from . import order, sources, tables
 from .packing import identity
 from .sources import Splits
 
+#: A name that says no more than a number.
+UNNAMED = re.compile(r"label_?\d+", re.IGNORECASE)
+#: What datasets has for a ClassLabel that is none.
+NO_LABEL = -1
 #: Part of the cache's key: raise it when the same rows have to give other tokens.
 VERSION = 1
+
+
+class Labels(NamedTuple):
+    """names: what the classes are called, in the order of their numbers. numbers: of every label in the rows. positive:
+    the class whose F1 is told where there are two, the rows' own 1 where they have numbers."""
+
+    names: list[str]
+    numbers: dict[Any, int]
+    positive: int
 
 
 def load(domain: Domain) -> Splits:
@@ -21,31 +37,99 @@ def load(domain: Domain) -> Splits:
     if domain.order:
         texts = sources.load(domain, streaming=False)
         return Splits(*(None if each is None else order.pairs(each) for each in texts))
-    return tables.load(domain, {"text": "column", "label": "label"} | ({"pair": "pair"} if domain.pair else {}))
+    wanted = {"text": "column", "label": "label"} | ({"pair": "pair"} if domain.pair else {})
+    splits = tables.load(domain, wanted, texts=("text", "pair"))
+    return Splits(*(None if each is None else _labelled(each, domain) for each in splits))
 
 
-def classes(rows: Dataset) -> list[str]:
-    """What labels are called, in the order of their numbers."""
+def _labelled(rows: Dataset, domain: Domain) -> Dataset:
+    """Without those whose label is none; UserError where labels are no classes."""
     feature = rows.features["label"]
-    return list(feature.names) if isinstance(feature, ClassLabel) else [str(each) for each in sorted(_known(rows))]
+    if isinstance(feature, ClassLabel):
+        return rows.filter(lambda labels: [each != NO_LABEL for each in labels], input_columns="label", batched=True)
+    if not isinstance(feature, Value):
+        raise UserError(
+            f"{domain.path}: column {domain.label} holds lists, and a text has one label; give another column"
+        )
+    if any(isinstance(each, float) and not each.is_integer() for each in rows.unique("label")):
+        raise UserError(f"{domain.path}: column {domain.label} holds numbers and no classes; give another column")
+    return rows
 
 
-def encode(rows: Dataset, tokenizer: PreTrainedTokenizerBase, context: int, names: list[str], domain: str) -> Dataset:
-    """Rows as `load` gives them → columns `input_ids`, at most `context` tokens with those that mark beginning and end,
-    `token_type_ids` where the tokenizer makes them, and `labels`, numbers of `names`.
+def labels(splits: Iterable[Splits], names: list[str] | None) -> Labels:
+    """One numbering for all rows. names: what the teacher calls its classes; None: they are called as in the rows.
 
-    Of a pair, the longer text is cut first. UserError for a label that is none of the names.
+    By name where the teacher has every name of the rows, whatever their order there. By number where either side has
+    numbers alone, which is told. UserError where both have names and they differ, for a number of no class, and for
+    fewer than two classes.
     """
-    numbers = _numbers(rows, names, domain)
+    named: dict[Any, str] = {}
+    for rows in (each for split in splits for each in split if each is not None):
+        feature = rows.features["label"]
+        called = feature.int2str if isinstance(feature, ClassLabel) else _name
+        named |= {label: called(label) for label in rows.unique("label")}
+        if isinstance(feature, ClassLabel):
+            named |= dict(enumerate(feature.names))
+    if names is None:
+        names = [named[label] for label in sorted(named)]
+        if len(set(names)) < 2:
+            raise UserError(f"the labels of the rows are {', '.join(names)}: a classifier needs two classes at least")
+    numbers = _by_name(named, names) or _by_number(named, names)
+    return Labels(names, numbers, numbers.get(1, 1))
+
+
+def _name(label: Any) -> str:
+    return str(int(label)) if isinstance(label, float) else str(label)
+
+
+def _by_name(named: dict[Any, str], names: list[str]) -> dict[Any, int]:
+    """Empty where not every name is found; upper and lower case are one where that leaves no doubt."""
+    rows = set(named.values())
+    alike = all(len({name.casefold() for name in each}) == len(set(each)) for each in (rows, names))
+    same = str.casefold if alike else str
+    known = {same(name): number for number, name in enumerate(names)}
+    return {label: known[same(name)] for label, name in named.items()} if {*map(same, rows)} <= known.keys() else {}
+
+
+def _by_number(named: dict[Any, str], names: list[str]) -> dict[Any, int]:
+    rows, teacher = ", ".join(dict.fromkeys(named.values())), ", ".join(names)
+    rows_speak = not all(name.removeprefix("-").isdigit() for name in named.values())
+    teacher_speaks = not all(UNNAMED.fullmatch(name) for name in names)
+    if rows_speak and teacher_speaks:
+        raise UserError(
+            f"the rows have the labels {rows}, and the teacher has {teacher}: call them alike, in the rows or by "
+            "id2label in the teacher's config.json"
+        )
+    numbers = {label: int(label) for label in named if not (rows_speak and isinstance(label, str))}
+    if len(numbers) < len(named) or not all(0 <= number < len(names) for number in numbers.values()):
+        raise UserError(
+            f"the rows have the labels {rows}, and the teacher's classes are 0 to {len(names) - 1} ({teacher}): give "
+            "rows that are labelled so, or set data.domains.NAME.label to the column that is"
+        )
+    if rows_speak or teacher_speaks:
+        told = ", ".join(f"{named[label]} is {names[number]}" for label, number in numbers.items())
+        print(f"labels go by number: {told}", file=sys.stderr)
+    return numbers
+
+
+def encode(
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, context: int, numbers: dict[Any, int], domain: str
+) -> Dataset:
+    """Rows as `load` gives them → columns `input_ids`, at most `context` tokens with those that mark beginning and end,
+    `token_type_ids` where the tokenizer makes them, and `labels`.
+
+    Of a pair, the longer text is cut first.
+    """
     kept = [name for name in tokenizer.model_input_names if name != "attention_mask"]
     features = {name: List(Value("int32")) for name in kept} | {"labels": Value("int64")}
+    how = [identity(tokenizer), tokenizer.truncation_side, kept, context, sorted(numbers.items(), key=repr)]
     encoded = rows.map(
         _encoded,
         batched=True,
         remove_columns=rows.column_names,
         fn_kwargs={"tokenizer": tokenizer, "context": context, "numbers": numbers, "kept": kept},
         features=Features(features),
-        new_fingerprint=Hasher.hash([VERSION, rows._fingerprint, identity(tokenizer), kept, context, names]),
+        new_fingerprint=Hasher.hash([VERSION, rows._fingerprint, *how]),
         desc=f"encoding {domain}",
     )
     return encoded.with_format("torch")
@@ -61,23 +145,3 @@ def _encoded(
     texts = [batch[name] for name in ("text", "pair") if name in batch]
     made = tokenizer(*texts, truncation=True, max_length=context, verbose=False)
     return {name: made[name] for name in kept} | {"labels": [numbers[label] for label in batch["label"]]}
-
-
-def _numbers(rows: Dataset, names: list[str], domain: str) -> dict[Any, int]:
-    """The number of each label: by name where all have the names given, whatever their order there; else as it is."""
-    feature, found = rows.features["label"], _known(rows)
-    called = {each: feature.int2str(each) if isinstance(feature, ClassLabel) and each >= 0 else each for each in found}
-    known = {name.casefold(): number for number, name in enumerate(names)}
-    if all(str(name).casefold() in known for name in called.values()):
-        return {each: known[str(name).casefold()] for each, name in called.items()}
-    for each in found:
-        if not isinstance(each, int) or not 0 <= each < len(names):
-            raise UserError(
-                f"domain {domain}: label {each} is none of {', '.join(names)} (0 to {len(names) - 1}); "
-                "give rows that are labelled so, or set `label` to the column that is"
-            )
-    return {each: each for each in found}
-
-
-def _known(rows: Dataset) -> list[Any]:
-    return [each.item() if hasattr(each, "item") else each for each in rows.unique("label")]

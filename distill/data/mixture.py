@@ -27,7 +27,8 @@ class Corpus:
     weights: each domain's share of the training blocks; they sum to one. seed: decides how domains take turns.
     workers: processes that load batches. domains: where the text came from. collate: how blocks become a batch, by
     chance from a seed; None: stacked as they are. classes: what the labels of texts are called, in the order of their
-    numbers; a block is then a text of its own length, with `labels`.
+    numbers; a block is then a text of its own length, with `labels`. positive: the class that F1 is of where there are
+    two.
     """
 
     domains: dict[str, Domain]
@@ -38,9 +39,12 @@ class Corpus:
     workers: int
     collate: Collate = None
     classes: list[str] | None = None
+    positive: int = 1
 
     def batches(self, steps: int, batch_size: int, seed: int) -> DataLoader:
-        """Exactly `steps` batches {"input_ids": (batch_size, context), int64}, the same ones for the same seed.
+        """Exactly `steps` batches, {"input_ids": (batch_size, context), int64} where blocks are stacked as they are.
+
+        The same ones for the same seed.
 
         Text that is too short is read again, each time in a new order.
         """

@@ -1,5 +1,8 @@
 """Rows with columns: from a table on disk or the hub, whole and in an order of their own."""
 
+import csv
+import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +14,25 @@ from ..errors import UserError
 from . import files, hub
 from .sources import Splits, is_local
 
+#: "None" and "NA" are words; only what is empty is missing.
+EMPTY = {"keep_default_na": False, "na_values": [""]}
 #: How datasets reads a table, by the extension of its file.
 TABLES: dict[str, tuple[str, dict[str, Any]]] = {
     ".jsonl": ("json", {}),
     ".json": ("json", {}),
     ".parquet": ("parquet", {}),
-    ".csv": ("csv", {}),
-    ".tsv": ("csv", {"sep": "\t"}),
+    ".csv": ("csv", EMPTY),
+    ".tsv": ("csv", EMPTY | {"sep": "\t", "quoting": csv.QUOTE_NONE}),
 }
 #: Rows have no order that means anything, and those held out are taken from the end.
 SHUFFLED = 0
 
 
-def load(domain: Domain, wanted: dict[str, str]) -> Splits:
+def load(domain: Domain, wanted: dict[str, str], texts: Collection[str] = ()) -> Splits:
     """wanted: what columns are to be called, and the keys that choose them: {"text": "column", "label": "label"}.
 
-    Rows that lack one of them are left out. UserError for what is no table or cannot be reached, and for columns that
-    are missing.
+    Rows that lack one of them are left out, and that is told. UserError for what is no table or cannot be reached, for
+    columns that are missing, and for `texts` that are none.
     """
     if domain.path == "python":
         raise UserError("data.path=python has no such rows: give a .jsonl, .csv or .parquet file, or a hub data set")
@@ -40,20 +45,26 @@ def load(domain: Domain, wanted: dict[str, str]) -> Splits:
     if domain.validation is not None:
         local = is_local(domain.validation)
         validation = _table("data.validation", domain.validation) if local else hub.table(domain, domain.validation)
-    train = _columns(train, domain, wanted).shuffle(seed=SHUFFLED)
-    return Splits(train, validation and _columns(validation, domain, wanted))
+    train = _columns(train, domain, wanted, texts).shuffle(seed=SHUFFLED)
+    return Splits(train, validation and _columns(validation, domain, wanted, texts))
 
 
-def _columns(rows: Dataset, domain: Domain, wanted: dict[str, str]) -> Dataset:
+def _columns(rows: Dataset, domain: Domain, wanted: dict[str, str], texts: Collection[str]) -> Dataset:
     chosen = {name: str(getattr(domain, key)) for name, key in wanted.items()}
     for name, column in chosen.items():
         if column not in rows.column_names:
             raise UserError(
-                f"{domain.path} has no column {column}: set `{wanted[name]}` to one of {', '.join(rows.column_names)}"
+                f"{domain.path} has no column {column}: set data.domains.NAME.{wanted[name]} to one of "
+                f"{', '.join(rows.column_names)}"
             )
+        feature = rows.features[column]
+        if name in texts and getattr(feature, "dtype", None) not in ("string", "large_string", "null"):
+            raise UserError(f"{domain.path}: column {column} holds no text, but {feature}; give another one")
     rows = rows.select_columns(list(chosen.values()))
     rows = rows.rename_columns({column: name for name, column in chosen.items() if column != name})
     whole = rows.filter(lambda batch: [None not in row for row in zip(*batch.values(), strict=True)], batched=True)
+    if missing := len(rows) - len(whole):
+        print(f"{domain.path}: {missing} of {len(rows)} rows lack one of {', '.join(chosen.values())}", file=sys.stderr)
     if not len(whole):
         raise UserError(f"{domain.path} has no row with {' and '.join(chosen.values())}")
     return whole

@@ -96,8 +96,9 @@ def head_fidelity(mixer: Any, heads: Heads) -> HeadFidelity:
         cancelled = cancelled.masked_fill((heads.padding == 0)[:, None, None], torch.inf)
     beyond = [none] * 3
     if mixer.width:
-        gate = mixer.window.gate(heads.query.float() * heads.scaling**0.5).mean((0, 2))
-        beyond = [far_share(teacher, mixer.width), far_share(student, mixer.width), gate]
+        gate = mixer.window.gate(heads.query.float() * heads.scaling**0.5)
+        shares = [far_share(weights, mixer.width, heads.padding) for weights in (teacher, student)]
+        beyond = [*shares, per_head(gate[:, None], heads.padding)]
     return HeadFidelity(
         map_kl(teacher, student, heads.padding),
         error,
@@ -118,10 +119,16 @@ def student_map(mixer: Any, heads: Heads) -> Tensor:
     return (clipped / clipped.sum(-1, keepdim=True)).log()
 
 
-def far_share(log_weights: Tensor, width: int) -> Tensor:
-    """Σ_{j ≤ i − w} of the weights (B, K, G, N, N), mean over batch and the queries that have such keys: (H,)."""
+def far_share(log_weights: Tensor, width: int, padding: Tensor | None = None) -> Tensor:
+    """Σ_{j ≤ i − w} of the weights (B, K, G, N, N), mean over batch and the queries that have such keys: (H,).
+
+    Padding, if there is any, comes last.
+    """
     far = log_weights.exp().tril(-width).sum(-1)[..., width:]
-    return far.mean((0, 3)).flatten()
+    if padding is None:
+        return far.mean((0, 3)).flatten()
+    real = (padding[:, width:] != 0)[:, None, None]
+    return (far * real).sum((0, 3)).flatten() / real.sum()
 
 
 def entropy(log_weights: Tensor, padding: Tensor | None = None) -> Tensor:

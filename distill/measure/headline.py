@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from ..config import Config
+from ..data import Corpus
 from ..flexformer.mixer import PARTS
 from ..flexformer.model import Flexformer, FlexformerForCausalLM
 from ..rundir import RunDirectory
@@ -25,6 +26,7 @@ def measure_headline(
     student: Flexformer,
     readings: Readings,
     tokens: dict[str, int],
+    corpus: Corpus,
     config: Config,
     run: RunDirectory,
 ) -> None:
@@ -49,7 +51,10 @@ def measure_headline(
             "ratio": {domain: ratio(*pair) for domain, pair in pairs.items()},
             "ratio_error": {domain: ratio_error(*pair) for domain, pair in pairs.items()},
             "agreement": {domain: agreement(*pair) for domain, pair in pairs.items()},
-            "scores": {domain: compared(read_by(readings, domain), len(teacher.classes)) for domain in of_teacher}
+            "scores": {
+                domain: compared(read_by(readings, domain), len(teacher.classes), corpus.positive)
+                for domain in of_teacher
+            }
             if teacher.classes
             else None,
             "evaluation_tokens": {domain: reading.tokens for domain, reading in of_teacher.items()},

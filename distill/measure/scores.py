@@ -4,47 +4,54 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torchmetrics.functional.classification import (
     multiclass_accuracy,
+    multiclass_confusion_matrix,
     multiclass_f1_score,
-    multiclass_matthews_corrcoef,
 )
 
 from .perplexity import Reading
 
 
-def accuracy(found: Tensor, labels: Tensor, classes: int) -> Tensor:
+def accuracy(found: Tensor, labels: Tensor, classes: int, positive: int) -> Tensor:
     """The share of texts whose label is found."""
     return multiclass_accuracy(found, labels, classes, average="micro")
 
 
-def f1(found: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """The harmonic mean of precision and recall: of label 1 where there are two, else the mean over all labels."""
+def f1(found: Tensor, labels: Tensor, classes: int, positive: int) -> Tensor:
+    """The harmonic mean of precision and recall: of the positive class where there are two, else the mean over all."""
     each = multiclass_f1_score(found, labels, classes, average="none")
-    return each[1] if classes == 2 else each.mean()
+    return each[positive] if classes == 2 else each.mean()
 
 
-def mcc(found: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Matthews' correlation between labels and what is found: 0 is chance, and 1 always right."""
-    return multiclass_matthews_corrcoef(found, labels, classes)
+def mcc(found: Tensor, labels: Tensor, classes: int, positive: int) -> Tensor:
+    """Matthews' correlation of labels and what is found: 1 is always right; 0 is chance, or always the same answer.
+
+    (c s − Σ_k p_k t_k) / √((s² − Σ p_k²) (s² − Σ t_k²)) with c right of s texts, class k found p_k and meant t_k times.
+    """
+    table = multiclass_confusion_matrix(found, labels, classes).double()
+    right, every, meant, called = table.trace(), table.sum(), table.sum(1), table.sum(0)
+    size = (every**2 - called.square().sum()) * (every**2 - meant.square().sum())
+    return (right * every - called @ meant) / size.sqrt() if size > 0 else torch.zeros(())
 
 
 #: What GLUE's tasks are judged by, by name.
-SCORES: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {"accuracy": accuracy, "f1": f1, "mcc": mcc}
+SCORES: dict[str, Callable[[Tensor, Tensor, int, int], Tensor]] = {"accuracy": accuracy, "f1": f1, "mcc": mcc}
 
 
-def score(reading: Reading, classes: int) -> dict[str, float]:
+def score(reading: Reading, classes: int, positive: int) -> dict[str, float]:
     """Every score by its name."""
     found, labels = reading.predicted.flatten(), reading.targets.flatten()
-    return {name: each(found, labels, classes).item() for name, each in SCORES.items()}
+    return {name: each(found, labels, classes, positive).item() for name, each in SCORES.items()}
 
 
-def compared(readings: dict[str, Reading], classes: int) -> dict[str, dict[str, Any]]:
+def compared(readings: dict[str, Reading], classes: int, positive: int) -> dict[str, dict[str, Any]]:
     """By score: that of each who has read the texts, the student and its teacher among them, and `recovery`, the
     student's over the teacher's, None where that is not above 0. Of the accuracy also `error`, one standard error of
     student − teacher."""
-    each = {who: score(reading, classes) for who, reading in readings.items()}
+    each = {who: score(reading, classes, positive) for who, reading in readings.items()}
     found: dict[str, dict[str, Any]] = {name: {who: each[who][name] for who in each} for name in SCORES}
     for scores in found.values():
         scores["recovery"] = scores["student"] / scores["teacher"] if scores["teacher"] > 0 else None

@@ -107,14 +107,44 @@ def test_batches_of_conversations(tmp_path: Path):
         assert tokenizer.decode(row[own]).rstrip().startswith("the text") or tokenizer.decode(row[own]) == "text<end>"
 
 
-def test_long_conversations_are_cut_and_those_without_an_answer_left_out(tmp_path: Path):
+def test_a_key_that_a_message_lacks_is_not_there(tmp_path: Path):
+    """Though a table gives every message the keys of all."""
+    tokenizer = speaker(PLAIN.replace("{{ m.content }}", "{% if m.name is defined %}of {% endif %}{{ m.content }}"))
+    rows = chat.load(Domain(saved(tmp_path / "talks.jsonl", talks(3)), messages="messages")).train
+    told = [tokenizer.decode(row) for row in chat.encode(rows, tokenizer, 64, "x")["input_ids"][:]]
+    assert sorted("of " in text for text in told) == [False, False, True]
+
+
+def test_long_conversations_are_cut_and_those_without_an_answer_left_out(tmp_path: Path, capsys):
     tokenizer = speaker(PLAIN)
     long = [{"role": "user", "content": "line " * 50}, {"role": "assistant", "content": "text"}]
     rows = chat.load(Domain(saved(tmp_path / "talks.jsonl", [long, *talks(5)]), messages="messages")).train
     assert len(chat.encode(rows, tokenizer, 64, "x")) == 5
+    assert "x: 1 of 6 conversations have no answer in 64 tokens" in capsys.readouterr().err
     assert max(len(row) for row in chat.encode(rows, tokenizer, 20, "x")["input_ids"]) <= 20
     with pytest.raises(UserError, match=r"^domain x: no conversation has an answer within data\.context=4 "):
         chat.encode(rows, tokenizer, 4, "x")
+
+
+@pytest.mark.parametrize(
+    "row", ["said", ["said"], [{"from": "human", "value": "line"}]], ids=["text", "texts", "other keys"]
+)
+def test_rows_that_are_no_conversations_are_refused(row: Any, tmp_path: Path):
+    with pytest.raises(UserError, match=r"talks\.jsonl: column messages holds no conversations, \[\{role: …"):
+        chat.load(Domain(saved(tmp_path / "talks.jsonl", [row]), messages="messages"))
+
+
+def test_what_the_template_refuses_is_told(tmp_path: Path):
+    """As Gemma's does with what a system says."""
+    strict = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + PLAIN
+    )
+    rows = chat.load(Domain(saved(tmp_path / "talks.jsonl", [TALK]), messages="messages")).train
+    message = (
+        r"^domain x: the teacher's chat template refuses a conversation of system, user, assistant, .*not supported"
+    )
+    with pytest.raises(UserError, match=message):
+        chat.encode(rows, speaker(strict), 64, "x")
 
 
 def test_a_tokenizer_without_a_template_is_refused(tmp_path: Path):

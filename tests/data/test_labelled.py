@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from distill.config import Domain
 from distill.data import labelled, prepare
+from distill.data.sources import Splits
 from distill.errors import UserError
 from distill.task import TASKS
 
@@ -65,9 +66,18 @@ def test_columns_go_by_the_names_given(tmp_path: Path):
         (Domain("HERE/rows.txt"), r"rows.txt is no table: give a file of rows, .jsonl, .json, .parquet, .csv"),
         (Domain("HERE"), "is no table"),
         (Domain("HERE/torn.jsonl"), r"torn.jsonl cannot be read: "),
-        (Domain("HERE/rows.jsonl", column="body"), "has no column body: set `column` to one of text, label, n"),
-        (Domain("HERE/rows.jsonl", label="class"), "has no column class: set `label` to one of text, label, n"),
-        (Domain("HERE/rows.jsonl", pair="other"), "has no column other: set `pair` to one of text, label, n"),
+        (
+            Domain("HERE/rows.jsonl", column="body"),
+            "has no column body: set data.domains.NAME.column to one of text, label, n",
+        ),
+        (
+            Domain("HERE/rows.jsonl", label="class"),
+            "has no column class: set data.domains.NAME.label to one of text, label, n",
+        ),
+        (
+            Domain("HERE/rows.jsonl", pair="other"),
+            "has no column other: set data.domains.NAME.pair to one of text, label, n",
+        ),
         (Domain("HERE/rows.jsonl", validation="gone.csv"), "data.validation=gone.csv does not exist"),
         (Domain("HERE/empty.jsonl"), "has no row with text and label"),
     ],
@@ -112,36 +122,93 @@ def table(labels: list[Any], names: list[str] | None = None) -> Dataset:
     [
         (table(["no", "yes", "no"]), ["no", "yes"]),
         (table([3, 1, 1]), ["1", "3"]),
-        (
-            table([0, 1, 1], names=["entailment", "neutral", "contradiction"]),
-            ["entailment", "neutral", "contradiction"],
-        ),
+        (table([0, 1, 1], names=NLI), NLI),
     ],
 )
 def test_classes_are_called_as_the_rows_call_them(rows: Dataset, names: list[str]):
-    assert labelled.classes(rows) == names
+    found = labelled.labels([Splits(rows, None)], None)
+    assert found.names == names and sorted(found.numbers.values()) == list(range(len(names)))
 
 
 @pytest.mark.parametrize(
     ("rows", "names", "numbers"),
     [
         (table(["no", "yes", "no"]), ["Yes", "No"], [1, 0, 1]),
+        (table(["a", "A", "a"]), ["A", "a"], [1, 0, 1]),
         (table([0, 1, 2], names=NLI), [name.upper() for name in reversed(NLI)], [2, 1, 0]),
         (table([0, 1, 1], names=["a", "b"]), ["LABEL_0", "LABEL_1"], [0, 1, 1]),
         (table([1, 0, 1]), ["negative", "positive"], [1, 0, 1]),
+        (table(["1", "0", "1"]), ["negative", "positive"], [1, 0, 1]),
         # Stars, of which the fewest are number 0: not every number is a name.
         (table([0, 1, 2]), ["1", "2", "3"], [0, 1, 2]),
         (table([1, 2, 3]), ["1", "2", "3"], [0, 1, 2]),
     ],
-)  # fmt: skip
+)
 def test_labels_go_by_name_where_all_have_one(rows: Dataset, names: list[str], numbers: list[int], padding):
-    assert labelled.encode(rows, padding, 8, names, "x")["labels"][:].tolist() == numbers
+    found = labelled.labels([Splits(rows, None)], names)
+    assert found.names == names
+    assert labelled.encode(rows, padding, 8, found.numbers, "x")["labels"][:].tolist() == numbers
 
 
-@pytest.mark.parametrize(("labels", "first"), [([0, -1], "-1"), ([0, 2], "2"), (["a", "no"], "a")])
-def test_labels_of_no_class_are_refused(labels: list[Any], first: str, padding):
-    with pytest.raises(UserError, match=rf"^domain x: label {first} is none of no, yes \(0 to 1\); "):
-        labelled.encode(table(labels), padding, 8, ["no", "yes"], "x")
+def test_one_numbering_for_all_rows(capsys: pytest.CaptureFixture[str]):
+    """A split in which every number happens to be a name does not go by names while others cannot."""
+    found = labelled.labels([Splits(table([0, 1, 2]), table([1, 2]))], ["1", "2", "3"])
+    assert found.numbers == {0: 0, 1: 1, 2: 2}
+    assert capsys.readouterr().err == "labels go by number: 0 is 1, 1 is 2, 2 is 3\n"
+
+
+def test_f1_is_of_the_rows_own_1():
+    rows = Splits(table([0, 1], names=["different", "equivalent"]), None)
+    assert labelled.labels([rows], ["equivalent", "different"]).positive == 0
+    assert labelled.labels([rows], None).positive == 1
+    assert labelled.labels([Splits(table(["no", "yes"]), None)], ["yes", "no"]).positive == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "names", "message"),
+    [
+        (table([0, -1]), ["no", "yes"], r"labels 0, -1, and the teacher's classes are 0 to 1 \(no, yes\)"),
+        (table([0, 2]), ["no", "yes"], "the rows have the labels 0, 2, and"),
+        (table(["a", "no"]), ["no", "yes"], "labels a, no, and the teacher has no, yes: call them alike"),
+        (table([0, 1], names=["entailment", "not_entailment"]), NLI, "the teacher has entailment, neutral"),
+        (table(["b", "a"]), ["LABEL_0", "LABEL_1"], "the rows have the labels"),
+        (table([1, 1]), None, "the labels of the rows are 1: a classifier needs two"),
+    ],
+)  # fmt: skip
+def test_labels_of_no_class_are_refused(rows: Dataset, names: list[str] | None, message: str):
+    with pytest.raises(UserError, match=message):
+        labelled.labels([Splits(rows, None)], names)
+
+
+def test_what_is_no_label_is_left_out_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    unlabelled = table([0, -1, 1], names=["no", "yes"])
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: unlabelled)
+    assert sorted(labelled.load(Domain("someone/rows")).train["label"][:]) == [0, 1]
+    for value, message in ((0.5, "holds numbers and no classes"), ([1], "holds lists, and a text has one label")):
+        rows = [{"text": "a", "label": value}, {"text": "b", "label": value}]
+        with pytest.raises(UserError, match=message):
+            labelled.load(Domain(saved(tmp_path / "rows.parquet", rows)))
+    with pytest.raises(UserError, match=r"column text holds no text, but Value\('int64'\)"):
+        labelled.load(Domain(saved(tmp_path / "rows.jsonl", [{"text": 1, "label": 0}])))
+
+
+def test_words_that_look_like_nothing_are_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "rows.csv").write_text("text,label\nNA,None\nnull,spam\n,spam\n")
+    rows = labelled.load(Domain(str(tmp_path / "rows.csv"))).train
+    assert sorted((row["text"], row["label"]) for row in rows) == [("NA", "None"), ("null", "spam")]
+    assert "rows.csv: 1 of 3 rows lack one of text, label" in capsys.readouterr().err
+    (tmp_path / "rows.tsv").write_text('text\tlabel\nhe said "no\t0\nand "yes\t1\n')
+    assert len(labelled.load(Domain(str(tmp_path / "rows.tsv"))).train) == 2
+
+
+def test_other_numbers_are_other_labels(padding: PreTrainedTokenizerFast):
+    """Nothing old comes from the cache: not for other labels, another end of long texts, or another tokenizer."""
+    rows = table(["no", "yes", "no"])
+    each = [labelled.encode(rows, padding, 2, {"no": i, "yes": 1 - i}, "x") for i in (0, 1)]
+    assert [one["labels"][:].tolist() for one in each] == [[0, 1, 0], [1, 0, 1]]
+    padding.truncation_side = "left"
+    left = labelled.encode(rows, padding, 2, {"no": 0, "yes": 1}, "x")
+    assert left[0]["input_ids"].tolist() != each[0][0]["input_ids"].tolist()
 
 
 def test_rows_are_read_as_the_tokenizer_reads_them(padding: PreTrainedTokenizerFast):
@@ -149,12 +216,12 @@ def test_rows_are_read_as_the_tokenizer_reads_them(padding: PreTrainedTokenizerF
     rows = Dataset.from_list(
         [{"text": "line 1", "pair": "text", "label": 1}, {"text": "line " * 9, "pair": "of", "label": 0}]
     )
-    encoded = labelled.encode(rows, padding, 8, ["no", "yes"], "x")
+    encoded = labelled.encode(rows, padding, 8, {0: 0, 1: 1}, "x")
     assert set(encoded.column_names) == {"input_ids", "token_type_ids", "labels"}
     assert encoded[0]["input_ids"].tolist() == padding("line 1", "text")["input_ids"]
     assert len(encoded[1]["input_ids"]) == 8
     padding.model_input_names = ["input_ids", "attention_mask"]
-    assert "token_type_ids" not in labelled.encode(rows, padding, 8, ["no", "yes"], "x").column_names
+    assert "token_type_ids" not in labelled.encode(rows, padding, 8, {0: 0, 1: 1}, "x").column_names
 
 
 def test_batches_are_as_long_as_their_longest_text(tmp_path: Path, padding: PreTrainedTokenizerFast):

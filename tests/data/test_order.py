@@ -46,6 +46,6 @@ def test_no_pair_reaches_over_two_texts():
 
 def test_a_domain_of_plain_text_can_be_a_task(tmp_path: Path):
     splits = labelled.load(Domain(write(tmp_path / "a.txt", story(50)), order=True))
-    assert splits.validation is None and labelled.classes(splits.train) == ["swapped", "in order"]
+    assert splits.validation is None and labelled.labels([splits], None).names == ["swapped", "in order"]
     both = labelled.load(Domain(str(tmp_path / "a.txt"), validation=write(tmp_path / "b.txt", story(20)), order=True))
     assert both.validation is not None and 0 < len(both.validation) < len(both.train)

@@ -1,5 +1,6 @@
 """Classifiers of texts and pairs of texts: from their teachers to what is kept of their accuracy."""
 
+import copy
 import json
 import math
 import random
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, kl_div
+from torch.nn.functional import cross_entropy, kl_div, one_hot
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from distill import config
@@ -78,25 +79,26 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
-def tokenizer() -> Any:
+@pytest.fixture(scope="module")
+def words() -> Any:
+    """A tokenizer, as goal=teacher makes it for an encoder."""
     return train_tokenizer((row["text"] for row in rows(300)), tiny.VOCABULARY, TASKS["masked_lm"])
 
 
-def model(family: str, tokenizer: Any, **changes: Any) -> Any:
+def model(family: str, words: Any, **changes: Any) -> Any:
     torch.manual_seed(0)
     labels = {"id2label": dict(enumerate(NAMES)), "label2id": {name: i for i, name in enumerate(NAMES)}}
-    shape = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "initializer_range": 0.3}
+    shape = {"vocab_size": len(words), "pad_token_id": words.pad_token_id, "initializer_range": 0.3}
     wanted = configuration(family, ENCODERS[family] | shape | labels | changes)
     return AutoModelForSequenceClassification.from_config(wanted)
 
 
 @pytest.fixture(scope="module")
-def folder(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(words: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory that `teacher.path` takes."""
     path = tmp_path_factory.mktemp("classifier")
-    model("bert", tokenizer).save_pretrained(path)
-    tokenizer.save_pretrained(path)
+    model("bert", words).save_pretrained(path)
+    words.save_pretrained(path)
     return path
 
 
@@ -115,8 +117,8 @@ def made(folder: Path, table: Path, tmp_path: Path) -> Callable[..., Config]:
 
 
 @pytest.fixture
-def corpus(made: Callable[..., Config], tokenizer: Any) -> Corpus:
-    return prepare(made().data, tokenizer, 0, CLASSIFIER, NAMES)
+def corpus(made: Callable[..., Config], words: Any) -> Corpus:
+    return prepare(made().data, words, 0, CLASSIFIER, NAMES)
 
 
 def batch_of(corpus: Corpus, size: int = 8) -> dict[str, Tensor]:
@@ -132,28 +134,63 @@ def test_a_teacher_and_its_classes(folder: Path, corpus: Corpus):
     assert load(folder).weights_hash() == teacher.weights_hash()
 
 
-def test_what_is_no_classifier_is_refused(folder: Path, tokenizer: Any, tmp_path: Path):
+def test_what_is_no_classifier_is_refused(folder: Path, words: Any, tmp_path: Path):
     headless = tmp_path / "headless"
-    AutoModelForMaskedLM.from_config(model("bert", tokenizer).config).save_pretrained(headless)
+    AutoModelForMaskedLM.from_config(model("bert", words).config).save_pretrained(headless)
     one = {"id2label": {0: "score"}, "label2id": {"score": 0}}
-    model("bert", tokenizer, **one).save_pretrained(tmp_path / "regression")
-    model("bert", tokenizer, problem_type="multi_label_classification").save_pretrained(tmp_path / "several")
+    model("bert", words, **one).save_pretrained(tmp_path / "regression")
+    model("bert", words, problem_type="multi_label_classification").save_pretrained(tmp_path / "several")
     for name, message in (
         ("headless", r"has no bert\.pooler\.[^\n]*: it was not trained for this task; [^\n]*goal=teacher$"),
         ("regression", r"is no classifier into one of several labels \(regression\)"),
         ("several", r"is no classifier into one of several labels \(multi_label_classification\)"),
     ):
-        tokenizer.save_pretrained(tmp_path / name)
+        words.save_pretrained(tmp_path / name)
         with pytest.raises(UserError, match=rf"^teacher\.path=[^\n]*{message}"):
             load(tmp_path / name)
     with pytest.raises(UserError, match="has no cls"):
         load(folder, "masked_lm")
 
 
+def test_a_body_is_whole_or_refused(folder: Path, words: Any, made: Callable[..., Config], tmp_path: Path):
+    """Where a teacher is made of another, only its head may be new."""
+    torn = tmp_path / "torn"
+    model("bert", words, intermediate_size=20).save_pretrained(torn)
+    words.save_pretrained(torn)
+    shape = json.loads((torn / "config.json").read_text()) | {"intermediate_size": 24}
+    (torn / "config.json").write_text(json.dumps(shape))
+    with pytest.raises(UserError, match=r"^teacher\.path=[^\n]*torn cannot be loaded: "):
+        load(torn)
+    with pytest.raises(UserError, match=r"torn has no bert\.encoder\.layer\.0\.intermediate[^\n]* of the shape"):
+        PIPELINES["teacher"](made("goal=teacher", f"teacher.path={torn}"))
+    with pytest.raises(UserError, match=r"^stages\.pretrain\.max_steps=0 trains no teacher"):
+        PIPELINES["teacher"](made("goal=teacher", "stages.pretrain.max_steps=0"))
+
+
+def test_a_head_of_another_kind_is_replaced(words: Any, made: Callable[..., Config], tmp_path: Path):
+    """Of other labels, or of a number."""
+    for name, changes in (
+        ("fewer", {"id2label": {0: "x", 1: "y"}, "label2id": {"x": 0, "y": 1}}),
+        ("regression", {"id2label": {0: "x"}, "label2id": {"x": 0}, "problem_type": "regression"}),
+    ):
+        model("bert", words, **changes).save_pretrained(tmp_path / name)
+        words.save_pretrained(tmp_path / name)
+        wanted = made("goal=teacher", f"teacher.path={tmp_path / name}", f"run_dir={tmp_path / f'run-{name}'}")
+        assert load(PIPELINES["teacher"](wanted) / "teacher").classes == NAMES
+
+
+def test_padding_is_on_the_right_whatever_the_tokenizer_says(words: Any):
+    left = copy.copy(words)
+    left.padding_side = "left"
+    rows = [{"input_ids": torch.tensor(ids), "labels": torch.tensor(0)} for ids in ([5, 6, 7], [5])]
+    batch = CLASSIFIER.collate(left)(0)(rows)
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+
+
 def test_windows_and_decoders_are_refused(made: Callable[..., Config], teachers: dict[str, Path]):
     with pytest.raises(UserError, match=r"^mixer\.window=64: an encoder sees both directions"):
         check(made("mixer=exponential-window"))
-    with pytest.raises(UserError, match=r"has no score\.weight: it was not trained for this task"):
+    with pytest.raises(UserError, match="gpt2 is a decoder; set task=causal_lm"):
         load(teachers["gpt2"])
 
 
@@ -161,11 +198,11 @@ def test_windows_and_decoders_are_refused(made: Callable[..., Config], teachers:
 
 
 @pytest.mark.parametrize("family", ENCODERS)
-def test_every_family(family: str, tokenizer: Any, corpus: Corpus, tmp_path: Path):
+def test_every_family(family: str, words: Any, corpus: Corpus, tmp_path: Path):
     """Exact layers give the teacher's logits, padding included; a student with mixers reloads and ignores padding."""
     path = tmp_path / family
-    model(family, tokenizer).save_pretrained(path)
-    tokenizer.save_pretrained(path)
+    model(family, words).save_pretrained(path)
+    words.save_pretrained(path)
     teacher, batch = load(path), batch_of(corpus)
     inputs = CLASSIFIER.inputs(batch)
     assert not inputs["attention_mask"].all()
@@ -202,6 +239,12 @@ def test_what_is_measured_is_of_labels(folder: Path, corpus: Corpus):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+def corrcoef(found: Tensor, meant: Tensor) -> float:
+    """Correlation of one-hot rows over all classes: Σ_k cov(X_k, Y_k) over the root of both variances."""
+    x, y = (each.double() - each.double().mean(0) for each in (found, meant))
+    return ((x * y).sum() / (x.square().sum() * y.square().sum()).sqrt()).item()
+
+
 def reading(predicted: list[int], labels: list[int]) -> Reading:
     found, right = (torch.tensor(each)[:, None] for each in (predicted, labels))
     return Reading(torch.zeros(len(labels)), found, right)
@@ -212,19 +255,26 @@ def test_scores_by_hand():
     tp, fp, fn, tn = 2, 1, 1, 4
     matthews = (tp * tn - fp * fn) / math.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
     expected = {"accuracy": 6 / 8, "f1": 2 * tp / (2 * tp + fp + fn), "mcc": matthews}
-    assert score(reading(found, labels), 2) == pytest.approx(expected)
+    assert score(reading(found, labels), 2, 1) == pytest.approx(expected)
+    other = 2 * tn / (2 * tn + fn + fp)
+    assert score(reading(found, labels), 2, 0)["f1"] == pytest.approx(other)
+    # Always the same answer is no better than chance.
+    assert score(reading([0] * 8, labels), 2, 1)["mcc"] == score(reading([1] * 8, [1] * 8), 2, 1)["mcc"] == 0
+    three, meant = [0, 1, 2, 1, 0, 2, 2], [0, 1, 2, 2, 0, 1, 2]
+    whole = corrcoef(one_hot(torch.tensor(three)), one_hot(torch.tensor(meant)))
+    assert score(reading(three, meant), 3, 1)["mcc"] == pytest.approx(whole)
     # Of more than two labels F1 is the mean over all.
-    assert score(reading([0, 1, 1], [0, 1, 2]), 3)["f1"] == pytest.approx((1 + 2 / 3 + 0) / 3)
+    assert score(reading([0, 1, 1], [0, 1, 2]), 3, 1)["f1"] == pytest.approx((1 + 2 / 3 + 0) / 3)
 
 
 def test_what_a_student_keeps():
     labels = [0, 1, 0, 1]
     teacher, student = reading([0, 1, 0, 0], labels), reading([0, 1, 1, 0], labels)
-    kept = compared({"teacher": teacher, "student": student}, 2)
+    kept = compared({"teacher": teacher, "student": student}, 2, 1)
     assert kept["accuracy"] == pytest.approx({"teacher": 0.75, "student": 0.5, "recovery": 2 / 3, "error": 0.25})
     assert set(kept["f1"]) == {"teacher", "student", "recovery"}
     chance = reading([0, 0, 0, 0], labels)
-    assert compared({"teacher": chance, "student": student}, 2)["mcc"]["recovery"] is None
+    assert compared({"teacher": chance, "student": student}, 2, 1)["mcc"]["recovery"] is None
 
 
 # The whole story
@@ -286,10 +336,8 @@ print(json.dumps(ask(json.loads(texts), batch_size=4)))
     command = [sys.executable, "-c", script, str(run / "student"), json.dumps(texts)]
     out = subprocess.run(command, check=True, cwd=tmp_path, env=environment, capture_output=True, text=True).stdout
     student = CLASSIFIER.student.from_pretrained(run / "student").eval()
-    tokenizer = AutoTokenizer.from_pretrained(run / "student")
-    inputs = tokenizer(
-        *([each[key] for each in texts] for key in ("text", "text_pair")), return_tensors="pt", padding=True
-    )
+    words = AutoTokenizer.from_pretrained(run / "student")
+    inputs = words(*([each[key] for each in texts] for key in ("text", "text_pair")), return_tensors="pt", padding=True)
     expected = student(**inputs).logits.softmax(-1)
     for answer, chances in zip(json.loads(out.splitlines()[-1]), expected, strict=True):
         assert {each["label"]: pytest.approx(each["score"], abs=1e-4) for each in answer} == dict(
@@ -319,8 +367,8 @@ def test_a_classifier_is_trained_from_nothing(made: Callable[..., Config], table
     )  # fmt: skip
     teacher = load(PIPELINES["teacher"](wanted) / "teacher")
     assert teacher.classes == NAMES
-    tokenizer = teacher.tokenizer
-    ends = tokenizer.convert_ids_to_tokens(tokenizer("calm", "bad")["input_ids"])
+    words = teacher.tokenizer
+    ends = words.convert_ids_to_tokens(words("calm", "bad")["input_ids"])
     assert ends[0] == "[CLS]" and ends.count("<|endoftext|>") == 2 and ends[-1] == "<|endoftext|>"
     card = (tmp_path / "run" / "teacher" / "README.md").read_text()
     (row,) = [line for line in card.splitlines() if line.startswith("| words |")]
@@ -328,11 +376,11 @@ def test_a_classifier_is_trained_from_nothing(made: Callable[..., Config], table
     assert "| held-out text | labels | perplexity at context 32 | accuracy | f1 | mcc |" in card
 
 
-def test_a_classifier_is_made_of_an_encoder(made: Callable[..., Config], tokenizer: Any, tmp_path: Path):
+def test_a_classifier_is_made_of_an_encoder(made: Callable[..., Config], words: Any, tmp_path: Path):
     """Its body goes on from where it was, under a head of its own."""
-    encoder = AutoModelForMaskedLM.from_config(model("bert", tokenizer).config)
+    encoder = AutoModelForMaskedLM.from_config(model("bert", words).config)
     encoder.save_pretrained(tmp_path / "encoder")
-    tokenizer.save_pretrained(tmp_path / "encoder")
+    words.save_pretrained(tmp_path / "encoder")
     wanted = made(
         "goal=teacher",
         f"teacher.path={tmp_path / 'encoder'}",
@@ -351,7 +399,7 @@ def test_a_classifier_is_made_of_an_encoder(made: Callable[..., Config], tokeniz
 def test_a_teacher_starts_from_one_thing(made: Callable[..., Config]):
     for changes, message in (
         (["teacher.path=null"], "needs teacher.vocabulary and teacher.architecture, or teacher.path"),
-        (["teacher.vocabulary=300"], "leave out teacher.vocabulary"),
+        (["teacher.vocabulary=300"], "set teacher.path=null to begin anew"),
     ):
         with pytest.raises(UserError, match=message):
             PIPELINES["teacher"](made("goal=teacher", *changes))

@@ -69,7 +69,9 @@ def test_a_mixer_without_a_sum_has_no_map():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("options", [POSITIVE["products"], SIGNED, NORM], ids=["positive", "signed", "norm"])
+@pytest.mark.parametrize(
+    "options", [POSITIVE["products"], POSITIVE["hybrid"], SIGNED, NORM], ids=["positive", "hybrid", "signed", "norm"]
+)
 def test_padding_counts_for_nothing(options: dict):
     """A head is as faithful as on the texts without their padding: means over their tokens, and the least of them."""
     made, whole = mixer(options), heads()._replace(padding=PADDING)
@@ -81,6 +83,13 @@ def test_padding_counts_for_nothing(options: dict):
         torch.testing.assert_close(
             getattr(found, name), (values * lengths).sum(0) / lengths.sum(), equal_nan=True, rtol=1e-4, atol=1e-6
         )
+    if made.width:
+        gates = torch.stack([one.gate for one in each])
+        torch.testing.assert_close(found.gate, (gates * lengths).sum(0) / lengths.sum(), rtol=1e-4, atol=1e-6)
+        far = (lengths - made.width).clamp(min=0)
+        for name in ("far_teacher", "far_student"):
+            values = torch.stack([getattr(one, name) for one in each]).nan_to_num()
+            torch.testing.assert_close(getattr(found, name), (values * far).sum(0) / far.sum(), rtol=1e-4, atol=1e-6)
     least = torch.stack([one.smallest_denominator for one in each]).amin(0)
     torch.testing.assert_close(found.smallest_denominator, least, equal_nan=True)
 

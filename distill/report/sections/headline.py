@@ -117,10 +117,14 @@ def score_tables(data: dict[str, Any]) -> list[Table]:
 
 def facts(data: dict[str, Any]) -> list[Fact]:
     cache, tokens, parameters = data["cache_bytes_per_token"], data["state_smaller_from_tokens"], data["parameters"]
-    return [
+    decoding = [
         Fact("State", size(data["state_bytes"]), "one sequence, any length" + kept_cache(data)),
         Fact("Teacher's cache", size(cache * data["context"]), f"at {data['context']:,} tokens; {size(cache)} each"),
         Fact("State is smaller from", f"{tokens:,} tokens" if tokens else DASH, "of context"),
+    ]
+    # An encoder keeps neither.
+    return [
+        *(decoding if data["state_bytes"] is not None or cache else []),
         Fact("Trained on", f"{count(total(data['tokens']))} tokens", "all stages"),
         Fact("Took", duration(total(data["seconds"])), "from data to measurements"),
         Fact(
