@@ -2,8 +2,8 @@
 
 import re
 import sys
-from collections.abc import Iterator
 from functools import partial
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -21,6 +21,8 @@ from . import tables
 from .packing import identity
 from .sources import Splits
 
+#: Said instead, to see where an answer is: nothing that anyone says.
+OTHERWISE = "\ue000\ue001"
 #: Who says what is learned.
 ASSISTANT = "assistant"
 #: How a template marks what is the assistant's.
@@ -67,8 +69,8 @@ def encode(rows: Dataset, tokenizer: PreTrainedTokenizerBase, context: int, doma
     )
     if not len(encoded):
         raise UserError(
-            f"domain {domain}: no conversation has an answer within data.context={context} that its template writes "
-            "as it does in the whole; raise data.context, or mark answers by {% generation %} in the template"
+            f"domain {domain}: no conversation has an answer within data.context={context}: raise it, or give "
+            "conversations in which an assistant answers"
         )
     if missing := len(rows) - len(encoded):
         print(f"{domain}: {missing} of {len(rows)} conversations have no answer in {context} tokens", file=sys.stderr)
@@ -127,35 +129,38 @@ def _without_none(found: Any) -> Any:
 
 
 def conversation(messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[bool]]:
-    """The tokens of all messages, and which of them are the assistant's.
-
-    Those that end what it says are among them, unless the template itself marks what it generates, without them.
-    """
+    """The tokens of all messages, and which of them are the assistant's, with the one that ends what it says."""
     if GENERATION.search(tokenizer.get_chat_template()):
         told: Any = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
         return list(told["input_ids"]), [bool(mine) for mine in told["assistant_masks"]]
     text = _written(messages, tokenizer)
     encoded: Any = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    answers = list(_answers(messages, text, tokenizer))
+    ids, answers, ends = list(encoded["input_ids"]), _answers(messages, text, tokenizer), set(tokenizer.all_special_ids)
     # Of a token that reaches from the prompt into the answer, the answer's part is what has to be predicted.
-    said = [any(begin < last <= end for begin, end in answers) for _, last in encoded["offset_mapping"]]
-    return list(encoded["input_ids"]), said
+    said = [any(begin < last and first < end for begin, end in answers) for first, last in encoded["offset_mapping"]]
+    ended = [before and token in ends for before, token in zip([False, *said], ids, strict=False)]
+    return ids, [one or other for one, other in zip(said, ended, strict=True)]
 
 
-def _answers(
-    messages: list[dict[str, Any]], text: str, tokenizer: PreTrainedTokenizerBase
-) -> Iterator[tuple[int, int]]:
-    """Where each answer begins and ends in the text: after the prompt for it, and with the conversation up to it.
+def _answers(messages: list[dict[str, Any]], text: str, tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, int]]:
+    """Where each answer begins and ends in the text: what changes in it when the assistant says something else.
 
-    A template may write an answer otherwise once others follow; such an answer is not learned.
+    So it is found wherever and in whatever form a template writes it.
     """
+    found = []
     for place, message in enumerate(messages):
-        if message.get("role") == ASSISTANT and place:
-            prompt = _written(messages[:place], tokenizer, add_generation_prompt=True)
-            until = _written(messages[: place + 1], tokenizer)
-            if text.startswith(until) and until.startswith(prompt):
-                yield len(prompt), len(until)
+        if message.get("role") == ASSISTANT and place and message.get("content"):
+            other = _written([*messages[:place], message | {"content": OTHERWISE}, *messages[place + 1 :]], tokenizer)
+            begin = _alike(text, other)
+            end = len(text) - _alike(text[begin:][::-1], other[begin:][::-1])
+            found.append((begin, end))
+    return found
 
 
-def _written(messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, **options: Any) -> str:
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
+def _alike(one: str, other: str) -> int:
+    """How many characters both begin with."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
+
+def _written(messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> str:
+    return str(tokenizer.apply_chat_template(messages, tokenize=False))

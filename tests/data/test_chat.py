@@ -71,8 +71,28 @@ def test_a_template_may_say_itself_what_is_generated():
     assert said(speaker(MARKED)) == ["the=text", "of=line"]
 
 
-def test_what_the_template_writes_otherwise_later_is_not_learned():
-    assert said(speaker(FORGETFUL)) == ["of=line<end>"]
+def test_what_is_learned_is_as_the_template_writes_it():
+    assert said(speaker(FORGETFUL)) == ["text<end>", "of=line<end>"]
+
+
+def test_what_a_template_puts_around_an_answer_is_not_learned():
+    """As a place for thoughts before the last one, and a line break after what ends each."""
+    thinking = PLAIN.replace(
+        "{{ m.content }}<end>",
+        "{% if loop.last %}(thoughts){% endif %}{{ m.content }}<end>\\n",
+    )
+    assert said(speaker(thinking)) == ["the=text<end>", "of=line<end>"]
+
+
+@pytest.mark.parametrize("content", ["the text", "<user>", "be short", "x"])
+def test_an_answer_that_looks_like_what_surrounds_it_is_found(content: str):
+    talk = [*TALK[:2], {"role": "assistant", "content": content}]
+    assert said(speaker(PLAIN), talk) == [f"{content}<end>"]
+
+
+def test_an_assistant_that_says_nothing():
+    talk = [TALK[1], {"role": "assistant", "content": ""}, TALK[3], TALK[4]]
+    assert said(speaker(PLAIN), talk) == ["of=line<end>"]
 
 
 def test_an_answer_to_nothing_is_not_learned():
@@ -122,7 +142,7 @@ def test_long_conversations_are_cut_and_those_without_an_answer_left_out(tmp_pat
     assert len(chat.encode(rows, tokenizer, 64, "x")) == 5
     assert "x: 1 of 6 conversations have no answer in 64 tokens" in capsys.readouterr().err
     assert max(len(row) for row in chat.encode(rows, tokenizer, 20, "x")["input_ids"]) <= 20
-    with pytest.raises(UserError, match=r"^domain x: no conversation has an answer within data\.context=4 "):
+    with pytest.raises(UserError, match=r"^domain x: no conversation has an answer within data\.context=4: raise it"):
         chat.encode(rows, tokenizer, 4, "x")
 
 
