@@ -50,12 +50,13 @@ def score(reading: Reading, classes: int, positive: int) -> dict[str, float]:
 def compared(readings: dict[str, Reading], classes: int, positive: int) -> dict[str, dict[str, Any]]:
     """By score: that of each who has read the texts, the student and its teacher among them, and `recovery`, the
     student's over the teacher's, None where that is not above 0. Of the accuracy also `error`, one standard error of
-    student − teacher."""
+    student − teacher, and `constant`, that of always answering what is most frequent."""
     each = {who: score(reading, classes, positive) for who, reading in readings.items()}
     found: dict[str, dict[str, Any]] = {name: {who: each[who][name] for who in each} for name in SCORES}
     for scores in found.values():
         scores["recovery"] = scores["student"] / scores["teacher"] if scores["teacher"] > 0 else None
     student, teacher = readings["student"], readings["teacher"]
     gap = (student.predicted == student.targets).double() - (teacher.predicted == teacher.targets).double()
+    found["accuracy"]["constant"] = teacher.targets.flatten().bincount().max().item() / len(teacher.targets)
     found["accuracy"]["error"] = (gap.std() / len(gap) ** 0.5).item() if len(gap) > 1 else math.nan
     return found

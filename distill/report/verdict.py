@@ -38,7 +38,9 @@ def _right(data: dict[str, Any]) -> str:
     gaps = {domain: abs(each["student"] - each["teacher"]) for domain, each in found.items()}
     level = [domain for domain, gap in gaps.items() if found[domain]["error"] and gap <= 2 * found[domain]["error"]]
     alike = f"; on {listed(level)} the two are level within two standard errors" if level else ""
-    return f"The student keeps {listed(told)} of its teacher's accuracy{alike}."
+    idle = [domain for domain, each in found.items() if each["teacher"] <= each["constant"]]
+    kept = f"The student keeps {listed(told)} of its teacher's accuracy{alike}."
+    return f"{kept} On {listed(idle)} the teacher is no better than one answer to all." if idle else kept
 
 
 def _level(ratios: dict[str, float], errors: dict[str, float | None]) -> str:

@@ -24,6 +24,7 @@ from distill.errors import UserError
 from distill.measure.perplexity import Reading, read
 from distill.measure.scores import compared, score
 from distill.pipeline import PIPELINES, distil
+from distill.report.verdict import _right
 from distill.rundir import RunDirectory
 from distill.scratch import train_tokenizer
 from distill.student import build_student
@@ -271,10 +272,26 @@ def test_what_a_student_keeps():
     labels = [0, 1, 0, 1]
     teacher, student = reading([0, 1, 0, 0], labels), reading([0, 1, 1, 0], labels)
     kept = compared({"teacher": teacher, "student": student}, 2, 1)
-    assert kept["accuracy"] == pytest.approx({"teacher": 0.75, "student": 0.5, "recovery": 2 / 3, "error": 0.25})
+    assert kept["accuracy"] == pytest.approx(
+        {"teacher": 0.75, "student": 0.5, "recovery": 2 / 3, "error": 0.25, "constant": 0.5}
+    )
     assert set(kept["f1"]) == {"teacher", "student", "recovery"}
     chance = reading([0, 0, 0, 0], labels)
     assert compared({"teacher": chance, "student": student}, 2, 1)["mcc"]["recovery"] is None
+
+
+@pytest.mark.parametrize(("teacher", "student", "said", "unsaid"), [
+    (0.9, 0.8, "keeps 88.9 % on words of its teacher's accuracy.", "no better"),
+    (0.9, 0.88, "within two standard errors", "no better"),
+    (0.5, 0.5, "On words the teacher is no better than one answer to all", "never"),
+])  # fmt: skip
+def test_the_verdict_tells_what_is_kept_and_whether_that_means_something(
+    teacher: float, student: float, said: str, unsaid: str
+):
+    accuracy = {"teacher": teacher, "student": student, "recovery": student / teacher, "error": 0.02, "constant": 0.5}
+    found = _right({"scores": {"words": {"accuracy": accuracy}}}).replace("\N{NO-BREAK SPACE}", " ")
+    assert said in found and unsaid not in found
+    assert ("level" in found) is (abs(teacher - student) <= 0.04)
 
 
 # The whole story
@@ -293,7 +310,15 @@ def test_a_run_is_whole(run: Path):
     headline = json.loads((run / "measurements" / "headline.json").read_text())
     scores = headline["scores"]["words"]
     assert set(scores) == {"accuracy", "f1", "mcc"}
-    assert set(scores["accuracy"]) == {"teacher", "matched", "student", "teacher_tuned", "recovery", "error"}
+    assert set(scores["accuracy"]) == {
+        "teacher",
+        "matched",
+        "student",
+        "teacher_tuned",
+        "recovery",
+        "error",
+        "constant",
+    }
     assert headline["evaluation_tokens"]["words"] == 15 and headline["state_bytes"] is None
     # A teacher of random weights, and labels that say what it does not.
     assert scores["accuracy"]["student"] > scores["accuracy"]["matched"] + 0.2
@@ -317,7 +342,9 @@ def test_the_summary_tells_the_scores(run: Path):
     told = RunDirectory.__new__(RunDirectory)
     told.path, told.seconds = run, {}
     lines = summary(told).splitlines()
-    assert any(line.split()[:2] == ["words", "accuracy"] and line.count("%") == 3 for line in lines)
+    assert any(
+        line.split()[:2] == ["words", "accuracy"] and line.count("%") == 4 and "of 15 texts" in line for line in lines
+    )
 
 
 def test_an_exported_student_answers_as_the_original(run: Path, tmp_path: Path):
