@@ -9,7 +9,7 @@ COLUMNS = {"teacher": "teacher_ppl", "swapped": "swapped_ppl", "stage 1": "stage
 
 
 def summary(run: RunDirectory) -> str:
-    """Perplexities and KL by domain from measurements/headline.json, then the paths of student and report."""
+    """Perplexities, KL and scores by domain from measurements/headline.json, then the paths of student and report."""
     headline = json.loads((run.path / "measurements" / "headline.json").read_text(encoding="utf-8"))
     lines = [f"{'perplexity':12}" + "".join(f"{name:>10}" for name in COLUMNS) + f"     student / teacher{'KL':>9}"]
     for domain, ratio in headline["ratio"].items():

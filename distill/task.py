@@ -1,6 +1,5 @@
 """What a model is trained to do, and all that differs between the tasks."""
 
-import copy
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
@@ -9,12 +8,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     DataCollatorForLanguageModeling,
-    DataCollatorWithPadding,
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.modeling_auto import (
@@ -67,16 +66,27 @@ def masked(tokenizer: PreTrainedTokenizerBase) -> Collate:
 
 
 class Padding:
-    """Texts of their own lengths → a batch as long as the longest, with `attention_mask` and `labels` (B,)."""
+    """Texts of their own lengths → a batch as long as the longest, with `attention_mask`; nothing is left to chance.
+
+    Filled up on the right, or an encoder's learned positions would depend on what a text lies beside. Nothing looks at
+    what is filled in, so that any token will do where the tokenizer has none for it. Labels are (B,) of texts, and
+    (B, N) of tokens, NO_TARGET at padding.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, seed: int):
-        # On the right, or an encoder's learned positions would depend on what a text lies beside.
-        right = copy.copy(tokenizer)
-        right.padding_side = "right"
-        self.collator = DataCollatorWithPadding(right)
+        filling = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        self.filling = {"input_ids": filling or 0, "labels": NO_TARGET}
 
     def __call__(self, rows: list[Batch]) -> Batch:
-        return dict(self.collator(rows))
+        def fill(columns: list[Tensor], value: int = 0) -> Tensor:
+            return pad_sequence(columns, batch_first=True, padding_value=value)
+
+        columns = {name: [row[name].long() for row in rows] for name in rows[0]}
+        batch = {
+            name: fill(each, self.filling.get(name, 0)) if each[0].dim() else torch.stack(each)
+            for name, each in columns.items()
+        }
+        return batch | {"attention_mask": fill([torch.ones_like(ids) for ids in columns["input_ids"]])}
 
 
 def padded(tokenizer: PreTrainedTokenizerBase) -> Collate:

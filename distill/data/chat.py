@@ -2,21 +2,17 @@
 
 import re
 import sys
-from functools import partial
 from itertools import takewhile
 from typing import Any
 
-import torch
 from datasets import Dataset, Features, List, Value
 from datasets.fingerprint import Hasher
 from jinja2 import TemplateError
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from ..config import Domain
 from ..errors import UserError, reason
-from ..task import NO_TARGET, Batch, Collate
+from ..task import NO_TARGET
 from . import tables
 from .packing import identity
 from .sources import Splits
@@ -77,29 +73,6 @@ def encode(rows: Dataset, tokenizer: PreTrainedTokenizerBase, context: int, doma
     return encoded.with_format("torch")
 
 
-class SideBySide:
-    """Conversations of their own lengths → a batch as long as the longest; nothing of it is left to chance."""
-
-    def __init__(self, filling: int, seed: int):
-        self.filling = filling
-
-    def __call__(self, rows: list[Batch]) -> Batch:
-        def fill(columns: list[Tensor], value: int) -> Tensor:
-            return pad_sequence(columns, batch_first=True, padding_value=value)
-
-        return {
-            "input_ids": fill([row["input_ids"].long() for row in rows], self.filling),
-            "attention_mask": fill([torch.ones_like(row["labels"]) for row in rows], 0),
-            "labels": fill([row["labels"] for row in rows], NO_TARGET),
-        }
-
-
-def collate(tokenizer: PreTrainedTokenizerBase) -> Collate:
-    """Padding is never looked at, so that any token will do where the tokenizer has none for it."""
-    filling = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    return partial(SideBySide, filling or 0)
-
-
 def _encoded(
     batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase, context: int, domain: str
 ) -> dict[str, list[list[int]]]:
@@ -129,7 +102,10 @@ def _without_none(found: Any) -> Any:
 
 
 def conversation(messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[bool]]:
-    """The tokens of all messages, and which of them are the assistant's, with the one that ends what it says."""
+    """The tokens of all messages, and which of them are the assistant's.
+
+    Those that the template marks, where it does; else all that it says, and the token that ends it.
+    """
     if GENERATION.search(tokenizer.get_chat_template()):
         told: Any = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
         return list(told["input_ids"]), [bool(mine) for mine in told["assistant_masks"]]

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..config import Data, Domain
 from ..errors import UserError
-from ..task import DECODER, Task
+from ..task import DECODER, Task, padded
 from . import chat, labelled
 from .mixture import Blocks, Corpus
 from .packing import pack
@@ -36,8 +36,8 @@ def prepare(
 ) -> Corpus:
     """Loads, tokenises and packs every domain; a second run with the same text and tokenizer reads it from disk.
 
-    Of a task with labels, a row is a text and not packed; classes: what its model calls them, None for one that is yet
-    to be made, which calls them as the rows do.
+    Of a task with labels a row is a text, and of conversations one of these, neither of them packed. classes: what the
+    model calls the labels, None for one that is yet to be made, which calls them as the rows do.
 
     A domain of weight 0 is only measured. Where another has no validation text, the last 5 % of its packed blocks (at
     least one) are held out, or, of a stream, the first `validation_blocks`. At most `validation_blocks` are kept,
@@ -52,7 +52,7 @@ def prepare(
         classes, numbers, positive = labelled.labels(texts.values(), classes)
         encode = partial(labelled.encode, numbers=numbers)
     elif _are_chats(domains):
-        encode, collate = chat.encode, chat.collate(tokenizer)
+        encode, collate = chat.encode, padded(tokenizer)
     encode = partial(encode, tokenizer=tokenizer, context=config.context)
     packed = {name: _dealt(name, domain, config, texts[name], encode) for name, domain in domains.items()}
     total = sum(domain.weight for domain in domains.values())
@@ -101,6 +101,9 @@ def _checked(config: Data, task: Task) -> dict[str, Domain]:
     for name, domain in domains.items():
         if domain.weight < 0:
             raise UserError(f"data.domains.{name}.weight={domain.weight}: give a positive weight, or 0 to measure only")
+        for key in ("pair", "order"):
+            if getattr(domain, key) and not task.labelled:
+                raise UserError(f"data.domains.{name}.{key} is for task=sequence_classification; leave it out")
     if chats := [name for name, domain in domains.items() if domain.messages]:
         if not task.causal:
             raise UserError(f"data.domains.{chats[0]}.messages: conversations are for task=causal_lm; leave it out")

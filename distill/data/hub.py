@@ -1,5 +1,8 @@
 """A hub data set → its texts; all that can go wrong on the way is said in one line."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import datasets
 import httpx
 from datasets import Dataset, IterableDataset
@@ -13,21 +16,26 @@ LOOKED_AT = 100
 LINES = 100_000
 
 
-def load(domain: Domain, split: str, streaming: bool) -> Dataset | IterableDataset:
+def load(domain: Domain, streaming: bool, split: str) -> Dataset | IterableDataset:
     """The split's texts in the single column `text`.
 
     UserError if the hub or the data set cannot be reached, or if it lacks the configuration, split or column.
     """
-    try:
+    with _told(domain):
         return _documents(_text_column(_load(domain, split, streaming), domain))
-    except (ValueError, RuntimeError, DatasetsError) as error:
-        raise UserError(f"data.path={domain.path}: {first_line(error.__cause__ or error)}") from error
 
 
-def table(domain: Domain, split: str) -> Dataset:
+def table(domain: Domain, streaming: bool, split: str) -> Dataset | IterableDataset:
     """The split with all its columns; UserError as above."""
+    with _told(domain):
+        return _load(domain, split, streaming)
+
+
+@contextmanager
+def _told(domain: Domain) -> Iterator[None]:
+    """What datasets raises, as one line."""
     try:
-        return _load(domain, split, streaming=False)
+        yield
     except (ValueError, RuntimeError, DatasetsError) as error:
         raise UserError(f"data.path={domain.path}: {first_line(error.__cause__ or error)}") from error
 

@@ -1,9 +1,10 @@
 """One domain → its texts: data sets with a single column `text`, a document a row."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from datasets import Dataset, Features, IterableDataset, NamedSplit, Value
 from datasets.exceptions import DatasetGenerationError
@@ -17,7 +18,7 @@ Texts: TypeAlias = Dataset | IterableDataset
 #: 64-bit offsets: a file is one document, and a table's texts may pass 2 GiB.
 TEXT = Features({"text": Value("large_string")})
 #: A path that ends like this is a file's, and no hub data set's.
-FILE_SUFFIXES = {".txt", ".md", ".json", ".jsonl", ".parquet", ".csv", *files.OPEN}
+FILE_SUFFIXES = {".txt", ".md", ".json", ".jsonl", ".parquet", ".csv", ".tsv", *files.OPEN}
 
 
 class Splits(NamedTuple):
@@ -35,9 +36,24 @@ def load(domain: Domain, streaming: bool) -> Splits:
     """
     if domain.path == "python":
         return _embedded(domain, streaming)
+    local, remote = partial(_local_texts, domain.column, streaming), partial(hub.load, domain, streaming)
+    return sides(domain, local, remote, streaming)
+
+
+def sides(domain: Domain, local: Callable[[str, str], Any], remote: Callable[[str], Any], streaming: bool) -> Splits:
+    """What `domain.path` and `domain.validation` name; of a hub data set that has one, its split of that name.
+
+    local: key and path of a file or folder → its rows; remote: a split of the hub's data set → its rows.
+    """
     if is_local(domain.path):
-        return _local(domain, streaming)
-    return _hub(domain, streaming)
+        held_out = None if domain.validation is None else local("data.validation", domain.validation)
+        return Splits(local("data.path", domain.path), held_out)
+    train = remote(domain.split)
+    if domain.validation is None:
+        return Splits(train, remote("validation") if hub.has_split(domain, "validation", streaming) else None)
+    if is_local(domain.validation):
+        return Splits(train, local("data.validation", domain.validation))
+    return Splits(train, remote(domain.validation))
 
 
 def is_local(path: str) -> bool:
@@ -51,7 +67,10 @@ def _embedded(domain: Domain, streaming: bool) -> Splits:
     if domain.name not in stdlib.PARTS:
         raise UserError(f"data.name={domain.name} is no part of data.path=python: give {' or '.join(stdlib.PARTS)}")
     if domain.validation is not None:
-        return Splits(_embedded_side(domain.name, "train", streaming), _validation_file(domain, streaming))
+        return Splits(
+            _embedded_side(domain.name, "train", streaming),
+            _local_texts(domain.column, streaming, "data.validation", domain.validation),
+        )
     return Splits(*(_embedded_side(domain.name, side, streaming) for side in ("train", "validation")))
 
 
@@ -70,16 +89,7 @@ def _embedded_documents(part: str, side: str) -> Iterator[dict[str, str]]:
     return ({"text": text} for text in stdlib.documents(part)[side])
 
 
-def _local(domain: Domain, streaming: bool) -> Splits:
-    train = _local_texts("data.path", domain.path, domain.column, streaming)
-    return Splits(train, None if domain.validation is None else _validation_file(domain, streaming))
-
-
-def _validation_file(domain: Domain, streaming: bool) -> Texts:
-    return _local_texts("data.validation", str(domain.validation), domain.column, streaming)
-
-
-def _local_texts(key: str, path: str, column: str, streaming: bool) -> Texts:
+def _local_texts(column: str, streaming: bool, key: str, path: str) -> Texts:
     found = _listed(key, Path(path).expanduser())
     # A tuple: datasets would take a list for shards, and read each file as if it were alone.
     chosen = {"paths": tuple(str(file) for file in found), "column": column}
@@ -113,13 +123,3 @@ def _fingerprint(paths: list[Path], column: str) -> str:
     states = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     reader = Path(files.__file__).read_bytes()
     return hashlib.sha256(repr((states, column)).encode() + reader).hexdigest()[:16]
-
-
-def _hub(domain: Domain, streaming: bool) -> Splits:
-    train = hub.load(domain, domain.split, streaming)
-    if domain.validation is None:
-        found = hub.has_split(domain, "validation", streaming)
-        return Splits(train, hub.load(domain, "validation", streaming) if found else None)
-    if is_local(domain.validation):
-        return Splits(train, _validation_file(domain, streaming))
-    return Splits(train, hub.load(domain, domain.validation, streaming))

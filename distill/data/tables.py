@@ -3,6 +3,7 @@
 import csv
 import sys
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from datasets.exceptions import DatasetsError
 from ..config import Domain
 from ..errors import UserError
 from . import files, hub
-from .sources import Splits, is_local
+from .sources import Splits, sides
 
 #: "None" and "NA" are words; only what is empty is missing.
 EMPTY = {"keep_default_na": False, "na_values": [""]}
@@ -36,15 +37,7 @@ def load(domain: Domain, wanted: dict[str, str], texts: Collection[str] = ()) ->
     """
     if domain.path == "python":
         raise UserError("data.path=python has no such rows: give a .jsonl, .csv or .parquet file, or a hub data set")
-    if is_local(domain.path):
-        train, validation = _table("data.path", domain.path), None
-    else:
-        train, validation = hub.table(domain, domain.split), None
-        if domain.validation is None and hub.has_split(domain, "validation", streaming=False):
-            validation = hub.table(domain, "validation")
-    if domain.validation is not None:
-        local = is_local(domain.validation)
-        validation = _table("data.validation", domain.validation) if local else hub.table(domain, domain.validation)
+    train, validation = sides(domain, _table, partial(hub.table, domain, False), streaming=False)
     train = _columns(train, domain, wanted, texts).shuffle(seed=SHUFFLED)
     return Splits(train, validation and _columns(validation, domain, wanted, texts))
 

@@ -7,8 +7,8 @@ from .quantities import share, size, times
 #: What is said of the KL between predictions where it was measured.
 KL_TO_TEACHER = (
     " KL to teacher runs from what the teacher predicts to what the student, or the tuned teacher, does, in nats per "
-    "token: 0 when they agree. Knowing the text better lowers the ratio, too; only agreeing with the teacher lowers "
-    "this."
+    "token, or per text of a classifier: 0 when they agree. Knowing the text better lowers the ratio, too; only "
+    "agreeing with the teacher lowers this."
 )
 
 

@@ -185,6 +185,8 @@ def test_another_template_is_another_text(tmp_path: Path):
     [
         ({}, "masked_lm", r"^data\.domains\.talks\.messages: conversations are for task=causal_lm"),
         ({"more": Domain("python", "prose")}, "causal_lm", r"conversations and plain texts do not mix"),
+        ({"more": Domain("x.txt", order=True)}, "causal_lm", r"^data\.domains\.more\.order is for task=sequence_cl"),
+        ({"more": Domain("x.txt", pair="b")}, "causal_lm", r"^data\.domains\.more\.pair is for task=sequence_cl"),
         ({"streaming": True}, "causal_lm", r"^data\.streaming=true: rows of a table are read whole"),
     ],
 )

@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, one_hot
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from distill import config
 from distill.checks import check
 from distill.config import Config
 from distill.data import Corpus, prepare
@@ -30,9 +30,8 @@ from distill.scratch import train_tokenizer
 from distill.student import build_student
 from distill.summary import summary
 from distill.task import TASKS
-from distill.teacher import Teacher, load_teacher
 
-from . import tiny
+from . import test_teacher, tiny
 from .conftest import compose
 from .families import ENCODERS, configuration
 
@@ -103,9 +102,7 @@ def folder(words: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def load(path: Path | str, task: str = "sequence_classification") -> Teacher:
-    wanted = config.Teacher(path=str(path), dtype="float32", architecture=None, vocabulary=None)
-    return load_teacher(wanted, tiny.CONTEXT, TASKS[task])
+load = partial(test_teacher.load, task="sequence_classification")
 
 
 @pytest.fixture
@@ -150,7 +147,7 @@ def test_what_is_no_classifier_is_refused(folder: Path, words: Any, tmp_path: Pa
         with pytest.raises(UserError, match=rf"^teacher\.path=[^\n]*{message}"):
             load(tmp_path / name)
     with pytest.raises(UserError, match="has no cls"):
-        load(folder, "masked_lm")
+        load(folder, task="masked_lm")
 
 
 def test_a_body_is_whole_or_refused(folder: Path, words: Any, made: Callable[..., Config], tmp_path: Path):

@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, BertConfig
 
-from distill import config
 from distill.checks import check
 from distill.config import Config
 from distill.errors import UserError
@@ -25,9 +25,9 @@ from distill.stages.language import LanguageStage
 from distill.stages.logits import LogitsStage, logit_kl
 from distill.student import build_student
 from distill.task import NO_TARGET, TASKS, Masking
-from distill.teacher import Teacher, load_teacher
+from distill.teacher import Teacher
 
-from . import tiny
+from . import test_teacher, tiny
 from .conftest import compose
 
 ENCODER = TASKS["masked_lm"]
@@ -65,9 +65,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def load(path: Path | str, task: str = "masked_lm") -> Teacher:
-    wanted = config.Teacher(path=str(path), dtype="float32", architecture=None, vocabulary=None)
-    return load_teacher(wanted, tiny.CONTEXT, TASKS[task])
+load = partial(test_teacher.load, task="masked_lm")
 
 
 @pytest.fixture
@@ -275,7 +273,7 @@ def test_logits_are_bitwise_those_of_a_plain_model(encoder: Path, teacher: Teach
 
 def test_refusals(encoder: Path, teachers: dict[str, Path], made, tmp_path: Path):
     with pytest.raises(UserError, match=r"^teacher\.path=[^\n]*: bert is an encoder; set task=masked_lm$"):
-        load(encoder, "causal_lm")
+        load(encoder, task="causal_lm")
     for family in ("gpt2", "llama"):
         with pytest.raises(UserError, match=rf"^teacher\.path=[^\n]*: {family} is a decoder; set task=causal_lm$"):
             load(teachers[family])
@@ -285,7 +283,7 @@ def test_refusals(encoder: Path, teachers: dict[str, Path], made, tmp_path: Path
     AutoTokenizer.from_pretrained(encoder).save_pretrained(decoder)
     with pytest.raises(UserError, match="bert is a decoder; set task=causal_lm"):
         load(decoder)
-    assert load(decoder, "causal_lm").heads({"input_ids": torch.ones(1, 3, dtype=torch.long)})[0].causal
+    assert load(decoder, task="causal_lm").heads({"input_ids": torch.ones(1, 3, dtype=torch.long)})[0].causal
     maskless = tiny.save(tmp_path / "maskless", BertConfig.from_pretrained(encoder), tiny.train_tokenizer("a b c d"))
     with pytest.raises(UserError, match=r"tokenizer has no pad_token, which an encoder needs; set it$"):
         load(maskless)

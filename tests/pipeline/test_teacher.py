@@ -15,6 +15,7 @@ from distill import config
 from distill.capture import CAPTURE
 from distill.errors import UserError
 from distill.student import build_student
+from distill.task import TASKS
 from distill.teacher import Teacher, freeze, load_teacher
 
 from . import tiny
@@ -27,8 +28,9 @@ PLACES = {
 SHAPES = {"gpt2": (2, 2, 8), "llama": (4, 2, 8)}
 
 
-def load(path: Path | str, context: int = tiny.CONTEXT, dtype: str = "float32") -> Teacher:
-    return load_teacher(config.Teacher(path=str(path), dtype=dtype, architecture=None, vocabulary=None), context)
+def load(path: Path | str, context: int = tiny.CONTEXT, dtype: str = "float32", task: str = "causal_lm") -> Teacher:
+    wanted = config.Teacher(path=str(path), dtype=dtype, architecture=None, vocabulary=None)
+    return load_teacher(wanted, context, TASKS[task])
 
 
 def ids(seed: int = 0) -> torch.Tensor:
