@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import OmegaConf
 
 from .config import Config
@@ -15,12 +16,16 @@ from .errors import UserError
 
 
 class RunDirectory:
-    """Names the parts of a run directory, writes the small ones, and keeps the clock of the stages."""
+    """Names the parts of a run directory, writes the small ones, and tells what the stages took.
+
+    seconds, peak_bytes: of every stage its wall-clock time, and the most GPU memory that it held where there is one.
+    """
 
     def __init__(self, config: Config):
         """Writes nothing yet; UserError where a run already lives."""
         self.path, self.config = Path(config.run_dir).expanduser(), config
         self.seconds: dict[str, float] = {}
+        self.peak_bytes: dict[str, int] = {}
         if any((self.path / part).exists() for part in ("config.yaml", "student", "teacher", "report")):
             raise UserError(f"run_dir={self.path} already holds a run; choose another directory or remove it")
 
@@ -61,12 +66,16 @@ class RunDirectory:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Adds the wall-clock time of the block to `seconds[stage]`."""
-        start = time.monotonic()
+        """Adds what the block takes to `seconds` and `peak_bytes`; blocks stand beside one another, never within."""
+        start, on_gpu = time.monotonic(), torch.cuda.is_available()
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
         try:
             yield
         finally:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.monotonic() - start
+            if on_gpu:
+                self.peak_bytes[stage] = max(self.peak_bytes.get(stage, 0), torch.cuda.max_memory_allocated())
 
 
 def _finite(value: Any) -> Any:

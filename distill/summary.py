@@ -2,6 +2,7 @@
 
 import json
 
+from .report.sections.headline import held
 from .rundir import RunDirectory
 
 #: The columns of the table, and the measurements they show.
@@ -30,7 +31,7 @@ def summary(run: RunDirectory) -> str:
         for name, seen in headline["tokens"].items()
         if seen
     ]
-    lines += ["", "; ".join([*stages, f"{sum(run.seconds.values()):.0f} s in all"])]
+    lines += ["", "; ".join([*stages, f"{sum(run.seconds.values()):.0f} s in all{held(headline['peak_bytes'])}"])]
     lines += [f"student  {run.student}", f"report   {run.path / 'report' / 'report.html'}"]
     return "\n".join(lines)
 

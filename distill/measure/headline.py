@@ -62,6 +62,7 @@ def measure_headline(
             "context": config.data.context,
             "tokens": tokens,
             "seconds": run.seconds,
+            "peak_bytes": run.peak_bytes,
             "parameters": parameters(teacher, student),
             "state_bytes": state_bytes(student),
             "parts": {

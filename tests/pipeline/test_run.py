@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -264,6 +265,22 @@ def test_the_summary_shows_the_kl(headline: dict[str, Any], tmp_path: Path):
         (tmp_path / "measurements" / "headline.json").write_text(json.dumps(headline | changes))
         head, row = summary(shown).splitlines()[:2]
         assert head.endswith(" KL") and row.endswith(ending) and len(head) == len(row)
+
+
+def test_the_most_gpu_memory_of_a_stage_is_kept(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Also where a stage comes back, as measuring does; without a GPU there is none to tell of."""
+    run = RunDirectory(replace(config, run_dir=str(tmp_path / "run")))
+    with run.timed("attention"):
+        pass
+    assert run.peak_bytes == {}
+    held = iter([5 * 2**30, 2 * 2**30, 3 * 2**30])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: next(held))
+    for stage in ("measure", "measure", "logits"):
+        with run.timed(stage):
+            pass
+    assert run.peak_bytes == {"measure": 5 * 2**30, "logits": 3 * 2**30}
 
 
 def test_the_headline_counts(config: Config, exported: Any, headline: dict[str, Any]):

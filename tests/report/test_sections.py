@@ -110,6 +110,15 @@ def test_without_a_control_there_is_no_kl_of_it(make_run: MakeRun) -> None:
     assert [name for name in shown.tables[0].columns if "KL" in name] == ["KL to teacher"]
 
 
+def test_gpu_memory_has_a_column_where_there_was_one(make_run: MakeRun) -> None:
+    run = make_run()
+    assert not any("GPU" in column for table in section("headline", run).tables for column in table.columns)
+    shown = section("headline", run, peak_bytes={"attention": 3 * 2**30, "logits": 5 * 2**30})
+    took = next(table for table in shown.tables if "GPU memory at its peak" in table.columns)
+    assert {row[0]: row[-1] for row in took.rows}["stage 2, logits"] == "5\N{NO-BREAK SPACE}GiB"
+    assert any("at most 5\N{NO-BREAK SPACE}GiB of GPU" in fact.detail for fact in shown.facts)
+
+
 def test_a_stage_that_was_not_run_leaves_dashes(make_run: MakeRun) -> None:
     table = section("headline", make_run(), stage1_ppl=None).tables[0]
     assert [row[3] for row in table.rows] == ["–", "–"]

@@ -69,6 +69,7 @@ def complete(found: dict[str, Any]) -> dict[str, Any]:
     data = dict(found)
     for name in (*STEPS, "ratio", "ratio_error", "agreement", "evaluation_tokens"):
         data[name] = {domain: (found.get(name) or {}).get(domain) for domain in domains}
+    data["peak_bytes"] = found.get("peak_bytes") or {}
     data["teacher_tuned_ppl"] = tuned = found.get("teacher_tuned_ppl")
     data |= {name: found.get(name) for name in ("kl", "teacher_tuned_kl", "scores")}
     data["student_over_tuned"] = {d: over(data["student_ppl"][d], (tuned or {}).get(d)) for d in domains}
@@ -126,13 +127,18 @@ def facts(data: dict[str, Any]) -> list[Fact]:
     return [
         *(decoding if data["state_bytes"] is not None or cache else []),
         Fact("Trained on", f"{count(total(data['tokens']))} tokens", "all stages"),
-        Fact("Took", duration(total(data["seconds"])), "from data to measurements"),
+        Fact("Took", duration(total(data["seconds"])), "from data to measurements" + held(data["peak_bytes"])),
         Fact(
             "Parameters",
             count(parameters["student"]),
             f"teacher {count(parameters['teacher'])}; mixers {count(parameters['mixers'])}",
         ),
     ]
+
+
+def held(peaks: dict[str, int]) -> str:
+    """How much of a GPU's memory a run needs, where it had one."""
+    return f"; at most {size(max(peaks.values()))} of GPU memory" if peaks else ""
 
 
 def kept_cache(data: dict[str, Any]) -> str:
@@ -159,18 +165,20 @@ def perplexity_table(data: dict[str, Any]) -> Table:
 
 
 def stage_table(data: dict[str, Any]) -> Table:
-    tokens, seconds = data["tokens"], data["seconds"]
+    tokens, seconds, peaks = data["tokens"], data["seconds"], data["peak_bytes"]
+    columns = ["Stage", "Tokens", "Time", "Tokens per second"] + (["GPU memory at its peak"] if peaks else [])
     rows = [
         [
             STAGES.get(stage, stage),
             count(tokens.get(stage)),
             duration(seconds.get(stage)),
             count(over(tokens.get(stage), seconds.get(stage))),
+            *([size(peaks.get(stage))] if peaks else []),
         ]
         for stage in dict.fromkeys([*seconds, *tokens])
         if seconds.get(stage) or tokens.get(stage)
     ]
-    return Table("Tokens and time by stage", ["Stage", "Tokens", "Time", "Tokens per second"], rows)
+    return Table("What the stages took", columns, rows)
 
 
 def allocation_tables(run: Run) -> list[Table]:
