@@ -24,7 +24,8 @@ from distill.stages.attention import AttentionStage
 from distill.stages.language import LanguageStage
 from distill.stages.logits import LogitsStage, logit_kl
 from distill.student import build_student
-from distill.task import NO_TARGET, TASKS, Masking
+from distill.task import NO_TARGET, TASKS
+from distill.task.batches import Masking
 from distill.teacher import Teacher
 
 from . import test_teacher, tiny
@@ -182,7 +183,7 @@ def test_perplexity_is_over_masked_tokens(teacher: Teacher, made):
 @pytest.mark.parametrize("together", [3, 256])
 def test_kl_is_over_masked_tokens(teacher: Teacher, made, together: int, monkeypatch: pytest.MonkeyPatch):
     """In double precision, target after target; of each block and of all targets, which blocks share unequally."""
-    monkeypatch.setattr("distill.task.TOGETHER", together)
+    monkeypatch.setattr("distill.task.task.TOGETHER", together)
     student = build_student(teacher, made().mixer)
     found, device = corpus(teacher), torch.device("cpu")
     reading = read(student, found.evaluation("random", 3), device, ENCODER, teacher)

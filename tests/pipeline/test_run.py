@@ -244,7 +244,7 @@ def test_the_kl_is_the_teachers_to_itself_where_nothing_is_swapped(small: Compos
 def test_kl_is_that_of_every_block(
     config: Config, validation: Path, exported: Any, together: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("distill.task.TOGETHER", together)
+    monkeypatch.setattr("distill.task.task.TOGETHER", together)
     blocks = held_out(validation, Path(config.teacher.path))
     batches = [{"input_ids": each} for each in blocks.split(4)]
     teacher, device = load(config.teacher.path), torch.device("cpu")
