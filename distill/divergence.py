@@ -14,6 +14,11 @@ def divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Te
     return (target.exp() * (target - found)).sum(-1)
 
 
+def logit_kl(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
+    """T² KL(teacher‖student) at temperature T: logits (…, V) → mean over all predictions."""
+    return temperature**2 * divergence(teacher, student, temperature).mean()
+
+
 def log_softmax(logits: Tensor, temperature: float) -> Tensor:
     wide = torch.promote_types(logits.dtype, torch.float32)
     if temperature != 1:

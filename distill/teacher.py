@@ -53,9 +53,9 @@ class Teacher:
         return [heads._replace(padding=batch.get("attention_mask")) for heads in captured.heads]
 
     @torch.no_grad()
-    def logits(self, batch: Batch) -> Tensor:
-        """(B, N, V), or (B, classes)."""
-        return self.model(**self.task.inputs(batch)).logits
+    def predict(self, batch: Batch) -> Tensor:
+        """What the task makes of a batch, see `Task.predict`."""
+        return self.task.predict(self.model, batch)
 
     def weights_hash(self) -> str:
         """sha256 over names and contents of all weights, in the order of the state dictionary."""

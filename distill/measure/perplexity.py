@@ -68,13 +68,13 @@ def read(
     nll, predicted, targets, kl = [], [], list[Tensor](), list[Tensor]()
     for batch in batches:
         batch = {name: each.to(device) for name, each in batch.items()}
-        logits = model(**task.inputs(batch)).logits
-        found = task.predictions(logits, batch)
-        nll.append(per_target(task.nll(logits, batch), found))
+        made = task.predict(model, batch)
+        found = task.predictions(made, batch)
+        nll.append(per_target(task.nll(made, batch), found))
         predicted.append(found.cpu())
-        targets.append(task.targets(logits, batch)[1].cpu())
+        targets.append(task.targets(made, batch)[1].cpu())
         if teacher is not None:
-            kl.append(per_target(task.kl(teacher.logits(batch), logits, batch), found))
+            kl.append(per_target(task.kl(teacher.predict(batch), made, batch), found))
     model.train(training)
     return Reading(torch.cat(nll), together(predicted), together(targets), torch.cat(kl) if kl else None)
 

@@ -21,8 +21,7 @@ class LanguageStage(Stage):
             recompute(self.model)
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
-        logits = self.model(**self.task.inputs(batch)).logits
-        loss = self.task.loss(logits, batch)
+        loss = self.task.loss(self.task.predict(self.model, batch), batch)
         self.losses = {self.task.predicted: loss.detach()}
         return loss
 

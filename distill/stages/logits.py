@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from .. import config
-from ..divergence import divergence
 from ..errors import UserError
 from ..flexformer.model import Flexformer
 from ..teacher import Teacher
@@ -17,10 +16,7 @@ from .stage import Stage, embeddings, recompute, warmup_linear
 
 
 class LogitsStage(Stage):
-    """Minimises T² KL(teacher‖student) at temperature T, mean over tokens, plus an optional loss on the text itself.
-
-    Of conversations, over the tokens that the assistant says.
-    """
+    """Minimises the task's gap to the teacher's predictions, plus an optional loss on the text itself."""
 
     def __init__(self, teacher: Teacher, student: Flexformer, wanted: config.Logits):
         super().__init__()
@@ -32,11 +28,10 @@ class LogitsStage(Stage):
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         task = self.teacher.task
-        logits, matched = self.student(**task.inputs(batch)).logits, task.matched(batch)
-        target, found = (each if matched is None else each[matched] for each in (self.teacher.logits(batch), logits))
-        loss = logit_kl(target, found, self.wanted.temperature)
+        found = task.predict(self.student, batch)
+        loss = task.gap(self.teacher.predict(batch), found, batch, self.wanted.temperature)
         if self.wanted.cross_entropy:
-            loss = loss + self.wanted.cross_entropy * task.loss(logits, batch)
+            loss = loss + self.wanted.cross_entropy * task.loss(found, batch)
         self.losses = {"logits": loss.detach()}
         return loss
 
@@ -66,11 +61,6 @@ class LogitsStage(Stage):
         """The trained student, adapters merged into its weights."""
         merged = self.student.merge_and_unload() if isinstance(self.student, peft.PeftModel) else self.student
         return cast(Flexformer, merged)
-
-
-def logit_kl(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
-    """T² KL(teacher‖student) at temperature T: logits (…, V) → mean over all predictions."""
-    return temperature**2 * divergence(teacher, student, temperature).mean()
 
 
 def train_all(student: Flexformer, wanted: config.Logits) -> nn.Module:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
 from transformers import PreTrainedTokenizerBase
 
-from ..divergence import divergence
+from ..divergence import divergence, logit_kl
 from ..flexformer.model import Flexformer
 from .batches import NO_TARGET, Batch, Collate
 
@@ -58,6 +58,16 @@ class Task:
     def inputs(self, batch: Batch) -> dict[str, Any]:
         """What a model is called with."""
         return {name: batch[name] for name in READ if name in batch} | self.arguments
+
+    def predict(self, model: Any, batch: Batch) -> Tensor:
+        """Logits (B, N, V), or (B, V) of whole texts: what all below is computed from."""
+        return model(**self.inputs(batch)).logits
+
+    def gap(self, teacher: Tensor, student: Tensor, batch: Batch, temperature: float) -> Tensor:
+        """What stage 2 minimises: T² KL(teacher‖student) at temperature T, mean over the predictions it matches."""
+        matched = self.matched(batch)
+        target, found = (each if matched is None else each[matched] for each in (teacher, student))
+        return logit_kl(target, found, temperature)
 
     def matched(self, batch: Batch) -> Tensor | None:
         """Which of a batch's predictions stage 2 matches (B, N): of conversations those of the targets; None: all."""

@@ -81,7 +81,7 @@ def test_stage_2_matches_answers_alone(teacher: Path, corpus: Corpus, made: Call
     (batch,) = corpus.batches(1, 8, seed=0)
     assert not batch["attention_mask"].all()
     found = stage.training_step(batch, 0)
-    student, target = stage.student(**DECODER.inputs(batch)).logits, loaded.logits(batch)
+    student, target = stage.student(**DECODER.inputs(batch)).logits, loaded.predict(batch)
     terms, count = torch.zeros((), dtype=torch.float64), 0
     for b in range(8):
         for i in range(batch["labels"].shape[1] - 1):

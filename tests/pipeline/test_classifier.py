@@ -128,7 +128,7 @@ def batch_of(corpus: Corpus, size: int = 8) -> dict[str, Tensor]:
 
 def test_a_teacher_and_its_classes(folder: Path, corpus: Corpus):
     teacher = load(folder)
-    assert teacher.classes == NAMES and teacher.logits(batch_of(corpus)).shape == (8, 3)
+    assert teacher.classes == NAMES and teacher.predict(batch_of(corpus)).shape == (8, 3)
     assert load(folder).weights_hash() == teacher.weights_hash()
 
 
@@ -205,10 +205,10 @@ def test_every_family(family: str, words: Any, corpus: Corpus, tmp_path: Path):
     inputs = CLASSIFIER.inputs(batch)
     assert not inputs["attention_mask"].all()
     exact = build_student(teacher, tiny.MIXER | {"exact_layers": "all"}).eval()
-    torch.testing.assert_close(exact(**inputs).logits, teacher.logits(batch), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(exact(**inputs).logits, teacher.predict(batch), rtol=1e-4, atol=1e-4)
     student = build_student(teacher, tiny.MIXER).eval()
     found = student(**inputs).logits
-    assert found.shape == (8, 3) and not torch.isclose(found, teacher.logits(batch), atol=1e-3).all()
+    assert found.shape == (8, 3) and not torch.isclose(found, teacher.predict(batch), atol=1e-3).all()
     for row in range(8):
         real = inputs["attention_mask"][row] != 0
         alone = {name: each[row : row + 1, real] for name, each in inputs.items()}
@@ -226,7 +226,7 @@ def test_what_is_measured_is_of_labels(folder: Path, corpus: Corpus):
     device = torch.device("cpu")
     whole = read(student, corpus.evaluation("words", 30), device, CLASSIFIER, teacher)
     batch = batch_of(corpus, 30)
-    found, target = student(**CLASSIFIER.inputs(batch)).logits.double(), teacher.logits(batch).double()
+    found, target = student(**CLASSIFIER.inputs(batch)).logits.double(), teacher.predict(batch).double()
     torch.testing.assert_close(whole.nll.mean(), cross_entropy(found, batch["labels"]), rtol=1e-5, atol=1e-6)
     divergence = kl_div(found.log_softmax(-1), target.log_softmax(-1), log_target=True, reduction="batchmean")
     assert whole.divergence == pytest.approx(divergence.item(), rel=1e-4)

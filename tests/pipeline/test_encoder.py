@@ -16,13 +16,14 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokeniz
 
 from distill.checks import check
 from distill.config import Config
+from distill.divergence import logit_kl
 from distill.errors import UserError
 from distill.measure.perplexity import agreement, ratio_error, read
 from distill.pipeline import PIPELINES, distil
 from distill.scratch import train_tokenizer
 from distill.stages.attention import AttentionStage
 from distill.stages.language import LanguageStage
-from distill.stages.logits import LogitsStage, logit_kl
+from distill.stages.logits import LogitsStage
 from distill.student import build_student
 from distill.task import NO_TARGET, TASKS
 from distill.task.batches import Masking
@@ -218,7 +219,7 @@ def test_stage_2_compares_every_position(teacher: Teacher, made):
     batch = next(iter(corpus(teacher).batches(1, 4, 0)))
     stage = LogitsStage(teacher, student, config.stages.logits)
     logits = stage.student(input_ids=batch["input_ids"]).logits
-    expected = logit_kl(teacher.logits(batch), logits, 1.0) + 0.5 * ENCODER.loss(logits, batch)
+    expected = logit_kl(teacher.predict(batch), logits, 1.0) + 0.5 * ENCODER.loss(logits, batch)
     torch.testing.assert_close(stage.training_step(batch, 0), expected)
 
 
@@ -264,11 +265,11 @@ def test_logits_are_bitwise_those_of_a_plain_model(encoder: Path, teacher: Teach
     ids = torch.randint(3, tiny.VOCABULARY, (2, 19))
     plain = AutoModelForMaskedLM.from_pretrained(encoder, attn_implementation="sdpa").eval()
     expected = plain(input_ids=ids).logits
-    assert torch.equal(teacher.logits({"input_ids": ids}), expected)
+    assert torch.equal(teacher.predict({"input_ids": ids}), expected)
     student = build_student(teacher, made(*f"mixer={name}".split()).mixer).eval()
     found = student(input_ids=ids).logits
     teacher.heads({"input_ids": ids})
-    assert torch.equal(teacher.logits({"input_ids": ids}), expected)
+    assert torch.equal(teacher.predict({"input_ids": ids}), expected)
     assert torch.equal(found, expected) == (name == "softmax")
 
 

@@ -100,11 +100,11 @@ def test_the_teacher_stays_what_it_was(pair: Pair):
     """Bitwise, although a student was built from it, is run, and it is captured."""
     with torch.no_grad():
         expected = pair.plain(input_ids=ids()).logits
-    assert torch.equal(pair.teacher.logits({"input_ids": ids()}), expected)
+    assert torch.equal(pair.teacher.predict({"input_ids": ids()}), expected)
     pair.student(input_ids=ids())
     heads = pair.teacher.heads({"input_ids": ids()})
     assert len(heads) == len(pair.teacher.layers) == len(pair.student.mixers) == 2
-    assert torch.equal(pair.teacher.logits({"input_ids": ids()}), expected)
+    assert torch.equal(pair.teacher.predict({"input_ids": ids()}), expected)
 
 
 def test_with_softmax_put_back_the_student_is_the_teacher(pair: Pair):
@@ -112,7 +112,7 @@ def test_with_softmax_put_back_the_student_is_the_teacher(pair: Pair):
     with torch.no_grad():
         found = pair.student.lm(input_ids=ids()).logits
     pair.student.lm.set_attn_implementation("flexformer")
-    torch.testing.assert_close(found, pair.teacher.logits({"input_ids": ids()}), **TIGHT)
+    torch.testing.assert_close(found, pair.teacher.predict({"input_ids": ids()}), **TIGHT)
 
 
 @torch.no_grad()
@@ -124,7 +124,7 @@ def test_logits_are_those_of_the_whole_map(pair: Pair, side: str):
     expected = pair.student.lm(**given, **pair.teacher.task.arguments).logits
     pair.student.lm.set_attn_implementation("flexformer")
     torch.testing.assert_close(found, expected, **TIGHT)
-    assert not torch.isclose(found, pair.teacher.logits({"input_ids": ids()}), atol=1e-3).all()
+    assert not torch.isclose(found, pair.teacher.predict({"input_ids": ids()}), atol=1e-3).all()
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.stages.logits import logit_kl
+from distill.divergence import logit_kl
 
 
 def draw(seed: int, batch: int = 2, length: int = 3, vocabulary: int = 5) -> Tensor:

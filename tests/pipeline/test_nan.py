@@ -75,8 +75,8 @@ def test_a_gradient_of_stage_1_names_its_parameter(run: Run):
 
 
 def test_a_loss_of_stage_2(run: Run, monkeypatch: pytest.MonkeyPatch):
-    stage, logits = run.logits(), run.teacher.logits
-    stage = before_step(stage, lambda: setattr(run.teacher, "logits", lambda batch: logits(batch) * torch.inf))
+    stage, logits = run.logits(), run.teacher.predict
+    stage = before_step(stage, lambda: setattr(run.teacher, "predict", lambda batch: logits(batch) * torch.inf))
     assert "logits" in stopped(run, stage, "logits")
 
 

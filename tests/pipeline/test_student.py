@@ -37,7 +37,7 @@ def test_with_softmax_put_back_it_is_the_teacher(teacher: Teacher):
     student = build_student(teacher, GOOD).eval()
     student.lm.set_attn_implementation("sdpa")
     # Not to the bit: where the copies lie in memory decides how a product is summed up.
-    torch.testing.assert_close(student.lm(ids()).logits, teacher.logits({"input_ids": ids()}), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(student.lm(ids()).logits, teacher.predict({"input_ids": ids()}), rtol=1e-5, atol=1e-5)
 
 
 def test_nothing_is_shared_with_the_teacher(teacher: Teacher):
@@ -60,11 +60,11 @@ def test_it_runs_untrained_with_any_mixer(teacher: Teacher, name: str):
     student = build_student(teacher, compose(*sized(name)).mixer).eval()
     with torch.no_grad():
         logits = student(ids()).logits
-    assert logits.shape == teacher.logits({"input_ids": ids()}).shape and logits.isfinite().all()
+    assert logits.shape == teacher.predict({"input_ids": ids()}).shape and logits.isfinite().all()
     if name == "softmax":
-        torch.testing.assert_close(logits, teacher.logits({"input_ids": ids()}), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(logits, teacher.predict({"input_ids": ids()}), rtol=1e-4, atol=1e-4)
     else:
-        assert not torch.isclose(logits, teacher.logits({"input_ids": ids()}), atol=1e-2).all()
+        assert not torch.isclose(logits, teacher.predict({"input_ids": ids()}), atol=1e-2).all()
 
 
 @pytest.mark.parametrize(

@@ -77,18 +77,18 @@ def test_logits_are_bitwise_those_of_a_plain_model(teachers: dict[str, Path], fa
     plain = AutoModelForCausalLM.from_pretrained(teachers[family], attn_implementation="sdpa").eval()
     with torch.no_grad():
         expected = plain(ids()).logits
-    assert torch.equal(teacher.logits({"input_ids": ids()}), expected)
+    assert torch.equal(teacher.predict({"input_ids": ids()}), expected)
     student = build_student(teacher, tiny.MIXER)
     student(ids())
     teacher.heads({"input_ids": ids()})
-    assert torch.equal(teacher.logits({"input_ids": ids()}), expected)
+    assert torch.equal(teacher.predict({"input_ids": ids()}), expected)
 
 
 def test_it_is_frozen_and_nothing_is_captured_outside(teachers: dict[str, Path]):
     teacher = load(teachers["gpt2"])
     assert not teacher.model.training and not any(each.requires_grad for each in teacher.model.parameters())
     before = teacher.heads({"input_ids": ids()})
-    teacher.logits({"input_ids": ids()})
+    teacher.predict({"input_ids": ids()})
     assert len(before) == 2 and len(teacher.heads({"input_ids": ids()})) == 2
 
 
@@ -102,7 +102,7 @@ def test_a_model_in_memory_is_frozen_too(teachers: dict[str, Path], tokenizer):
 def test_low_precision(teachers: dict[str, Path]):
     teacher = load(teachers["llama"], dtype="bfloat16")
     assert (
-        teacher.logits({"input_ids": ids()}).dtype
+        teacher.predict({"input_ids": ids()}).dtype
         == teacher.heads({"input_ids": ids()})[0].query.dtype
         == torch.bfloat16
     )
@@ -118,7 +118,7 @@ def test_the_hash_is_of_the_weights(teachers: dict[str, Path]):
 
 
 def test_the_pocket_teacher_is_always_there():
-    assert load("pocket").logits({"input_ids": ids()}).isfinite().all()
+    assert load("pocket").predict({"input_ids": ids()}).isfinite().all()
 
 
 SMALL = {"vocab_size": tiny.VOCABULARY, "bos_token_id": 0, "eos_token_id": 0}
