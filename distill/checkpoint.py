@@ -35,6 +35,7 @@ def export(student: Flexformer, teacher: Teacher, corpus: Corpus, config: Config
     shutil.rmtree(unfinished, ignore_errors=True)
     student.cpu().save_pretrained(unfinished)
     teacher.tokenizer.save_pretrained(unfinished)
+    teacher.task.save_beside(student, unfinished, config.data.context)
     source = provenance(teacher, corpus, config)
     (unfinished / "provenance.json").write_text(json.dumps(source, indent=1), encoding="utf-8")
     (unfinished / "README.md").write_text(student_card(config, run), encoding="utf-8")
@@ -99,12 +100,15 @@ at = inputs.input_ids[0] == tokenizer.mask_token_id
 print(tokenizer.decode(model(**inputs).logits[0, at].argmax(-1)))""",
     "sequence_classification": """inputs = tokenizer("It is so.", return_tensors="pt")  # a pair: tokenizer(one, other)
 print(model.config.id2label[model(**inputs).logits.argmax(-1).item()])""",
+    "embedding": """inputs = tokenizer(["It is so.", "So it is."], padding=True, return_tensors="pt")
+print(model(**inputs).pooler_output)  # or SentenceTransformer("student", trust_remote_code=True).encode(…)""",
 }
 BOTH_WAYS = "It sees both directions, and its time and memory grow linearly with the length of the text."
 COST = {
     "causal_lm": "It decodes with a state of {state:.2f} MiB per sequence at any length.",
     "masked_lm": BOTH_WAYS,
     "sequence_classification": BOTH_WAYS,
+    "embedding": f"{BOTH_WAYS} A text's partner is sought among those of a batch, by cosine.",
 }
 
 STUDENT_CARD = """---

@@ -29,7 +29,8 @@ class Domain:
 
     name: the hub configuration, or the part of the embedded corpus. validation: a split or a local file; null holds
     out a part of the training text. weight: its share of the training blocks, relative to others'; 0: only measured.
-    label: where task=sequence_classification finds what a text is to be called; pair: … the text that it is read with.
+    label: where task=sequence_classification finds what a text is to be called; pair: … the text that it is read with;
+    of task=embedding the one that a text belongs with.
     order: … of plain text instead, pairs of passages, in their order or swapped. messages: the column of conversations.
     """
 

@@ -56,8 +56,9 @@ def train_teacher(config: Config) -> Path:
     readings = read_domains(model, corpus, config, run)
     model.cpu().to(torch.bfloat16).save_pretrained(run.teacher)
     tokenizer.save_pretrained(run.teacher)
+    task.save_beside(model, run.teacher, config.data.context)
     (run.teacher / "README.md").write_text(card(model, readings, tokens, corpus, config, run), encoding="utf-8")
-    print("\n".join([*lines(readings, corpus), f"teacher: {run.teacher}"]))
+    print("\n".join([*lines(readings, corpus, task), f"teacher: {run.teacher}"]))
     return run.path
 
 

@@ -58,6 +58,7 @@ def build_model(
         )
         check_context(model_config, context)
         model = task.auto.from_config(model_config, dtype=torch.float32)
+        task.complete(model, None)
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"teacher.architecture: {str(error).splitlines()[0]}") from error
     attentions = [module for module in model.modules() if hasattr(module, "is_causal")]

@@ -24,7 +24,7 @@ def summary(run: RunDirectory) -> str:
         for name, each in scores.items():
             shares = (each["teacher"], each["student"], each["recovery"])
             read = f"   of {headline['evaluation_tokens'][domain]:,} texts" if name == "accuracy" else ""
-            read += f", {each['constant']:.1%} of one label" if read else ""
+            read += f", {each['constant']:.1%} by one answer to all" if read else ""
             lines.append(f"{domain:12}{name:10}" + "".join(percent(value) for value in shares) + read)
     stages = [
         f"{name} {seen:,} tokens in {run.seconds.get(name, 0):.0f} s"

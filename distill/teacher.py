@@ -98,16 +98,21 @@ def load_model(
             raise
         # This family looks its attention up in a list of its own.
         raise UserError(no_interface(f"teacher.path={wanted.path}: {model_config.model_type}")) from error
-    return *loaded, model_config.dtype or torch.float32
+    model, told = loaded
+    task.complete(model, path)
+    return model, told, model_config.dtype or torch.float32
 
 
 def location(wanted: config.Teacher) -> str:
-    return str(POCKET) if wanted.path == "pocket" else str(wanted.path)
+    """A directory, or a hub name."""
+    path = str(POCKET) if wanted.path == "pocket" else str(wanted.path)
+    local = Path(path).expanduser()
+    return str(local) if local.is_dir() else path
 
 
 def check_whole(key: str, model: Any, told: dict[str, Any], task: Task) -> None:
     """UserError for a model that lacks weights, which would be left to chance, or is no classifier of one label."""
-    if missing := sorted(told["missing_keys"]):
+    if missing := sorted(name for name in told["missing_keys"] if name.split(".")[0] != task.spared):
         raise UserError(
             f"{key} has no {missing[0]}: it was not trained for this task; choose another teacher, or train it on "
             "your data first, goal=teacher"
@@ -120,8 +125,9 @@ def check_whole(key: str, model: Any, told: dict[str, Any], task: Task) -> None:
 def check_body(key: str, model: Any, told: dict[str, Any]) -> None:
     """UserError where anything but the head, and what it pools, would be left to chance."""
     unlike = [each[0] if isinstance(each, tuple | list) else each for each in told["mismatched_keys"]]
-    lost = [name for name in (*told["missing_keys"], *unlike) if name.startswith(f"{model.base_model_prefix}.")]
-    if lost := sorted(name for name in lost if ".pooler." not in name):
+    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
+    lost = [name for name in (*told["missing_keys"], *unlike) if name.startswith(prefix)]
+    if lost := sorted(name for name in lost if "pooler" not in name.split(".")):
         raise UserError(f"{key} has no {lost[0]} of the shape that its config.json says; choose another checkpoint")
 
 
@@ -170,10 +176,8 @@ def check_context(model_config: Any, context: int) -> None:
 
 def _from_hub(auto: Any, path: str, **kwargs: Any) -> Any:
     """auto.from_pretrained with its many errors as one line."""
-    local = Path(path).expanduser()
-    if local.is_dir():
-        path = str(local)
-    elif path.startswith((".", "/", "~")) or path.count("/") > 1:
+    local = Path(path).is_dir()
+    if not local and (path.startswith((".", "/", "~")) or path.count("/") > 1):
         raise UserError(f"teacher.path={path} does not exist: give a directory or a hub name")
     verbosity = transformers.logging.get_verbosity()
     try:
@@ -181,7 +185,7 @@ def _from_hub(auto: Any, path: str, **kwargs: Any) -> Any:
         transformers.logging.set_verbosity_error()
         return auto.from_pretrained(path, trust_remote_code=False, **kwargs)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        cure = "" if local.is_dir() else "; give a local directory if the hub cannot be reached"
+        cure = "" if local else "; give a local directory if the hub cannot be reached"
         raise UserError(f"teacher.path={path} cannot be loaded: {reason(error)}{cure}") from error
     finally:
         transformers.logging.set_verbosity(verbosity)

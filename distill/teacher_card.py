@@ -11,7 +11,7 @@ from .measure.perplexity import Reading
 from .measure.scores import score
 from .rundir import RunDirectory
 from .stages.fit import device_of
-from .task import TASKS
+from .task import TASKS, Task
 
 CARD = """# {name}
 
@@ -32,9 +32,9 @@ and cannot be compared with that of another tokenizer.
 """
 
 
-def lines(readings: dict[str, Reading], corpus: Corpus) -> list[str]:
-    """A line for each domain: perplexity and, of a classifier, its scores."""
-    found = scores(readings, corpus)
+def lines(readings: dict[str, Reading], corpus: Corpus, task: Task) -> list[str]:
+    """A line for each domain: perplexity and, where a text has a right answer, scores."""
+    found = scores(readings, corpus, task)
     return [
         f"{name:12} perplexity {reading.perplexity:.2f}"
         + "".join(f", {key} {each:.1%}" for key, each in found[name].items())
@@ -42,17 +42,19 @@ def lines(readings: dict[str, Reading], corpus: Corpus) -> list[str]:
     ]
 
 
-def scores(readings: dict[str, Reading], corpus: Corpus) -> dict[str, dict[str, float]]:
-    """Of a classifier by domain; nothing of a language model."""
-    classes = len(corpus.classes or [])
-    return {name: score(each, classes, corpus.positive) if classes else {} for name, each in readings.items()}
+def scores(readings: dict[str, Reading], corpus: Corpus, task: Task) -> dict[str, dict[str, float]]:
+    """By domain, of what has a right answer for each text; nothing of a language model."""
+    if not task.scored:
+        return {name: {} for name in readings}
+    return {name: score(each, len(corpus.classes or []), corpus.positive) for name, each in readings.items()}
 
 
 def card(
     model: Any, readings: dict[str, Reading], tokens: int, corpus: Corpus, config: Config, run: RunDirectory
 ) -> str:
     wanted, device = config.stages.pretrain, device_of(config)
-    start, right = config.teacher.path, scores(readings, corpus)
+    start, task = config.teacher.path, TASKS[config.task]
+    right = scores(readings, corpus, task)
     rows = [
         f"| {name} | {reading.tokens} | {reading.perplexity:.2f} |"
         + "".join(f" {each:.1%} |" for each in right[name].values())
@@ -62,8 +64,8 @@ def card(
     made = f"byte-level BPE, {model.config.vocab_size} entries, trained on the same text"
     return CARD.format(
         name=config.recipe,
-        kind=TASKS[config.task].kind,
-        predicted=TASKS[config.task].predicted,
+        kind=task.kind,
+        predicted=task.predicted,
         recipe=config.recipe,
         model_type=model.config.model_type,
         parameters=model.num_parameters() / 1e6,
@@ -75,7 +77,7 @@ def card(
         text="; ".join(f"{name} (`{domain.path}`)" for name, domain in corpus.domains.items()),
         steps=wanted.max_steps,
         batch=wanted.batch_size,
-        blocks="texts of at most" if corpus.classes else "blocks of",
+        blocks="texts of at most" if corpus.classes else "pairs of texts of at most" if task.paired else "blocks of",
         context=config.data.context,
         tokens=tokens / 1e6,
         lr=wanted.learning_rate,

@@ -1,8 +1,8 @@
 """From text to batches.
 
 `domains` reads what the configuration names: texts, which `sources` finds (the `stdlib` corpus, local `files`, the hub)
-and `packing` cuts into blocks of tokens; or rows of `tables`, each a `labelled` text or a `chat`. `mixture` deals out
-the blocks of all domains by weight.
+and `packing` cuts into blocks of tokens; or rows of `tables`: a `labelled` text, two in `pairs`, or a `chat`. `mixture`
+deals out the blocks of all domains by weight.
 """
 
 from .domains import prepare, training_texts

@@ -11,13 +11,15 @@ from transformers import PreTrainedTokenizerBase
 from ..config import Data, Domain
 from ..errors import UserError
 from ..task import DECODER, Task, padded
-from . import chat, labelled
+from . import chat, labelled, pairs
 from .mixture import Blocks, Corpus
 from .packing import pack
 from .sources import Splits, is_local, load
 
 #: Of the training blocks, the share that is held out where a domain has no validation text.
 HELD_OUT = 0.05
+#: The tasks that keys of a domain are for.
+FOR = {"pair": "sequence_classification or embedding", "order": "sequence_classification"}
 
 
 class Packed(NamedTuple):
@@ -36,8 +38,9 @@ def prepare(
 ) -> Corpus:
     """Loads, tokenises and packs every domain; a second run with the same text and tokenizer reads it from disk.
 
-    Of a task with labels a row is a text, and of conversations one of these, neither of them packed. classes: what the
-    model calls the labels, None for one that is yet to be made, which calls them as the rows do.
+    Of a task with labels a row is a text, of one with pairs two of them, and of conversations one of these, none of
+    them packed. classes: what the model calls the labels, None for one that is yet to be made, which calls them as the
+    rows do.
 
     A domain of weight 0 is only measured. Where another has no validation text, the last 5 % of its packed blocks (at
     least one) are held out, or, of a stream, the first `validation_blocks`. At most `validation_blocks` are kept,
@@ -51,6 +54,8 @@ def prepare(
     if task.labelled:
         classes, numbers, positive = labelled.labels(texts.values(), classes)
         encode = partial(labelled.encode, numbers=numbers)
+    elif task.paired:
+        encode = pairs.encode
     elif _are_chats(domains):
         encode, collate = chat.encode, padded(tokenizer)
     encode = partial(encode, tokenizer=tokenizer, context=config.context)
@@ -83,6 +88,8 @@ def training_texts(config: Data, task: Task = DECODER) -> Iterator[str]:
 def _texts(domain: Domain, config: Data, task: Task) -> Splits:
     if task.labelled:
         return labelled.load(domain)
+    if task.paired:
+        return pairs.load(domain)
     return chat.load(domain) if domain.messages else load(domain, config.streaming)
 
 
@@ -101,15 +108,15 @@ def _checked(config: Data, task: Task) -> dict[str, Domain]:
     for name, domain in domains.items():
         if domain.weight < 0:
             raise UserError(f"data.domains.{name}.weight={domain.weight}: give a positive weight, or 0 to measure only")
-        for key in ("pair", "order"):
-            if getattr(domain, key) and not task.labelled:
-                raise UserError(f"data.domains.{name}.{key} is for task=sequence_classification; leave it out")
+        for key, fits in (("pair", task.scored), ("order", task.labelled)):
+            if getattr(domain, key) and not fits:
+                raise UserError(f"data.domains.{name}.{key} is for task={FOR[key]}; leave it out")
     if chats := [name for name, domain in domains.items() if domain.messages]:
         if not task.causal:
             raise UserError(f"data.domains.{chats[0]}.messages: conversations are for task=causal_lm; leave it out")
         if len(chats) < len(domains):
             raise UserError("data.domains: conversations and plain texts do not mix; give messages to all or to none")
-    if config.streaming and (task.labelled or chats):
+    if config.streaming and (task.scored or chats):
         raise UserError("data.streaming=true: rows of a table are read whole; set it to false")
     if not any(domain.weight for domain in domains.values()):
         raise UserError("data.domains: every weight is 0, so that there is no text to train on; give one a weight")

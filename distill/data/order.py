@@ -3,6 +3,7 @@
 import re
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 from datasets import ClassLabel, Dataset, Features, Value
 
@@ -12,7 +13,13 @@ ENDS = re.compile(r"(?<=[.!?;:})\]])\s+|\n\s*\n")
 PASSAGE = 160
 #: What a pair is called.
 LABELS = ["swapped", "in order"]
-PAIRS = Features({"text": Value("large_string"), "pair": Value("large_string"), "label": ClassLabel(names=LABELS)})
+TWO = Features({"text": Value("large_string"), "pair": Value("large_string")})
+PAIRS = Features(TWO | {"label": ClassLabel(names=LABELS)})
+
+
+def neighbours(texts: Dataset) -> Dataset:
+    """Column `text` → text and pair: passages two by two, as they stand."""
+    return texts.map(_neighbours, batched=True, batch_size=100, remove_columns=["text"], features=TWO, desc="pairing")
 
 
 def pairs(texts: Dataset) -> Dataset:
@@ -23,17 +30,22 @@ def pairs(texts: Dataset) -> Dataset:
     return texts.map(_pairs, batched=True, batch_size=100, remove_columns=["text"], features=PAIRS, desc="pairing")
 
 
-def _pairs(batch: dict[str, list[str]]) -> dict[str, list[str | int]]:
-    found: dict[str, list[str | int]] = {"text": [], "pair": [], "label": []}
+def _neighbours(batch: dict[str, list[str]]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {"text": [], "pair": []}
     for text in batch["text"]:
         passages = list(_passages(text))
-        for first, second in zip(passages[::2], passages[1::2], strict=False):
-            # A checksum is as good as a coin, and no attention map can compute it.
-            ordered = zlib.crc32(f"{first}\n{second}".encode()) >> 16 & 1
-            for column, value in zip(("text", "pair"), (first, second) if ordered else (second, first), strict=True):
-                found[column].append(value)
-            found["label"].append(ordered)
+        # An odd one at the end has no neighbour.
+        found["text"] += passages[: len(passages) // 2 * 2 : 2]
+        found["pair"] += passages[1::2]
     return found
+
+
+def _pairs(batch: dict[str, list[str]]) -> dict[str, list[Any]]:
+    two = list(zip(*_neighbours(batch).values(), strict=True))
+    # A checksum is as good as a coin, and no attention map can compute it.
+    ordered = [zlib.crc32("\n".join(each).encode()) >> 16 & 1 for each in two]
+    shown = [each if kept else each[::-1] for each, kept in zip(two, ordered, strict=True)]
+    return {"text": [one for one, _ in shown], "pair": [other for _, other in shown], "label": ordered}
 
 
 def _passages(text: str) -> Iterator[str]:

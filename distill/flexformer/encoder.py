@@ -3,10 +3,12 @@
 from typing import Any
 
 from torch import Tensor
-from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .inputs import check_inputs
 from .model import Flexformer
+from .pooling import pooled
 
 
 class FlexformerEncoder(Flexformer):
@@ -28,3 +30,16 @@ class FlexformerForSequenceClassification(FlexformerEncoder):
     """A classifier of texts, or of pairs of them: logits (B, classes)."""
 
     auto = AutoModelForSequenceClassification
+
+
+class FlexformerForEmbedding(FlexformerEncoder):
+    """Texts as vectors: `pooler_output` (B, D), pooled from `last_hidden_state` (B, N, D) as the teacher's are."""
+
+    auto = AutoModel
+
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
+        out = super().forward(input_ids, attention_mask, **kwargs | {"return_dict": True})
+        embedding = pooled(out.last_hidden_state, attention_mask, **self.lm.config.sentence_pooling)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=out.last_hidden_state, pooler_output=embedding, hidden_states=out.hidden_states
+        )

@@ -52,10 +52,10 @@ def measure_headline(
             "ratio_error": {domain: ratio_error(*pair) for domain, pair in pairs.items()},
             "agreement": {domain: agreement(*pair) for domain, pair in pairs.items()},
             "scores": {
-                domain: compared(read_by(readings, domain), len(teacher.classes), corpus.positive)
+                domain: compared(read_by(readings, domain), len(teacher.classes or []), corpus.positive)
                 for domain in of_teacher
             }
-            if teacher.classes
+            if teacher.task.scored
             else None,
             "evaluation_tokens": {domain: reading.tokens for domain, reading in of_teacher.items()},
             "task": config.task,

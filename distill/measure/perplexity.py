@@ -20,14 +20,16 @@ class Reading(NamedTuple):
     """nll: nats per target of each block (blocks,); predicted: the likeliest tokens (blocks, M), NO_TARGET at others.
 
     targets: what was to be predicted (blocks, M). kl: KL(teacher‖model) in nats per target of each block (blocks,);
-    None where it was not held against a teacher. Targets are the next tokens of a decoder, the masked ones of an
-    encoder, and the label of a text.
+    None where it was not held against a teacher, as is cosine: that of both embeddings of each text (blocks,), where
+    texts are embedded. Targets are the next tokens of a decoder, the masked ones of an encoder, the label of a
+    text, or the text that it belongs with.
     """
 
     nll: Tensor
     predicted: Tensor
     targets: Tensor
     kl: Tensor | None = None
+    cosine: Tensor | None = None
 
     @property
     def perplexity(self) -> float:
@@ -65,7 +67,7 @@ def read(
     model.eval().to(device)
     if teacher is not None:
         teacher.to(device)
-    nll, predicted, targets, kl = [], [], list[Tensor](), list[Tensor]()
+    nll, predicted, targets, kl, cosine = [], [], list[Tensor](), list[Tensor](), list[Tensor]()
     for batch in batches:
         batch = {name: each.to(device) for name, each in batch.items()}
         made = task.predict(model, batch)
@@ -74,9 +76,13 @@ def read(
         predicted.append(found.cpu())
         targets.append(task.targets(made, batch)[1].cpu())
         if teacher is not None:
-            kl.append(per_target(task.kl(teacher.predict(batch), made, batch), found))
+            wanted = teacher.predict(batch)
+            kl.append(per_target(task.kl(wanted, made, batch), found))
+            if (near := task.cosine(wanted, made)) is not None:
+                cosine.append(near.double().cpu())
     model.train(training)
-    return Reading(torch.cat(nll), together(predicted), together(targets), torch.cat(kl) if kl else None)
+    held = (torch.cat(each) if each else None for each in (kl, cosine))
+    return Reading(torch.cat(nll), together(predicted), together(targets), *held)
 
 
 def together(batches: list[Tensor]) -> Tensor:

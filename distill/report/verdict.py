@@ -7,8 +7,8 @@ from .quantities import share, size, times
 #: What is said of the KL between predictions where it was measured.
 KL_TO_TEACHER = (
     " KL to teacher runs from what the teacher predicts to what the student, or the tuned teacher, does, in nats per "
-    "token, or per text of a classifier: 0 when they agree. Knowing the text better lowers the ratio, too; only "
-    "agreeing with the teacher lowers this."
+    "token, or per text where a text has one answer: 0 when they agree. Knowing the text better lowers the ratio, too; "
+    "only agreeing with the teacher lowers this."
 )
 
 
@@ -30,7 +30,7 @@ def _quality(data: dict[str, Any]) -> str:
 
 
 def _right(data: dict[str, Any]) -> str:
-    """Of a classifier: what it keeps of its teacher's accuracy, and whether that is more than chance."""
+    """What is kept of the teacher's accuracy, where a text has a right answer, and whether that is more than chance."""
     found = {domain: scores["accuracy"] for domain, scores in (data["scores"] or {}).items()}
     if not found:
         return ""
@@ -40,6 +40,9 @@ def _right(data: dict[str, Any]) -> str:
     alike = f"; on {listed(level)} the two are level within two standard errors" if level else ""
     idle = [domain for domain, each in found.items() if each["teacher"] <= each["constant"]]
     kept = f"The student keeps {listed(told)} of its teacher's accuracy{alike}."
+    cosines = {domain: scores["cosine"]["student"] for domain, scores in data["scores"].items() if "cosine" in scores}
+    near = [f"{share(cosine)} on {domain}" for domain, cosine in cosines.items()]
+    kept += f" Its embeddings' cosine to the teacher's is {listed(near)}." if near else ""
     return f"{kept} On {listed(idle)} the teacher is no better than one answer to all." if idle else kept
 
 

@@ -74,5 +74,16 @@ class Padding:
         return batch | {"attention_mask": fill([torch.ones_like(ids) for ids in columns["input_ids"]])}
 
 
+class Pairing(Padding):
+    """Texts two by two → a batch of B texts and then, in the same order, the partner of each: (2B, N)."""
+
+    def __call__(self, rows: list[Batch]) -> Batch:
+        return super().__call__([{"input_ids": row[name]} for name in ("input_ids", "partner_ids") for row in rows])
+
+
+def paired(tokenizer: PreTrainedTokenizerBase) -> Collate:
+    return partial(Pairing, tokenizer)
+
+
 def padded(tokenizer: PreTrainedTokenizerBase) -> Collate:
     return partial(Padding, tokenizer)

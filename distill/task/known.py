@@ -2,16 +2,22 @@
 
 from collections.abc import Callable
 
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+)
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
 
-from ..flexformer.encoder import FlexformerForMaskedLM, FlexformerForSequenceClassification
+from ..flexformer.encoder import FlexformerForEmbedding, FlexformerForMaskedLM, FlexformerForSequenceClassification
 from ..flexformer.model import FlexformerForCausalLM
-from .batches import as_they_are, masked, padded
+from .batches import as_they_are, masked, padded, paired
+from .embedding import Embedding, partners
 from .task import Task, class_of_text, masked_tokens, next_tokens
 
 #: Every task by the name used in `task`.
@@ -49,6 +55,19 @@ TASKS: dict[str, Task] = {
         targets=class_of_text,
         special_tokens={"pad_token": "[PAD]"},
         labelled=True,
+    ),
+    "embedding": Embedding(
+        kind="encoder",
+        auto=AutoModel,
+        student=FlexformerForEmbedding,
+        families=MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+        causal=False,
+        predicted="partner",
+        collate=paired,
+        targets=partners,
+        special_tokens={"pad_token": "[PAD]"},
+        paired=True,
+        spared="pooler",
     ),
 }
 #: What models do where nothing else is said.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,10 +38,10 @@ class Task:
     """auto, student: transformers' class of the teacher, and the student's. families: model types that can do it.
 
     kind: what such models are called. arguments: beside the tokens, of every forward pass. predicted: what a target is
-    called. special_tokens: those that a tokenizer needs beside the one that ends a text. labelled: rows are texts with
-    a label each, and no blocks of a running text. collate: how rows of tokens become batches. targets: logits
-    (B, N, V), or (B, V) of whole texts, and their batch → the logits that have a target (B, M, V), and the targets
-    (B, M), NO_TARGET at those that have none after all.
+    called. special_tokens: those that a tokenizer needs beside the one that ends a text. labelled, paired: rows are
+    texts with a label each, or two by two, and no blocks of a running text. spared: the part of a model that is not
+    used, which its weights may lack. collate: how rows of tokens become batches. targets: what `predict` makes, and its
+    batch → the logits that have a target (B, M, V), and the targets (B, M), NO_TARGET where there is none after all.
     """
 
     kind: str
@@ -54,6 +55,13 @@ class Task:
     arguments: dict[str, Any] = field(default_factory=dict)
     special_tokens: dict[str, str] = field(default_factory=dict)
     labelled: bool = False
+    paired: bool = False
+    spared: str | None = None
+
+    @property
+    def scored(self) -> bool:
+        """Whether it is told how often a prediction is right: there is one for each text, and a right one."""
+        return self.labelled or self.paired
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
         """What a model is called with."""
@@ -68,6 +76,16 @@ class Task:
         matched = self.matched(batch)
         target, found = (each if matched is None else each[matched] for each in (teacher, student))
         return logit_kl(target, found, temperature)
+
+    def cosine(self, teacher: Tensor, student: Tensor) -> Tensor | None:
+        """Of two embeddings of each text, mean over the texts of a row (B,); None of models that embed none."""
+        return None
+
+    def complete(self, model: Any, path: str | None) -> None:
+        """Tells a model what its configuration does not say, from files beside it; path: None of a new one."""
+
+    def save_beside(self, model: Any, folder: Path, context: int) -> None:
+        """Writes what other libraries look for beside a model of this task."""
 
     def matched(self, batch: Batch) -> Tensor | None:
         """Which of a batch's predictions stage 2 matches (B, N): of conversations those of the targets; None: all."""

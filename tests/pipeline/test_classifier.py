@@ -174,7 +174,8 @@ def test_a_head_of_another_kind_is_replaced(words: Any, made: Callable[..., Conf
         model("bert", words, **changes).save_pretrained(tmp_path / name)
         words.save_pretrained(tmp_path / name)
         wanted = made("goal=teacher", f"teacher.path={tmp_path / name}", f"run_dir={tmp_path / f'run-{name}'}")
-        assert load(PIPELINES["teacher"](wanted) / "teacher").classes == NAMES
+        made_of = load(PIPELINES["teacher"](wanted) / "teacher")
+        assert made_of.classes == NAMES and made_of.model.config.problem_type == "single_label_classification"
 
 
 def test_padding_is_on_the_right_whatever_the_tokenizer_says(words: Any):
@@ -272,6 +273,9 @@ def test_what_a_student_keeps():
     assert kept["accuracy"] == pytest.approx(
         {"teacher": 0.75, "student": 0.5, "recovery": 2 / 3, "error": 0.25, "constant": 0.5}
     )
+    # The most frequent label, not the rarest.
+    three = reading([0, 1, 1, 1], [0, 1, 1, 1])
+    assert compared({"teacher": three, "student": three}, 2, 1)["accuracy"]["constant"] == 0.75
     assert set(kept["f1"]) == {"teacher", "student", "recovery"}
     chance = reading([0, 0, 0, 0], labels)
     assert compared({"teacher": chance, "student": student}, 2, 1)["mcc"]["recovery"] is None
@@ -320,6 +324,9 @@ def test_a_run_is_whole(run: Path):
     # A teacher of random weights, and labels that say what it does not.
     assert scores["accuracy"]["student"] > scores["accuracy"]["matched"] + 0.2
     assert headline["student_ppl"]["words"] < headline["matched_ppl"]["words"]
+    # The control has the steps of both stages that train the student.
+    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert max(step["step"] for step in steps if step["stage"] == "teacher_tuned") == 3 + 60
     fidelity = json.loads((run / "measurements" / "fidelity.json").read_text())
     assert all(each > 0 for layer in fidelity["domains"]["words"]["kl"] for each in layer)
     assert 0 < fidelity["tokens"] < 3 * tiny.CONTEXT
@@ -331,7 +338,7 @@ def test_everything_tells_the_scores(run: Path):
     card, report = (run / "student/README.md").read_text(), (run / "report/report.md").read_text()
     assert f"| words | accuracy | {accuracy['teacher']:.1%} | {accuracy['student']:.1%} |" in card
     assert "AutoModelForSequenceClassification" in card and "same label" in card
-    assert "of its teacher's accuracy" in report and "Right labels, and what is kept" in report
+    assert "of its teacher's accuracy" in report and "Right answers, and what is kept" in report
     assert "After stage 2" in report and "Fine-tuning, the text's own targets" in report and "Texts read" in report
 
 

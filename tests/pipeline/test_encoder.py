@@ -298,7 +298,7 @@ def test_refusals(encoder: Path, teachers: dict[str, Path], made, tmp_path: Path
     with pytest.raises(UserError, match=r"^mixer=linformer: [^\n]*later tokens into earlier ones[^\n]*$"):
         check(compose("mixer=linformer"))
     with pytest.raises(
-        UserError, match=r"^task=nope is unknown; known: causal_lm, masked_lm, sequence_classification$"
+        UserError, match=r"^task=nope is unknown; known: causal_lm, masked_lm, sequence_classification, embedding$"
     ):
         check(compose("task=nope"))
 

@@ -49,9 +49,10 @@ def section(run: Run) -> Section:
         notes.append(f"No control, the teacher trained on the same tokens: {why_untuned(run)}.")
     return Section(
         title="Headline",
-        intro="Perplexity on held-out text, an encoder's over the masked tokens, a classifier's over the labels: the "
-        "same text and context for teacher and student. The ratio is student "
-        "over teacher, so 1.00× loses nothing; ± is one standard error over the blocks read. Swapped in: with the "
+        intro="Perplexity on held-out text, an encoder's over the masked tokens, a classifier's over the labels, that "
+        "of an embedding model over the texts of a batch, of which one belongs with each: the same text and context "
+        "for teacher and student. The ratio is student over teacher, so 1.00× loses nothing; ± is one standard error "
+        "over the blocks read. Swapped in: with the "
         f"mixers as initialised, before any training.{KL_TO_TEACHER if data['kl'] else ''}",
         data=data,
         verdict=verdict(data),
@@ -99,12 +100,14 @@ def domain_number(data: dict[str, Any], domain: str) -> Fact:
     if data["scores"]:
         right = data["scores"][domain]["accuracy"]
         parts = [f"accuracy {share(right['teacher'])} → {share(right['student'])}", *parts[1:]]
+        if near := data["scores"][domain].get("cosine"):
+            parts.insert(1, f"cosine to teacher {share(near['student'])}")
         return Fact(domain, f"{share(right['recovery'])} kept", " · ".join(filter(None, parts)))
     return Fact(domain, times(data["ratio"][domain]), " · ".join(filter(None, parts)))
 
 
 def score_tables(data: dict[str, Any]) -> list[Table]:
-    """Of a classifier: how often it is right, and how much of its teacher's score that is."""
+    """How often the model is right, where a text has a right answer, and how much of its teacher's score that is."""
     known = {key for scores in (data["scores"] or {}).values() for each in scores.values() for key in each}
     columns = {key: head for key, head in SCORED.items() if key in known}
     rows = [
@@ -113,7 +116,7 @@ def score_tables(data: dict[str, Any]) -> list[Table]:
         for name, each in scores.items()
     ]
     heads = ["Domain", "Score", *columns.values()]
-    return [Table("Right labels, and what is kept of the teacher's", heads, rows, labels=2)] if rows else []
+    return [Table("Right answers, and what is kept of the teacher's", heads, rows, labels=2)] if rows else []
 
 
 def facts(data: dict[str, Any]) -> list[Fact]:
