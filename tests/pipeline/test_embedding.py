@@ -249,7 +249,7 @@ def test_every_family(family: str, words: Any, corpus: Corpus, tmp_path: Path):
     torch.testing.assert_close(again(**batch).pooler_output, found, rtol=1e-5, atol=1e-6)
 
 
-def test_a_teacher_needs_its_body_but_no_pooler(words: Any, tmp_path: Path):
+def test_a_teacher_needs_its_body_but_no_pooler(words: Any, made: Callable[..., Config], tmp_path: Path):
     """A masked language model has none, and no embedding is read from it."""
     path = save(tmp_path / "encoder", words, auto=AutoModelForMaskedLM)
     teacher = load(path)
@@ -259,6 +259,8 @@ def test_a_teacher_needs_its_body_but_no_pooler(words: Any, tmp_path: Path):
     words.save_pretrained(tmp_path / "torn")
     with pytest.raises(UserError, match=r"torn has no encoder\.layer\.1\.[^\n]*: it was not trained for this task"):
         load(tmp_path / "torn")
+    with pytest.raises(UserError, match=r"torn has no encoder\.layer\.1\.[^\n]* of the shape"):
+        PIPELINES["teacher"](made("goal=teacher", f"teacher.path={tmp_path / 'torn'}"))
 
 
 def test_what_is_measured(folder: Path, corpus: Corpus):
