@@ -26,6 +26,7 @@ LEAST = {
     "stages.allocation.max_steps": 1,
     "stages.attention.queries": 1,
     "stages.logits.lora.rank": 1,
+    "stages.logits.top_k": 1,
     "measure.batch_size": 1,
     "measure.fidelity_blocks": 1,
     "measure.map_tokens": 1,
@@ -45,6 +46,7 @@ def check(wanted: config.Config) -> None:
             raise UserError(f"{key}={number} must be a whole number of at least {least}")
     if wanted.stages.logits.temperature <= 0:
         raise UserError(f"stages.logits.temperature={wanted.stages.logits.temperature} must be above 0")
+    check_cache(wanted)
     for key in ("trainer.devices", "trainer.num_nodes"):
         if (number := look_up(wanted, key)) != 1:
             raise UserError(f"{key}={number}: a run uses one device; start one run per device, or leave it out")
@@ -59,6 +61,18 @@ def check(wanted: config.Config) -> None:
             raise UserError(f"mixer.{key}={tokens} is shorter than data.context={wanted.data.context}; leave it out")
     check_window(wanted.mixer, wanted.data.context)
     check_sections(wanted.report.sections)
+
+
+def check_cache(wanted: config.Config) -> None:
+    """UserError where the likeliest predictions of a teacher cannot stand for all of them."""
+    logits, causal = wanted.stages.logits, TASKS[wanted.task].causal
+    if logits.cache is not None and not causal:
+        raise UserError(f"stages.logits.cache={logits.cache} is for task=causal_lm, whose targets stay; leave it out")
+    if logits.cache is not None and logits.temperature != 1:
+        raise UserError(
+            f"stages.logits.temperature={logits.temperature}: what is cached is at temperature 1; set it to 1, or "
+            "leave out stages.logits.cache"
+        )
 
 
 def check_window(mixer: dict[str, Any], context: int) -> None:

@@ -114,6 +114,7 @@ class Logits:
 
     learning_rate is that of all weights but the mixers' and the embeddings', which have one each; an output head that
     is tied to the embeddings goes with them. gradient_checkpointing: layers are computed again on the way back.
+    cache: a folder that keeps the `top_k` likeliest of the teacher's predictions, for later runs to read.
     """
 
     max_steps: int
@@ -126,6 +127,8 @@ class Logits:
     gradient_checkpointing: bool
     temperature: float
     cross_entropy: float
+    cache: str | None
+    top_k: int
     train: str
     lora: Lora
 

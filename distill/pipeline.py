@@ -23,6 +23,7 @@ from .measure.perplexity import Reading, read_domains
 from .mixer import matches_maps
 from .placement import place_kernels
 from .pretrain import train_teacher
+from .remembered import Remembered
 from .report import render
 from .rundir import RunDirectory
 from .stages.attention import AttentionStage
@@ -98,8 +99,11 @@ def match_logits(
     """Stage 2; returns the student and the tokens seen. One whose layers are all exact has nothing left to learn."""
     if not config.stages.logits.max_steps or not student.mixers:
         return student, 0
-    stage = LogitsStage(teacher, student, config.stages.logits)
-    tokens = fit(stage, "logits", config.stages.logits, corpus, config, run)
+    wanted, remembered = config.stages.logits, None
+    if wanted.cache is not None:
+        remembered = Remembered(teacher, Path(wanted.cache), wanted.top_k, config.trainer["precision"])
+    stage = LogitsStage(teacher, student, wanted, remembered)
+    tokens = fit(stage, "logits", wanted, corpus, config, run)
     return stage.finished(), tokens
 
 

@@ -9,18 +9,25 @@ import torch
 from torch import Tensor, nn
 
 from .. import config
+from ..divergence import top_k_kl
 from ..errors import UserError
 from ..flexformer.model import Flexformer
+from ..remembered import Remembered
 from ..teacher import Teacher
 from .stage import Stage, embeddings, recompute, warmup_linear
 
 
 class LogitsStage(Stage):
-    """Minimises the task's gap to the teacher's predictions, plus an optional loss on the text itself."""
+    """Minimises the task's gap to the teacher's predictions, plus an optional loss on the text itself.
 
-    def __init__(self, teacher: Teacher, student: Flexformer, wanted: config.Logits):
+    remembered: the likeliest of these predictions, which then stand for all; the teacher runs only for what they lack.
+    """
+
+    def __init__(
+        self, teacher: Teacher, student: Flexformer, wanted: config.Logits, remembered: Remembered | None = None
+    ):
         super().__init__()
-        self.teacher, self.wanted = teacher, wanted
+        self.teacher, self.wanted, self.remembered = teacher, wanted, remembered
         # Without dropout: the teacher's logits are exact targets, and what it adds to them would only be noise.
         self.student = TRAIN[wanted.train](student, wanted).eval()
         if wanted.gradient_checkpointing:
@@ -29,11 +36,19 @@ class LogitsStage(Stage):
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         task = self.teacher.task
         found = task.predict(self.student, batch)
-        loss = task.gap(self.teacher.predict(batch), found, batch, self.wanted.temperature)
+        loss = self.gap(found, batch)
         if self.wanted.cross_entropy:
             loss = loss + self.wanted.cross_entropy * task.loss(found, batch)
         self.losses = {"logits": loss.detach()}
         return loss
+
+    def gap(self, found: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        task = self.teacher.task
+        if self.remembered is None:
+            return task.gap(self.teacher.predict(batch), found, batch, self.wanted.temperature)
+        matched = task.matched(batch)
+        parts = (*self.remembered(batch), found)
+        return top_k_kl(*(each if matched is None else each[matched] for each in parts))
 
     def configure_optimizers(self) -> Any:
         wanted = self.wanted
@@ -55,7 +70,8 @@ class LogitsStage(Stage):
         return warmup_linear(optimizer, wanted.max_steps, wanted.warmup)
 
     def on_fit_start(self) -> None:
-        self.teacher.to(self.device)
+        # Out of the way, where it may not be needed.
+        self.teacher.to(self.device if self.remembered is None else torch.device("cpu"))
 
     def finished(self) -> Flexformer:
         """The trained student, adapters merged into its weights."""
