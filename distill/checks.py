@@ -47,6 +47,8 @@ def check(wanted: config.Config) -> None:
     if wanted.stages.logits.temperature <= 0:
         raise UserError(f"stages.logits.temperature={wanted.stages.logits.temperature} must be above 0")
     check_cache(wanted)
+    if wanted.teacher.quantization is not None and (wanted.goal == "teacher" or wanted.measure.teacher_tuned):
+        raise UserError("teacher.quantization: such weights cannot be trained; leave it out, or measure.teacher_tuned")
     for key in ("trainer.devices", "trainer.num_nodes"):
         if (number := look_up(wanted, key)) != 1:
             raise UserError(f"{key}={number}: a run uses one device; start one run per device, or leave it out")

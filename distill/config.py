@@ -15,12 +15,16 @@ from .errors import UserError
 
 @dataclass
 class Teacher:
-    """path: a directory or a hub name. architecture, vocabulary: what `goal=teacher` builds and trains instead."""
+    """path: a directory or a hub name. architecture, vocabulary: what `goal=teacher` builds and trains instead.
+
+    quantization: how its weights are held in fewer bits, as transformers' quantization_config.
+    """
 
     path: str | None
     dtype: str
     architecture: dict[str, Any] | None
     vocabulary: int | None
+    quantization: dict[str, Any] | None = None
 
 
 @dataclass

@@ -18,13 +18,14 @@ def build_student(teacher: Teacher, mixer: dict[str, Any]) -> Flexformer:
     """
     base = teacher.model.config.to_dict()
     base["dtype"] = "float32"
+    base.pop("quantization_config", None)
     options, kept = swapped_options(mixer), exact_layers(mixer, len(teacher.layers))
     try:
         config = FlexformerConfig(base, options, copy.deepcopy(teacher.layers), kept, teacher.task.causal)
         student = teacher.task.student(config)
     except ValueError as error:
         raise UserError(str(error)) from error
-    missing, unexpected = student.lm.load_state_dict(teacher.model.state_dict(), strict=False)
+    missing, unexpected = student.lm.load_state_dict(teacher.weights(), strict=False)
     strangers = [name for name in missing if ".mixer." not in name] + list(unexpected)
     if strangers:
         raise UserError(f"teacher.path={teacher.name}: the student has no place for {strangers[0]}")

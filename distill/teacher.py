@@ -1,6 +1,7 @@
 """The frozen softmax teacher: loading it, and asking it for logits or for what goes into its attention."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import transformers
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.quantizers.auto import AutoQuantizationConfig
 
 from . import config
 from .capture import CAPTURE, Heads, capture
@@ -25,8 +27,9 @@ POCKET = Path(__file__).parent / "pocket"
 class Teacher:
     """A frozen PreTrainedModel, its tokenizer, and its attention layers as FlexformerConfig wants them.
 
-    stored: the dtype of its weights on disk, whatever they were loaded as. Deliberately no nn.Module: a Lightning
-    module that holds one would copy it into every checkpoint.
+    stored: the dtype of its weights on disk, whatever they were loaded as. whole: loads the model with all bits of its
+    weights, where `model` has fewer. Deliberately no nn.Module: a Lightning module that holds one would copy it into
+    every checkpoint.
     """
 
     name: str
@@ -35,12 +38,17 @@ class Teacher:
     layers: list[dict[str, Any]]
     stored: torch.dtype
     task: Task = DECODER
+    whole: Callable[[], Any] | None = None
 
     @property
     def classes(self) -> list[str] | None:
         """What a classifier calls its labels, in the order of its logits; None of a language model."""
         labels = self.model.config.id2label
         return [labels[number] for number in range(len(labels))] if self.task.labelled else None
+
+    def weights(self) -> dict[str, Tensor]:
+        """What a student starts from."""
+        return (self.model if self.whole is None else self.whole()).state_dict()
 
     def to(self, device: torch.device) -> None:
         self.model.to(device)
@@ -70,8 +78,11 @@ def load_teacher(wanted: config.Teacher, context: int, task: Task = DECODER) -> 
     """The teacher at teacher.path, frozen; UserError where it cannot be had or its attention cannot be swapped."""
     if wanted.path is None:
         raise UserError("teacher.path is missing: give a directory, a hub name, or pocket")
-    model, told, stored = load_model(wanted, context, task, getattr(torch, wanted.dtype))
+    dtype = getattr(torch, wanted.dtype)
+    model, told, stored = load_model(wanted, context, task, dtype, **quantized(wanted))
     teacher = freeze(wanted.path, model, load_tokenizer(wanted), stored, task, context)
+    if wanted.quantization is not None:
+        teacher.whole = lambda: load_model(wanted, context, task, dtype)[0]
     check_whole(f"teacher.path={wanted.path}", model, told, task)
     check_tokens(f"teacher.path={wanted.path}", teacher.tokenizer, task)
     return teacher
@@ -89,10 +100,17 @@ def load_model(
             f"teacher.path={wanted.path}: encoder-decoder models cannot be swapped, only decoders and encoders"
         )
     check_family(f"teacher.path={wanted.path}", model_config.model_type, task)
+    if getattr(model_config, "quantization_config", None) is not None:
+        raise UserError(
+            f"teacher.path={wanted.path} holds quantised weights, from which no student can start; give the original, "
+            "and teacher.quantization for a teacher that takes less memory"
+        )
     try:
         loaded = _from_hub(
             task.auto, path, dtype=dtype, attn_implementation=CAPTURE, output_loading_info=True, **options
         )
+    except ImportError as error:
+        raise UserError(f"teacher.quantization: {reason(error)}; install it, or leave this out") from error
     except UserError as error:
         if getattr(error.__cause__, "args", None) != (CAPTURE,):
             raise
@@ -101,6 +119,16 @@ def load_model(
     model, told = loaded
     task.complete(model, path)
     return model, told, model_config.dtype or torch.float32
+
+
+def quantized(wanted: config.Teacher) -> dict[str, Any]:
+    """teacher.quantization as transformers takes it; UserError where it is none of its own."""
+    if wanted.quantization is None:
+        return {}
+    try:
+        return {"quantization_config": AutoQuantizationConfig.from_dict(dict(wanted.quantization))}
+    except (ValueError, TypeError, KeyError, ImportError) as error:
+        raise UserError(f"teacher.quantization: {reason(error)}") from error
 
 
 def location(wanted: config.Teacher) -> str:
