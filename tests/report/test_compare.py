@@ -792,3 +792,44 @@ def test_a_case_that_is_not_there_brings_those_that_are_like_it(tmp_path: Path, 
     ):
         with pytest.raises(UserError, match=hint.replace("?", r"\?").replace("|", r"\|")):
             compare([run], tmp_path / "out", **given)
+
+
+def test_right_answers_come_first(tmp_path: Path) -> None:
+    """The teacher's, then every mixer's with its spread; rows whose texts have no right answer are not among them."""
+
+    def scores(accuracy: float, cosine: float | None = None) -> dict[str, Any]:
+        of_teacher = {"teacher": 0.9, "student": accuracy, "recovery": accuracy / 0.9, "error": 0.01, "constant": 0.5}
+        near = {} if cosine is None else {"cosine": {"teacher": 1.0, "student": cosine, "recovery": cosine}}
+        return {"scores": {domain: {"accuracy": of_teacher, **near} for domain in TEACHER}}
+
+    runs = [
+        write(tmp_path / "a", "hedgehog", 0, **scores(0.8)),
+        write(tmp_path / "b", "hedgehog", 1, **scores(0.82)),
+        write(tmp_path / "c", "uniform", 0, 1, {"code": 2.0, "prose": 2.0}, **scores(0.54)),
+        write(tmp_path / "d", "hedgehog", 0, teacher="teachers/embedder", **scores(0.9, 0.98)),
+        write(tmp_path / "e", "hedgehog", 0, teacher="teachers/language"),
+    ]
+    out = tmp_path / "out"
+    compare(runs, out)
+    found = table(out)
+    assert found["hedgehog F=128 | books-6x512 | code", "accuracy"]["value"] == pytest.approx(0.81)
+    assert found["hedgehog F=128 | books-6x512 | code", "teacher_accuracy"]["value"] == pytest.approx(0.9)
+    assert found["hedgehog F=128 | books-6x512 | code", "accuracy_recovery"]["value"] == pytest.approx(0.9)
+    assert found["hedgehog F=128 | embedder | code", "cosine"]["value"] == pytest.approx(0.98)
+    books, embedder, language = (
+        out.with_name("out.md").read_text().partition(f"\n## {name}\n")[2].partition("\n## ")[0]
+        for name in ("books-6x512", "embedder", "language")
+    )
+    books = books.replace("\N{NO-BREAK SPACE}", " ")
+    assert "hedgehog F=128 keeps 90.0 % on code and 90.0 % on prose of the teacher's accuracy; uniform F=1" in books
+    assert "keeps 60.0 % on code and 60.0 % on prose. Of all" in books
+    rows = [cells(line) for line in books.partition("**Right answers**")[2].partition("**Quality")[0].splitlines()[2:]]
+    assert [row[:4] for row in rows if len(row) == 4] == [
+        ["Mixer", "F", "Accuracy, code", "Accuracy, prose"],
+        ["---", "---:", "---:", "---:"],
+        ["teacher", "–", "90.0 %", "90.0 %"],
+        ["hedgehog", "128", "81.0 % ± 1.4", "81.0 % ± 1.4"],
+        ["uniform (control)", "1", "54.0 %", "54.0 %"],
+    ]
+    assert "Cosine to teacher, code" in embedder
+    assert "Right answers" not in language and "teacher's accuracy" not in language

@@ -110,12 +110,21 @@ def _values(
         # Older runs were not held against their teacher.
         values |= {name: kl.get(domain) for name in ("kl", "teacher_tuned_kl") if (kl := headline.get(name))}
         found[Case(mixer, teacher, domain)] = values | fixed
-        scores = (headline.get("scores") or {}).get(domain, {})
-        found[Case(mixer, teacher, domain)] |= {f"{name}_recovery": each["recovery"] for name, each in scores.items()}
+        found[Case(mixer, teacher, domain)] |= _scores((headline.get("scores") or {}).get(domain, {}))
         for part, perplexities in (headline.get("parts") or {}).items():
             case = Case(f"{mixer} only={part}", teacher, domain)
             found[case] = {"ratio": _over(perplexities.get(domain), perplexity)} | fixed
     return found
+
+
+def _scores(found: dict[str, dict[str, Any]]) -> Values:
+    """The student's, its teacher's and the one over the other; of a cosine to the teacher's there is only one."""
+    told: Values = {}
+    for name, each in found.items():
+        told[name] = each["student"]
+        if name != "cosine":
+            told |= {f"teacher_{name}": each["teacher"], f"{name}_recovery": each["recovery"]}
+    return told
 
 
 def _over(value: float | None, base: float | None) -> float | None:

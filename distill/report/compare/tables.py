@@ -11,6 +11,9 @@ from .goals import kept, told_apart
 from .rows import GAP, Row
 from .words import commits
 
+#: What tells how often an answer is right, and what it is called.
+SCORES = {"accuracy": "Accuracy", "f1": "F1", "mcc": "MCC", "cosine": "Cosine to teacher"}
+
 
 def quality_table(found: Compared) -> Table:
     per_domain = {"KL": "map_kl", "Ratio": "ratio", "Stage 1": "stage1_ratio"}
@@ -34,9 +37,6 @@ def beside_table(found: Compared) -> Table:
         "output_error": ("Output error", number),
         "kl": ("KL to teacher", number),
         "agreement": ("Same first choice", share),
-        "accuracy_recovery": ("Accuracy kept", share),
-        "f1_recovery": ("F1 kept", share),
-        "mcc_recovery": ("MCC kept", share),
         "teacher_tuned_ratio": ("Teacher tuned", times),
         "teacher_tuned_kl": ("Tuned, KL to teacher", number),
     }
@@ -51,6 +51,28 @@ def beside_table(found: Compared) -> Table:
     ]
     known = {mixer: row for mixer, row in zip(found.mixers, rows, strict=True) if set(row[2:]) - {DASH}}
     return Table("Other measures of quality", ["Mixer", "F", *heads], list(known.values()), aside=aside(known))
+
+
+def score_table(found: Compared) -> Table:
+    """How often an answer is right, where a text has a right one: that of the teacher first."""
+    columns = [(score, domain) for score in SCORES if found.known(score) for domain in found.domains]
+    scored = [mixer for mixer in found.mixers if any(found.row(mixer, domain, score) for score, domain in columns)]
+    if not scored:
+        return Table("", [], [])
+
+    def of_teacher(score: str, domain: str) -> str:
+        values = (found.value(mixer, domain, f"teacher_{score}") for mixer in scored)
+        return share(next((value for value in values if value is not None), None))
+
+    def cell(mixer: str, score: str, domain: str) -> str:
+        value, spread = found.value(mixer, domain, score), found.spread(mixer, domain, score)
+        return share(value) if value is None or spread is None else f"{share(value)} ± {100 * spread:.1f}"
+
+    rows = [["teacher", DASH, *(of_teacher(*column) for column in columns)]]
+    rows += [[*names(mixer), *(cell(mixer, *column) for column in columns)] for mixer in scored]
+    heads = [f"{SCORES[score]}, {domain}" for score, domain in columns]
+    behind = frozenset({0, *(place + 1 for place in aside(scored))})
+    return Table("Right answers", ["Mixer", "F", *heads], rows, aside=behind)
 
 
 def gap_table(found: Compared) -> Table:

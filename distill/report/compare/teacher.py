@@ -5,7 +5,7 @@ from ..section import Section
 from ..verdict import KL_TO_TEACHER
 from .compared import Compared
 from .quality import quality_figure
-from .tables import beside_table, gap_table, goal_table, origin_table, quality_table
+from .tables import beside_table, gap_table, goal_table, origin_table, quality_table, score_table
 from .words import beaten, setting, verdict
 
 #: What the column means.
@@ -26,7 +26,7 @@ def sections(found: Compared) -> dict[str, Section]:
         f"layers and heads. {STATE if found.decodes else ''}The rows are in the order of the mean log ratio.",
         data={},
         verdict=verdict(found),
-        tables=[quality_table(found)],
+        tables=[table for table in (score_table(found), quality_table(found)) if table.rows],
         figures=[[quality_figure(found, domain)] for domain in found.domains],
         notes=beaten(found),
     )

@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Iterable
+from statistics import mean
 
-from ..quantities import count, size
+from ..quantities import count, share, size
 from ..verdict import each, listed
 from .compared import Compared
 from .rows import Row
@@ -14,15 +15,37 @@ SAME_SIZE = 1.02
 
 
 def verdict(found: Compared) -> str:
-    """The best system and the best control, where there are such."""
+    """The best system and the best control, where there are such; what is kept of right answers comes first."""
+    return " ".join(filter(None, [kept_accuracy(found), nearest(found)]))
+
+
+def kept_accuracy(found: Compared) -> str:
+    """What the best system and the best control keep of the teacher's accuracy, where an answer is right or not."""
+
+    def kept(mixer: str) -> dict[str, float]:
+        values = {domain: found.value(mixer, domain, "accuracy_recovery") for domain in found.domains}
+        return {domain: value for domain, value in values.items() if value is not None}
+
+    def told(mixers: list[str], of: str = "") -> str:
+        scored = {mixer: mean(kept(mixer).values()) for mixer in mixers if kept(mixer)}
+        best = max(scored, key=scored.__getitem__, default=None)
+        shares = [f"{share(value)} on {domain}" for domain, value in kept(best).items()] if best else []
+        return f"{best} keeps {listed(shares)}{of}" if best else ""
+
+    systems, controls = told(found.systems, " of the teacher's accuracy"), told(found.controls)
+    return f"{'; '.join(filter(None, [systems, controls]))}." if systems or controls else ""
+
+
+def nearest(found: Compared) -> str:
+    """The system with the lowest ratio, and the control with the lowest."""
     systems = [mixer for mixer in found.systems if ratios(found, mixer)]
     controls = [mixer for mixer in found.controls if ratios(found, mixer)]
     told = []
     if systems:
         state = found.memory(systems[0])
-        nearest = each(ratios(found, systems[0]), of=" the teacher's")
+        near = each(ratios(found, systems[0]), of=" the teacher's")
         kept = f", with a state of {size(state)}" if state else ""
-        told.append(f"Of all that are no controls {systems[0]} comes nearest: {nearest}{kept}.")
+        told.append(f"Of all that are no controls {systems[0]} comes nearest: {near}{kept}.")
     if controls:
         told.append(f"The best control, {controls[0]}, is at {each(ratios(found, controls[0]))}.")
     return " ".join(told)
