@@ -4,12 +4,13 @@ The library itself is not needed.
 """
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 from transformers.utils import cached_file
 
-from ..errors import UserError
+from ..errors import UserError, reason
 from ..flexformer.pooling import POOLINGS
 
 #: What a model does that no such file speaks of.
@@ -25,7 +26,11 @@ def read(path: str | None) -> dict[str, Any]:
 
     UserError for another way of pooling, and for modules beside these.
     """
-    if path is None or (modules := _json(path, "modules.json")) is None:
+    if path is None:
+        return dict(PLAIN)
+    if (modules := _json(path, "modules.json")) is None:
+        told = "its embeddings are taken to be the mean over tokens, normalised"
+        print(f"teacher.path={path} has no modules.json: {told}", file=sys.stderr)
         return dict(PLAIN)
     kinds = {str(module["type"]).rpartition(".")[2]: module["path"] for module in modules}
     if strange := [kind for kind in kinds if kind not in KNOWN]:
@@ -59,8 +64,11 @@ def save(folder: Path, config: Any, context: int) -> None:
 
 
 def _json(path: str, name: str) -> Any:
-    """The file of a directory or hub name; None where there is none."""
-    found = cached_file(path, name, _raise_exceptions_for_missing_entries=False)
+    """The file of a directory or hub name; None where there is none. UserError where that cannot be found out."""
+    try:
+        found = cached_file(path, name, _raise_exceptions_for_missing_entries=False)
+    except OSError as error:
+        raise UserError(f"teacher.path={path}: {reason(error)}; give a local directory of all its files") from error
     return None if found is None else json.loads(Path(found).read_text(encoding="utf-8"))
 
 

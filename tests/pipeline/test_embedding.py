@@ -157,10 +157,20 @@ def test_pooling_against_a_loop(side: str, mode: str, normalize: bool):
         (["Transformer", "Pooling"], {}, {"mode": "mean", "normalize": False}),
     ],
 )
-def test_what_is_said_of_pooling(modules: list[str], pool: dict[str, Any], expected: dict[str, Any], tmp_path: Path):
+def test_what_is_said_of_pooling(
+    modules: list[str],
+    pool: dict[str, Any],
+    expected: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
     """In the words of older and newer releases."""
     assert pooling.read(str(say(tmp_path / "model", modules, pool))) == expected
-    assert pooling.read(str(tmp_path)) == pooling.read(None) == {"mode": "mean", "normalize": True}
+    assert not capsys.readouterr().err
+    assert pooling.read(None) == {"mode": "mean", "normalize": True} and not capsys.readouterr().err
+    # What is taken for granted is told.
+    assert pooling.read(str(tmp_path)) == {"mode": "mean", "normalize": True}
+    assert "has no modules.json: its embeddings are taken to be the mean" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
