@@ -10,6 +10,7 @@ from .checks import check
 from .config import Config
 from .data import prepare, training_texts
 from .errors import UserError
+from .loading import check_body, check_tokens, load_model, load_tokenizer
 from .measure.perplexity import read_domains
 from .rundir import RunDirectory
 from .scratch import build_model, train_tokenizer
@@ -17,7 +18,6 @@ from .stages.fit import fit
 from .stages.language import LanguageStage
 from .swappable import attention_layers
 from .task import TASKS
-from .teacher import check_body, check_tokens, load_model, load_tokenizer
 from .teacher_card import card, lines
 
 

@@ -10,9 +10,9 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedTokenizerBase, Pr
 
 from .config import Teacher as Wanted
 from .errors import UserError
+from .loading import check_context
 from .swappable import check_direction, check_family
 from .task import Task
-from .teacher import check_context
 
 END_OF_TEXT = "<|endoftext|>"
 #: What an encoder's text begins with, for its head to look at.
