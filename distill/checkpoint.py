@@ -52,6 +52,7 @@ def provenance(teacher: Teacher, corpus: Corpus, config: Config) -> dict[str, An
             "parameters": teacher.model.num_parameters(),
             "weights_sha256": teacher.weights_hash(),
             "weights_dtype": config.teacher.dtype,
+            "quantization": config.teacher.quantization,
         },
         "recipe": config.recipe,
         "task": config.task,
@@ -108,8 +109,10 @@ COST = {
     "causal_lm": "It decodes with a state of {state:.2f} MiB per sequence at any length.",
     "masked_lm": BOTH_WAYS,
     "sequence_classification": BOTH_WAYS,
-    "embedding": f"{BOTH_WAYS} A text's partner is sought among those of a batch, by cosine.",
+    "embedding": f"{BOTH_WAYS} A text's partner is sought among {{partners}}, by cosine.",
 }
+
+FEWER_BITS = " Its teacher was measured with quantised weights; it started from the whole ones."
 
 STUDENT_CARD = """---
 library_name: transformers
@@ -173,7 +176,9 @@ def student_card(config: Config, run: RunDirectory) -> str:
         teacher=config.teacher.path,
         recipe=config.recipe,
         mixer=told(config.mixer),
-        cost=COST[config.task].format(state=(headline["state_bytes"] or 0) / 2**20) + kept_exact(headline),
+        cost=COST[config.task].format(state=(headline["state_bytes"] or 0) / 2**20, partners=headline["partners"])
+        + kept_exact(headline)
+        + (FEWER_BITS if config.teacher.quantization else ""),
         predicted=TASKS[config.task].predicted,
         auto=TASKS[config.task].auto.__name__,
         usage=USAGE[config.task],

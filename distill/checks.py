@@ -47,6 +47,7 @@ def check(wanted: config.Config) -> None:
     if wanted.stages.logits.temperature <= 0:
         raise UserError(f"stages.logits.temperature={wanted.stages.logits.temperature} must be above 0")
     check_cache(wanted)
+    check_pairs(wanted)
     if wanted.teacher.quantization is not None and (wanted.goal == "teacher" or wanted.measure.teacher_tuned):
         raise UserError("teacher.quantization: such weights cannot be trained; leave it out, or measure.teacher_tuned")
     for key in ("trainer.devices", "trainer.num_nodes"):
@@ -75,6 +76,18 @@ def check_cache(wanted: config.Config) -> None:
             f"stages.logits.temperature={logits.temperature}: what is cached is at temperature 1; set it to 1, or "
             "leave out stages.logits.cache"
         )
+
+
+def check_pairs(wanted: config.Config) -> None:
+    """UserError for what says nothing where texts are embedded: a choice among one, and a temperature."""
+    if not TASKS[wanted.task].paired:
+        return
+    stages = [name for name in ("pretrain", "finetune") if look_up(wanted, f"stages.{name}.max_steps")]
+    for key in ("measure.batch_size", *(f"stages.{name}.batch_size" for name in stages)):
+        if (size := look_up(wanted, key)) < 2:
+            raise UserError(f"{key}={size}: a text's partner is sought among those of a batch; give at least 2")
+    if (temperature := wanted.stages.logits.temperature) != 1:
+        raise UserError(f"stages.logits.temperature={temperature}: embeddings are matched as they are; leave it out")
 
 
 def check_window(mixer: dict[str, Any], context: int) -> None:

@@ -44,10 +44,16 @@ def load_model(
         raise UserError(f"teacher.quantization: {reason(error)}; install it, or leave this out") from error
     except UserError as error:
         if getattr(error.__cause__, "args", None) != (CAPTURE,):
+            if "quantization_config" in options:
+                raise UserError(f"{error}; teacher.quantization may not fit, leave it out") from error
             raise
         # This family looks its attention up in a list of its own.
         raise UserError(no_interface(f"teacher.path={wanted.path}: {model_config.model_type}")) from error
     model, told = loaded
+    for name in told["missing_keys"]:
+        if task.spares(name):
+            # Not used, and so not left to chance.
+            model.get_parameter(name).data.zero_()
     task.complete(model, path)
     return model, told, model_config.dtype or torch.float32
 
@@ -58,7 +64,7 @@ def quantized(wanted: config.Teacher) -> dict[str, Any]:
         return {}
     try:
         return {"quantization_config": AutoQuantizationConfig.from_dict(dict(wanted.quantization))}
-    except (ValueError, TypeError, KeyError, ImportError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
         raise UserError(f"teacher.quantization: {reason(error)}") from error
 
 
@@ -82,7 +88,7 @@ def load_tokenizer(wanted: config.Teacher) -> PreTrainedTokenizerBase:
 
 def check_whole(key: str, model: Any, told: dict[str, Any], task: Task) -> None:
     """UserError for a model that lacks weights, which would be left to chance, or is no classifier of one label."""
-    if missing := sorted(name for name in told["missing_keys"] if name.split(".")[0] != task.spared):
+    if missing := sorted(name for name in told["missing_keys"] if not task.spares(name)):
         raise UserError(
             f"{key} has no {missing[0]}: it was not trained for this task; choose another teacher, or train it on "
             "your data first, goal=teacher"

@@ -101,7 +101,8 @@ def match_logits(
         return student, 0
     wanted, remembered = config.stages.logits, None
     if wanted.cache is not None:
-        remembered = Remembered(teacher, Path(wanted.cache), wanted.top_k, config.trainer["precision"])
+        how = f"{config.trainer['precision']} {config.matmul_precision}"
+        remembered = Remembered(teacher, Path(wanted.cache), wanted.top_k, how)
     stage = LogitsStage(teacher, student, wanted, remembered)
     tokens = fit(stage, "logits", wanted, corpus, config, run)
     return stage.finished(), tokens

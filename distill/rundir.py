@@ -67,14 +67,14 @@ class RunDirectory:
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         """Adds what the block takes to `seconds` and `peak_bytes`; blocks stand beside one another, never within."""
-        start, on_gpu = time.monotonic(), torch.cuda.is_available()
-        if on_gpu:
+        start = time.monotonic()
+        if torch.cuda.is_initialized():
             torch.cuda.reset_peak_memory_stats()
         try:
             yield
         finally:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.monotonic() - start
-            if on_gpu:
+            if torch.cuda.is_initialized():
                 self.peak_bytes[stage] = max(self.peak_bytes.get(stage, 0), torch.cuda.max_memory_allocated())
 
 

@@ -22,8 +22,8 @@ class Teacher:
     """A frozen PreTrainedModel, its tokenizer, and its attention layers as FlexformerConfig wants them.
 
     stored: the dtype of its weights on disk, whatever they were loaded as. whole: loads the model with all bits of its
-    weights, where `model` has fewer. Deliberately no nn.Module: a Lightning module that holds one would copy it into
-    every checkpoint.
+    weights, where `model` has fewer; loaded: their `weights_hash` as they came. Deliberately no nn.Module: a Lightning
+    module that holds one would copy it into every checkpoint.
     """
 
     name: str
@@ -33,6 +33,7 @@ class Teacher:
     stored: torch.dtype
     task: Task = DECODER
     whole: Callable[[], Any] | None = None
+    loaded: str | None = None
 
     @property
     def classes(self) -> list[str] | None:
@@ -60,12 +61,16 @@ class Teacher:
         return self.task.predict(self.model, batch)
 
     def weights_hash(self) -> str:
-        """sha256 over names and contents of all weights, in the order of the state dictionary."""
-        digest = hashlib.sha256()
-        for name, tensor in self.model.state_dict().items():
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()
+        return self.loaded or weights_hash(self.model)
+
+
+def weights_hash(model: Any) -> str:
+    """sha256 over names and contents of all weights, in the order of the state dictionary."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def load_teacher(wanted: config.Teacher, context: int, task: Task = DECODER) -> Teacher:
@@ -74,8 +79,11 @@ def load_teacher(wanted: config.Teacher, context: int, task: Task = DECODER) -> 
         raise UserError("teacher.path is missing: give a directory, a hub name, or pocket")
     dtype = getattr(torch, wanted.dtype)
     model, told, stored = load_model(wanted, context, task, dtype, **quantized(wanted))
+    # Before the first token: computing changes some weights that have fewer bits.
+    loaded = None if wanted.quantization is None else weights_hash(model)
     teacher = freeze(wanted.path, model, load_tokenizer(wanted), stored, task, context)
     if wanted.quantization is not None:
+        teacher.loaded = loaded
         teacher.whole = lambda: load_model(wanted, context, task, dtype)[0]
     check_whole(f"teacher.path={wanted.path}", model, told, task)
     check_tokens(f"teacher.path={wanted.path}", teacher.tokenizer, task)

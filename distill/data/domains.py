@@ -71,6 +71,7 @@ def prepare(
         collate=collate,
         classes=classes,
         positive=positive,
+        even=task.paired,
     )
 
 

@@ -28,7 +28,7 @@ class Corpus:
     workers: processes that load batches. domains: where the text came from. collate: how blocks become a batch, by
     chance from a seed; None: stacked as they are. classes: what the labels of texts are called, in the order of their
     numbers; a block is then a text of its own length, with `labels`. positive: the class that F1 is of where there are
-    two.
+    two. even: held-out rows are read in batches of one size, since a batch decides over what is measured.
     """
 
     domains: dict[str, Domain]
@@ -40,6 +40,7 @@ class Corpus:
     collate: Collate = None
     classes: list[str] | None = None
     positive: int = 1
+    even: bool = False
 
     def batches(self, steps: int, batch_size: int, seed: int) -> DataLoader:
         """Exactly `steps` batches, {"input_ids": (batch_size, context), int64} where blocks are stacked as they are.
@@ -57,8 +58,12 @@ class Corpus:
         return self._loader(self._mixed, batch_size, seed, self.workers, sampler)
 
     def evaluation(self, domain: str, batch_size: int) -> DataLoader:
-        """The domain's validation blocks in order, the same at every call; the last batch may be smaller."""
-        return self._loader(self.validation[domain], batch_size, EVALUATION, workers=0)
+        """The domain's validation blocks in order, the same at every call; the last batch may be smaller, but where
+        they are to be even: what would be left for it is then not read."""
+        held_out = self.validation[domain]
+        if self.even and len(held_out) > batch_size:
+            held_out = held_out.select(range(len(held_out) // batch_size * batch_size))
+        return self._loader(held_out, batch_size, EVALUATION, workers=0)
 
     @cached_property
     def _mixed(self) -> Blocks:

@@ -44,6 +44,9 @@ def load(domain: Domain, wanted: dict[str, str], texts: Collection[str] = ()) ->
 
 def _columns(rows: Dataset, domain: Domain, wanted: dict[str, str], texts: Collection[str]) -> Dataset:
     chosen = {name: str(getattr(domain, key)) for name, key in wanted.items()}
+    if twice := [name for name, column in chosen.items() if list(chosen.values()).count(column) > 1]:
+        keys = " and ".join(f"data.domains.NAME.{wanted[name]}" for name in twice)
+        raise UserError(f"{domain.path}: {keys} are both {chosen[twice[0]]}; give each a column of its own")
     for name, column in chosen.items():
         if column not in rows.column_names:
             raise UserError(

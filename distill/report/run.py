@@ -50,8 +50,12 @@ class Run:
     @property
     def identity(self) -> list[tuple[str, str]]:
         """What tells this run from others: name and value, for the head of the page."""
-        mixer = told(self.setting("mixer") or {})
-        named = {"teacher": self.setting("teacher.path"), "mixer": mixer, "seed": self.setting("seed")}
+        named = {
+            "teacher": self.setting("teacher.path"),
+            "teacher's weights": "quantised" if self.setting("teacher.quantization") else None,
+            "mixer": told(self.setting("mixer") or {}),
+            "seed": self.setting("seed"),
+        }
         return [(name, str(value)) for name, value in named.items() if value not in (None, "")]
 
     def setting(self, key: str) -> Any:

@@ -34,14 +34,18 @@ class Embedding(Task):
         return cosine_similarity(teacher, student, dim=-1).unflatten(0, (2, -1)).mean(0)
 
     def complete(self, model: Any, path: str | None) -> None:
-        model.config.sentence_pooling = pooling.read(path)
+        model.config.sentence_pooling = dict(pooling.PLAIN) if path is None else pooling.read(path)
+        model.config.sentence_use = None if path is None else pooling.use(path)
 
     def save_beside(self, model: Any, folder: Path, context: int) -> None:
-        pooling.save(folder, getattr(model, "lm", model).config, context)
+        said = getattr(model, "lm", model).config
+        pooling.save(folder, said.sentence_pooling, said.sentence_use, said.hidden_size, context)
 
 
 def partners(embeddings: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     """cos(text, other) / TEMPERATURE of every text and all partners in the batch (B, 1, B), and its own (B, 1)."""
-    texts, others = normalize(embeddings, dim=-1).chunk(2)
-    cosines = texts @ others.T
+    # Differences of cosines are small beside the steps of bfloat16.
+    with torch.autocast(embeddings.device.type, enabled=False):
+        texts, others = normalize(embeddings, dim=-1).chunk(2)
+        cosines = texts @ others.T
     return cosines[:, None] / TEMPERATURE, torch.arange(len(cosines), device=cosines.device)[:, None]

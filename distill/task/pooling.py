@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import cached_file
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from ..errors import UserError, reason
 from ..flexformer.pooling import POOLINGS
@@ -19,36 +20,49 @@ PLAIN = {"mode": "mean", "normalize": True}
 KNOWN = ("Transformer", "Pooling", "Normalize")
 #: Where older releases say how, one key for each way.
 OLDER = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+#: What else is said of using a model, such as the prompts that begin a question.
+USE = "config_sentence_transformers.json"
 
 
-def read(path: str | None) -> dict[str, Any]:
+def read(path: str) -> dict[str, Any]:
     """{"mode": a key of POOLINGS, "normalize": bool} of a directory or hub name; PLAIN where nothing is said of it.
 
-    UserError for another way of pooling, and for modules beside these.
+    UserError for another way of pooling, for modules beside these, and for files that cannot be had or read.
     """
-    if path is None:
-        return dict(PLAIN)
-    if (modules := _json(path, "modules.json")) is None:
+    modules = _json(path, "modules.json")
+    if modules is None:
         told = "its embeddings are taken to be the mean over tokens, normalised"
         print(f"teacher.path={path} has no modules.json: {told}", file=sys.stderr)
         return dict(PLAIN)
-    kinds = {str(module["type"]).rpartition(".")[2]: module["path"] for module in modules}
-    if strange := [kind for kind in kinds if kind not in KNOWN]:
-        raise UserError(f"teacher.path={path} embeds through {strange[0]}, which a student would lack; choose another")
-    said = _json(path, f"{kinds.get('Pooling', '1_Pooling')}/config.json") or {}
-    older = [OLDER.get(key, key) for key, value in said.items() if key.startswith("pooling_mode_") and value]
-    modes = said.get("pooling_mode") or older or [PLAIN["mode"]]
-    modes = [modes] if isinstance(modes, str) else modes
-    if len(modes) > 1 or modes[0] not in POOLINGS:
-        raise UserError(
-            f"teacher.path={path} pools by {' and '.join(modes)}, known are {', '.join(POOLINGS)}; choose another"
-        )
+    try:
+        kinds = {str(module["type"]).rpartition(".")[2]: module["path"] for module in modules}
+        if strange := [kind for kind in kinds if kind not in KNOWN]:
+            raise UserError(
+                f"teacher.path={path} embeds through {strange[0]}, which a student would lack; choose another"
+            )
+        modes = _modes(_json(path, f"{kinds['Pooling']}/config.json") or {})
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"teacher.path={path}: modules.json is not as sentence-transformers writes it") from error
+    if len(modes) != 1 or modes[0] not in POOLINGS:
+        pools = " and ".join(map(str, modes)) or "what its files do not say"
+        raise UserError(f"teacher.path={path} pools by {pools}, known are {', '.join(POOLINGS)}; choose another")
     return {"mode": modes[0], "normalize": "Normalize" in kinds}
 
 
-def save(folder: Path, config: Any, context: int) -> None:
-    """Writes modules.json and what it names; context: tokens of a text at most."""
-    wanted = config.sentence_pooling
+def _modes(said: dict[str, Any]) -> list[Any]:
+    """The ways of pooling, in the words of newer releases or of older ones."""
+    older = [OLDER.get(key, key) for key, value in said.items() if key.startswith("pooling_mode_") and value]
+    modes = said.get("pooling_mode") or older
+    return [modes] if isinstance(modes, str) else list(modes)
+
+
+def use(path: str) -> dict[str, Any] | None:
+    """What else sentence-transformers is told of the model, to be handed on as it is."""
+    return _json(path, USE)
+
+
+def save(folder: Path, wanted: dict[str, Any], said: dict[str, Any] | None, width: int, context: int) -> None:
+    """Writes modules.json and what it names. wanted, said: as `read` and `use` found them; context: tokens at most."""
     steps = ["Transformer", "Pooling"] + (["Normalize"] if wanted["normalize"] else [])
     places = {kind: f"{number}_{kind}" if number else "" for number, kind in enumerate(steps)}
     modules = [
@@ -58,18 +72,41 @@ def save(folder: Path, config: Any, context: int) -> None:
     ways = {key: mode == wanted["mode"] for key, mode in OLDER.items()}
     _write(folder / "modules.json", modules)
     _write(folder / "sentence_bert_config.json", {"max_seq_length": context, "do_lower_case": False})
-    _write(folder / places["Pooling"] / "config.json", {"word_embedding_dimension": config.hidden_size, **ways})
+    _write(folder / places["Pooling"] / "config.json", {"word_embedding_dimension": width, **ways})
     for kind in steps[2:]:
         (folder / places[kind]).mkdir()
+    if said is not None:
+        _write(folder / USE, said)
 
 
 def _json(path: str, name: str) -> Any:
     """The file of a directory or hub name; None where there is none. UserError where that cannot be found out."""
     try:
-        found = cached_file(path, name, _raise_exceptions_for_missing_entries=False)
-    except OSError as error:
-        raise UserError(f"teacher.path={path}: {reason(error)}; give a local directory of all its files") from error
-    return None if found is None else json.loads(Path(found).read_text(encoding="utf-8"))
+        file = _file(path, name)
+        return None if file is None else json.loads(file.read_text(encoding="utf-8"))
+    except LocalEntryNotFoundError as error:
+        told = f"whether it has a {name} cannot be looked up ({reason(error)}); give a local directory of all its files"
+        raise UserError(f"teacher.path={path}: {told}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"teacher.path={path}: {name} cannot be read: {reason(error)}") from error
+
+
+def _file(path: str, name: str) -> Path | None:
+    if Path(path).is_dir():
+        file = Path(path) / name
+        return file if file.exists() else None
+    cached = try_to_load_from_cache(path, name)
+    if isinstance(cached, str):
+        return Path(cached)
+    if cached is not None:
+        # The hub has said before that there is none.
+        return None
+    try:
+        return Path(hf_hub_download(path, name))
+    except LocalEntryNotFoundError:
+        raise
+    except EntryNotFoundError:
+        return None
 
 
 def _write(file: Path, content: Any) -> None:

@@ -63,6 +63,10 @@ class Task:
         """Whether it is told how often a prediction is right: there is one for each text, and a right one."""
         return self.labelled or self.paired
 
+    def spares(self, weight: str) -> bool:
+        """Whether a model of this task can do without a weight."""
+        return weight.split(".")[0] == self.spared
+
     def inputs(self, batch: Batch) -> dict[str, Any]:
         """What a model is called with."""
         return {name: batch[name] for name in READ if name in batch} | self.arguments

@@ -93,6 +93,22 @@ def test_what_does_not_fit_is_refused(
         prepare(data({"rows": Domain(table, **changes)}), padding, 0, TASKS[task])  # type: ignore[arg-type]
 
 
+def test_a_text_is_no_partner_of_its_own(table: str):
+    with pytest.raises(
+        UserError, match=r"data\.domains\.NAME\.column and data\.domains\.NAME\.pair are both query; give"
+    ):
+        pairs.load(Domain(table, column="query", pair="query"))
+
+
+def test_a_context_has_tokens_of_its_own(table: str, padding: PreTrainedTokenizerFast):
+    domain = Domain(table, column="query", pair="answer")
+    widths = [
+        next(iter(prepare(data({"rows": domain}, context=context), padding, 0, EMBEDDING).evaluation("rows", 4)))
+        for context in (6, 4)
+    ]
+    assert [batch["input_ids"].shape[1] for batch in widths] == [6, 4]
+
+
 def test_pairs_are_not_streamed(table: str, padding: PreTrainedTokenizerFast):
     domain = Domain(table, column="query", pair="answer")
     with pytest.raises(UserError, match=r"^data\.streaming=true: rows of a table are read whole"):

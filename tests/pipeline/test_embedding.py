@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
+from distill.checks import check
 from distill.config import Config
 from distill.data import Corpus, prepare
 from distill.errors import UserError
@@ -33,6 +35,8 @@ from .conftest import compose
 from .families import ENCODERS, configuration
 
 EMBEDDING = TASKS["embedding"]
+#: How the teacher is used: its prompts are handed on.
+USE = {"prompts": {"query": "cafe "}, "similarity_fn_name": "cosine"}
 SHORT = [
     "recipe=minilm",
     "data=text",
@@ -93,6 +97,7 @@ def say(path: Path, modules: list[str], pool: dict[str, Any] | None = None) -> P
 def folder(words: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory that `teacher.path` takes, which says of itself that it pools the first token, without a length."""
     path = save(tmp_path_factory.mktemp("embedder"), words)
+    (path / "config_sentence_transformers.json").write_text(json.dumps(USE))
     return say(path, ["Transformer", "Pooling"], {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False})
 
 
@@ -154,7 +159,6 @@ def test_pooling_against_a_loop(side: str, mode: str, normalize: bool):
             {"mode": "cls", "normalize": False},
         ),
         (["Transformer", "Pooling"], {"pooling_mode": ["mean"]}, {"mode": "mean", "normalize": False}),
-        (["Transformer", "Pooling"], {}, {"mode": "mean", "normalize": False}),
     ],
 )
 def test_what_is_said_of_pooling(
@@ -167,7 +171,6 @@ def test_what_is_said_of_pooling(
     """In the words of older and newer releases."""
     assert pooling.read(str(say(tmp_path / "model", modules, pool))) == expected
     assert not capsys.readouterr().err
-    assert pooling.read(None) == {"mode": "mean", "normalize": True} and not capsys.readouterr().err
     # What is taken for granted is told.
     assert pooling.read(str(tmp_path)) == {"mode": "mean", "normalize": True}
     assert "has no modules.json: its embeddings are taken to be the mean" in capsys.readouterr().err
@@ -186,20 +189,54 @@ def test_what_is_said_of_pooling(
             {"pooling_mode": ["mean", "cls"]},
             "pools by mean and cls, known",
         ),
+        (["Transformer", "Pooling"], {}, "pools by what its files do not say, known are mean, cls; choose another"),
+        (["Transformer", "Pooling"], None, "pools by what its files do not say"),
+        (["Transformer"], {}, "modules.json is not as sentence-transformers writes it"),
         (["Transformer", "Pooling", "Dense"], {}, "embeds through Dense, which a student would lack; choose another"),
     ],
 )
-def test_what_a_student_could_not_do_is_refused(modules: list[str], pool: dict[str, Any], message: str, tmp_path: Path):
+def test_what_a_student_could_not_do_is_refused(modules: list[str], pool: Any, message: str, tmp_path: Path):
     with pytest.raises(UserError, match=rf"^teacher\.path=[^\n]*{message}"):
         pooling.read(str(say(tmp_path / "model", modules, pool)))
 
 
+@pytest.mark.parametrize("content", ["{", "[1]", "7", '[{"path": ""}]'])
+def test_files_that_are_torn_are_told(content: str, tmp_path: Path):
+    (tmp_path / "modules.json").write_text(content)
+    with pytest.raises(UserError, match=r"^teacher\.path=[^\n]*: modules\.json [^\n]*$"):
+        pooling.read(str(tmp_path))
+
+
+def test_a_module_is_read_where_it_lies(tmp_path: Path):
+    say(tmp_path, ["Transformer", "Normalize", "Pooling"])
+    (tmp_path / "2_Pooling").mkdir()
+    (tmp_path / "2_Pooling/config.json").write_text(json.dumps({"pooling_mode": "cls"}))
+    assert pooling.read(str(tmp_path)) == {"mode": "cls", "normalize": True}
+
+
+def test_a_hub_that_cannot_be_asked_is_no_hub_without_the_file(monkeypatch: pytest.MonkeyPatch):
+    """Or a model that pools otherwise would be taken for one by the mean."""
+
+    def fails(error: Exception) -> None:
+        def download(*args: Any) -> str:
+            raise error
+
+        monkeypatch.setattr(pooling, "hf_hub_download", download)
+
+    fails(LocalEntryNotFoundError("no network"))
+    with pytest.raises(
+        UserError, match=r"^teacher\.path=some/model: whether it has a modules\.json cannot be looked up"
+    ):
+        pooling.read("some/model")
+    fails(EntryNotFoundError("not there"))
+    assert pooling.read("some/model") == pooling.PLAIN
+
+
 @pytest.mark.parametrize("wanted", [{"mode": "cls", "normalize": False}, {"mode": "mean", "normalize": True}])
-def test_what_is_left_beside_a_model_says_the_same(wanted: dict[str, Any], words: Any, tmp_path: Path):
-    config = model("bert", words).config
-    config.sentence_pooling = wanted
-    pooling.save(tmp_path, config, 32)
-    assert pooling.read(str(tmp_path)) == wanted
+@pytest.mark.parametrize("said", [None, {"prompts": {"query": "ask: "}, "default_prompt_name": None}])
+def test_what_is_left_beside_a_model_says_the_same(wanted: dict[str, Any], said: Any, tmp_path: Path):
+    pooling.save(tmp_path, wanted, said, 16, 32)
+    assert pooling.read(str(tmp_path)) == wanted and pooling.use(str(tmp_path)) == said
     assert json.loads((tmp_path / "sentence_bert_config.json").read_text())["max_seq_length"] == 32
 
 
@@ -219,6 +256,8 @@ def test_a_text_is_sought_among_all_partners():
     expected = -logits[:, 0].log_softmax(-1).diagonal()
     torch.testing.assert_close(EMBEDDING.nll(embeddings, {})[:, 0], expected)
     torch.testing.assert_close(EMBEDDING.loss(embeddings, {}), expected.mean())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(EMBEDDING.targets(embeddings, {})[0], logits)
 
 
 def test_stage_2_matches_the_embeddings(folder: Path, corpus: Corpus, made: Callable[..., Config]):
@@ -263,6 +302,9 @@ def test_a_teacher_needs_its_body_but_no_pooler(words: Any, made: Callable[..., 
     """A masked language model has none, and no embedding is read from it."""
     path = save(tmp_path / "encoder", words, auto=AutoModelForMaskedLM)
     teacher = load(path)
+    torch.manual_seed(7)
+    # What is spared is not left to chance, or no two runs would have the same teacher.
+    assert load(path).weights_hash() == teacher.weights_hash()
     assert teacher.classes is None and teacher.model.config.sentence_pooling == {"mode": "mean", "normalize": True}
     torn = teacher.model.state_dict()
     teacher.model.save_pretrained(tmp_path / "torn", state_dict={k: v for k, v in torn.items() if "layer.1" not in k})
@@ -286,6 +328,29 @@ def test_what_is_measured(folder: Path, corpus: Corpus):
     texts, others = (each / each.norm(dim=-1, keepdim=True) for each in made.chunk(2))
     assert torch.equal(found.predicted[:, 0], (texts @ others.T).argmax(1))
     assert read(student, corpus.evaluation("words", 4), torch.device("cpu"), EMBEDDING).cosine is None
+
+
+def test_every_text_is_sought_among_as_many(made: Callable[..., Config], words: Any):
+    """What is left for a smaller batch would be easier, and is not read."""
+    corpus = prepare(made("data.validation_blocks=6").data, words, 0, EMBEDDING)
+    sizes = [len(batch["input_ids"]) for batch in corpus.evaluation("words", 4)]
+    assert sizes == [8] and [len(batch["input_ids"]) for batch in corpus.evaluation("words", 9)] == [12]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("measure.batch_size=1", r"^measure\.batch_size=1: a text's partner is sought among those of a batch; give"),
+        ("stages.pretrain.batch_size=1", r"^stages\.pretrain\.batch_size=1: "),
+        ("stages.logits.temperature=2", r"^stages\.logits\.temperature=2\.0: embeddings are matched as they are"),
+        ("stages.logits.batch_size=1", ""),
+    ],
+)
+def test_what_says_nothing_is_refused(override: str, message: str, made: Callable[..., Config]):
+    if not message:
+        return check(made(override))
+    with pytest.raises(UserError, match=message):
+        check(made(override))
 
 
 def test_scores_are_accuracy_and_cosine():
@@ -328,6 +393,9 @@ def test_a_run_is_whole(run: Path):
 
 def test_the_student_says_how_it_pools(run: Path):
     assert pooling.read(str(run / "student")) == {"mode": "cls", "normalize": False}
+    told = json.loads((run / "student/sentence_bert_config.json").read_text())
+    assert told["max_seq_length"] == tiny.CONTEXT and pooling.use(str(run / "student")) == USE
+    assert "sought among 8, by cosine" in (run / "student/README.md").read_text()
 
 
 def test_an_exported_student_answers_as_the_original(run: Path, tmp_path: Path):
@@ -377,3 +445,9 @@ def test_an_embedder_is_trained(made: Callable[..., Config], tmp_path: Path):
     again, before = load(PIPELINES["teacher"](on) / "teacher"), load(path)
     for name, each in again.model.encoder.state_dict().items():
         torch.testing.assert_close(each, before.model.encoder.state_dict()[name], rtol=1e-2, atol=1e-3)
+
+
+def test_a_teacher_made_of_another_pools_as_it_did(made: Callable[..., Config], folder: Path):
+    path = PIPELINES["teacher"](made("goal=teacher", f"teacher.path={folder}")) / "teacher"
+    assert load(path).model.config.sentence_pooling == {"mode": "cls", "normalize": False}
+    assert pooling.use(str(path)) == USE

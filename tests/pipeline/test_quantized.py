@@ -37,6 +37,8 @@ def test_it_predicts_nearly_the_same(bits: str):
     assert not torch.equal(found, wanted)
     assert (found - wanted).norm() < (0.05 if bits == "load_in_8bit" else 0.3) * wanted.norm()
     assert fewer.layers == whole.layers and fewer.weights_hash() != whole.weights_hash()
+    # Computing changes some of them.
+    assert quantized(POCKET, bits).weights_hash() == fewer.weights_hash()
     assert any(each.dtype in (torch.int8, torch.uint8) for each in fewer.model.state_dict().values())
 
 
@@ -58,6 +60,10 @@ def test_a_run_is_whole(text: Path, tmp_path: Path):
     kept = "teacher.quantization={quant_method:bitsandbytes,load_in_4bit:true}"
     path = distil(compose("recipe=pocket", *SMALL, *given, kept))
     headline = json.loads((path / "measurements/headline.json").read_text())
+    source = json.loads((path / "student/provenance.json").read_text())["teacher"]
+    assert source["quantization"] == {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    assert "measured with quantised weights" in (path / "student/README.md").read_text()
+    assert "teacher's weights: quantised" in (path / "report/report.md").read_text()
     assert headline["student_ppl"]["prose"] > 1 and headline["cache_bytes_per_token"] == 4 * 2 * 4 * 64 * 2
     student = AutoModelForCausalLM.from_pretrained(path / "student", trust_remote_code=True)
     assert all(each.dtype == torch.float32 for each in student.parameters())
@@ -79,6 +85,10 @@ def test_it_is_not_trained(overrides: list[str], message: str):
     ("given", "message"),
     [
         ("{quant_method:nope}", r"^teacher\.quantization: [^\n]*nope[^\n]*$"),
+        (
+            "{quant_method:bitsandbytes,load_in_4bit:true,bnb_4bit_compute_dtype:nope}",
+            r"^teacher\.quantization: [^\n]*$",
+        ),
         ("{load_in_4bit:7}", r"^teacher\.quantization: [^\n]*$"),
         # A library that is not installed.
         (

@@ -94,19 +94,45 @@ def test_padding_is_no_part_of_a_row(teacher: Teacher, tmp_path: Path, monkeypat
     assert torch.equal(found[:, :5], alone)
 
 
-def test_a_file_is_of_one_teacher_one_precision_and_one_k(teacher: Teacher, teachers: dict[str, Path], tmp_path: Path):
-    made = [
-        Remembered(each, tmp_path, k, precision).file.name
-        for each, k, precision in (
-            (teacher, 4, "32-true"),
-            (teacher, 5, "32-true"),
-            (teacher, 4, "bf16-mixed"),
-            (load(teachers["gpt2"]), 4, "32-true"),
-            # There are no more than all.
-            (teacher, 10**6, "32-true"),
-        )
-    ]
-    assert len(set(made)) == 5 and made[-1].endswith(f"-{tiny.VOCABULARY}.sqlite")
+def test_a_file_is_of_one_teacher_run_one_way(teacher: Teacher, teachers: dict[str, Path], tmp_path: Path):
+    def name(each: Teacher, k: int = 4, how: str = "32-true") -> str:
+        return Remembered(each, tmp_path, k, how).file.name
+
+    first, every = name(teacher), name(teacher, 10**6)
+    assert name(load(teachers["llama"])) == first and every.endswith(f"-{tiny.VOCABULARY}.sqlite")
+    made = [first, every, name(teacher, 5), name(teacher, how="bf16-mixed"), name(load(teachers["gpt2"]))]
+    # The same weights may say something else under another configuration.
+    teacher.model.config.rms_norm_eps *= 2
+    assert len({*made, name(teacher)}) == 6
+
+
+def test_several_runs_may_write_the_same_rows(teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    one, other = (Remembered(teacher, tmp_path, 4, "32-true") for _ in range(2))
+    batch = {"input_ids": ids()}
+    ask = one._ask
+    # The other run is faster.
+    monkeypatch.setattr(one, "_ask", lambda *rest: (other(batch), ask(*rest))[1])
+    assert torch.equal(one(batch)[0], other(batch)[0])
+
+
+def test_the_default_dtype_does_not_matter(teacher: Teacher, tmp_path: Path):
+    """As under trainer.precision=bf16-true."""
+    expected = Remembered(teacher, tmp_path, 4, "32-true")({"input_ids": ids()})[0]
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = Remembered(teacher, tmp_path, 4, "32-true")({"input_ids": ids()})[0]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found, expected)
+
+
+def test_a_teacher_that_is_sure_of_all_it_says():
+    """In float32 the likeliest can come to a little more than one."""
+    torch.manual_seed(0)
+    teacher = torch.randn(4000, 50) * 20
+    log_likeliest, tokens = teacher.log_softmax(-1).topk(8)
+    assert (log_likeliest.exp().sum(-1) > 1).any()
+    assert top_k_kl(log_likeliest, tokens, torch.randn(4000, 50)).isfinite()
 
 
 @pytest.mark.parametrize("chat", [False, True])
@@ -136,8 +162,8 @@ def test_runs_share_what_is_kept(
         return [{**line, "seconds": 0} for line in lines]
 
     said: list[int] = []
-    add: Callable[..., None] = Remembered._add
-    monkeypatch.setattr(Remembered, "_add", lambda self, keys, *rest: (said.append(len(keys)), add(self, keys, *rest)))
+    ask: Callable[..., list[bytes]] = Remembered._ask
+    monkeypatch.setattr(Remembered, "_ask", lambda self, *rest: (found := ask(self, *rest), said.append(len(found)))[0])
     first = run("one")
     assert sum(said) == 6 and len(list((tmp_path / "kept").glob("*.sqlite"))) == 1
     assert run("two") == first and sum(said) == 6
@@ -158,16 +184,30 @@ def test_what_cannot_be_kept_is_refused(overrides: list[str], message: str):
         check(compose("recipe=pocket", "mixer=elu", "stages.logits.cache=kept", *overrides))
 
 
-def test_a_folder_that_is_none_is_refused(teacher: Teacher, tmp_path: Path):
+def test_a_file_that_cannot_be_used_is_told(teacher: Teacher, tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(
-        UserError, match=r"^stages\.logits\.cache=[^\n]*file cannot be used: [^\n]*; choose another folder$"
+        UserError, match=r"^stages\.logits\.cache: [^\n]*file[^\n]* cannot be used, [^\n]*; remove it, "
     ):
         Remembered(teacher, tmp_path / "file", 4, "32-true")
-    broken = Remembered(teacher, tmp_path, 4, "32-true")
-    broken.store.close()
+    whole = Remembered(teacher, tmp_path, 4, "32-true")
     (tmp_path / "junk").mkdir()
-    name = broken.file.name
-    (tmp_path / "junk" / name).write_bytes(b"no database at all, only text" * 100)
+    (tmp_path / "junk" / whole.file.name).write_bytes(b"no database at all, only text" * 100)
     with pytest.raises(UserError, match="not a database"):
         Remembered(teacher, tmp_path / "junk", 4, "32-true")
+    whole.store.execute("DROP TABLE rows")
+    with pytest.raises(UserError, match="no such table"):
+        whole({"input_ids": ids()})
+
+
+def test_a_teacher_that_is_remembered_makes_room(teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    wanted = compose("recipe=pocket", *SMALL).stages.logits
+    stage = LogitsStage(
+        teacher, build_student(teacher, tiny.MIXER), wanted, Remembered(teacher, tmp_path, 4, "32-true")
+    )
+    moved: list[torch.device] = []
+    monkeypatch.setattr(teacher, "to", moved.append)
+    stage.on_fit_start()
+    stage.remembered = None
+    stage.to("meta").on_fit_start()
+    assert [each.type for each in moved] == ["cpu", "meta"]

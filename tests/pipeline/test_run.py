@@ -274,13 +274,14 @@ def test_the_most_gpu_memory_of_a_stage_is_kept(config: Config, tmp_path: Path, 
         pass
     assert run.peak_bytes == {}
     held = iter([5 * 2**30, 2 * 2**30, 3 * 2**30])
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+    begun: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: begun.append("anew"))
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: next(held))
     for stage in ("measure", "measure", "logits"):
         with run.timed(stage):
             pass
-    assert run.peak_bytes == {"measure": 5 * 2**30, "logits": 3 * 2**30}
+    assert run.peak_bytes == {"measure": 5 * 2**30, "logits": 3 * 2**30} and len(begun) == 3
 
 
 def test_the_headline_counts(config: Config, exported: Any, headline: dict[str, Any]):

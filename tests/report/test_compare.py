@@ -803,6 +803,8 @@ def test_right_answers_come_first(tmp_path: Path) -> None:
         return {"scores": {domain: {"accuracy": of_teacher, **near} for domain in TEACHER}}
 
     runs = [
+        # By perplexity it is ahead.
+        write(tmp_path / "z", "elu", 0, 64, {"code": 1.01, "prose": 1.01}, **scores(0.6)),
         write(tmp_path / "a", "hedgehog", 0, **scores(0.8)),
         write(tmp_path / "b", "hedgehog", 1, **scores(0.82)),
         write(tmp_path / "c", "uniform", 0, 1, {"code": 2.0, "prose": 2.0}, **scores(0.54)),
@@ -828,8 +830,39 @@ def test_right_answers_come_first(tmp_path: Path) -> None:
         ["Mixer", "F", "Accuracy, code", "Accuracy, prose"],
         ["---", "---:", "---:", "---:"],
         ["teacher", "–", "90.0 %", "90.0 %"],
+        ["elu", "64", "60.0 %", "60.0 %"],
         ["hedgehog", "128", "81.0 % ± 1.4", "81.0 % ± 1.4"],
         ["uniform (control)", "1", "54.0 %", "54.0 %"],
     ]
     assert "Cosine to teacher, code" in embedder
     assert "Right answers" not in language and "teacher's accuracy" not in language
+
+
+def test_controls_alone_keep_something_too(tmp_path: Path) -> None:
+    accuracy = {"teacher": 0.9, "student": 0.54, "recovery": 0.6, "error": 0.01, "constant": 0.5}
+    scores = {"scores": {domain: {"accuracy": accuracy} for domain in TEACHER}}
+    compare([write(tmp_path / "a", "uniform", 0, 1, **scores)], tmp_path / "out")
+    said = (tmp_path / "out.md").read_text().replace("\N{NO-BREAK SPACE}", " ")
+    assert "uniform F=1 keeps 60.0 % on code and 60.0 % on prose of the teacher's accuracy." in said
+
+
+def test_a_cache_is_told_apart_only_where_there_is_one(tmp_path: Path) -> None:
+    """Runs from before there were any join those without; a folder is no setting, and what is lost in it is one."""
+
+    def run(name: str, seed: int, **logits: Any) -> Path:
+        path = write(tmp_path / name, "hedgehog", seed)
+        config = yaml.safe_load((path / "config.yaml").read_text())
+        config["stages"]["logits"] |= logits
+        (path / "config.yaml").write_text(yaml.safe_dump(config))
+        return path
+
+    compare([run("old", 0), run("new", 1, cache=None, top_k=64)], tmp_path / "out")
+    compare([run("a", 0, cache="/x/y", top_k=64), run("b", 1, cache="z", top_k=64)], tmp_path / "cached")
+    with pytest.raises(UserError, match=r"stages\.logits\.top_k"):
+        compare([run("c", 0, cache="z", top_k=8), run("d", 1, cache="z", top_k=64)], tmp_path / "no")
+
+
+def test_partners_are_sought_among_as_many(tmp_path: Path) -> None:
+    runs = [write(tmp_path / str(among), "hedgehog", among, partners=among) for among in (8, 9)]
+    with pytest.raises(UserError, match="texts a partner is sought among"):
+        compare(runs, tmp_path / "out")

@@ -59,7 +59,7 @@ def measured(path: Path, tell: Collection[str] = ()) -> Measured:
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{path}: its measurements are not as a run writes them ({error!r}); distil again") from error
     commit = origin.get("commit") or provenance.get("git_commit")
-    return Measured(path, seed, _settings(run, provenance), values, command, origin.get("hardware"), commit)
+    return Measured(path, seed, _settings(run, provenance, headline), values, command, origin.get("hardware"), commit)
 
 
 def given(command: str | None) -> dict[str, str]:
@@ -140,11 +140,14 @@ def _mean(layers: list[list[float | None]] | None, exact: Any) -> float | None:
     return float(np.mean(np.array(values, dtype=float)))
 
 
-def _settings(run: Run, provenance: dict[str, Any]) -> dict[str, Any]:
+def _settings(run: Run, provenance: dict[str, Any], headline: dict[str, Any]) -> dict[str, Any]:
     keys = ("task", "data", "mixer", "stages", "matmul_precision", "teacher.dtype", "trainer.precision")
     chosen = {key: run.setting(key) for key in (*keys, "trainer.accumulate_grad_batches")}
-    flat = dict(_leaves(chosen)) | {"the teacher's weights": (provenance.get("teacher") or {}).get("weights_sha256")}
-    return {key: value for key, value in flat.items() if key not in AS_GOOD}
+    cached = (chosen.get("stages") or {}).get("logits", {}).get("cache")
+    apart = {"stages.logits.cache"} if cached else {"stages.logits.cache", "stages.logits.top_k"}
+    flat = dict(_leaves(chosen)) | {"texts a partner is sought among": headline.get("partners")}
+    flat |= {"the teacher's weights": (provenance.get("teacher") or {}).get("weights_sha256")}
+    return {key: value for key, value in flat.items() if key not in AS_GOOD and key not in apart}
 
 
 def _leaves(node: Any, key: str = "") -> list[tuple[str, Any]]:

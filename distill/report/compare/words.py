@@ -32,7 +32,9 @@ def kept_accuracy(found: Compared) -> str:
         shares = [f"{share(value)} on {domain}" for domain, value in kept(best).items()] if best else []
         return f"{best} keeps {listed(shares)}{of}" if best else ""
 
-    systems, controls = told(found.systems, " of the teacher's accuracy"), told(found.controls)
+    of = " of the teacher's accuracy"
+    systems = told(found.systems, of)
+    controls = told(found.controls, "" if systems else of)
     return f"{'; '.join(filter(None, [systems, controls]))}." if systems or controls else ""
 
 
