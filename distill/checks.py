@@ -69,6 +69,8 @@ def check(wanted: config.Config) -> None:
 def check_cache(wanted: config.Config) -> None:
     """UserError where the likeliest predictions of a teacher cannot stand for all of them."""
     logits, causal = wanted.stages.logits, TASKS[wanted.task].causal
+    if logits.cache in ("", "True", "False"):
+        raise UserError(f"stages.logits.cache={logits.cache} is no folder; name one, or leave it out")
     if logits.cache is not None and not causal:
         raise UserError(f"stages.logits.cache={logits.cache} is for task=causal_lm, whose targets stay; leave it out")
     if logits.cache is not None and logits.temperature != 1:

@@ -17,6 +17,8 @@ from .task import Task
 
 #: The teacher that the package carries.
 POCKET = Path(__file__).parent / "pocket"
+#: What transformers calls the last layer of a classifier; and the library that would pack it with all others.
+HEADS, BITS = ("classifier", "score"), "bitsandbytes"
 
 
 def load_model(
@@ -58,12 +60,16 @@ def load_model(
     return model, told, model_config.dtype or torch.float32
 
 
-def quantized(wanted: config.Teacher) -> dict[str, Any]:
-    """teacher.quantization as transformers takes it; UserError where it is none of its own."""
+def quantized(wanted: config.Teacher, task: Task) -> dict[str, Any]:
+    """teacher.quantization as transformers takes it; UserError where it is none of its own.
+
+    A classifier's head, too small for the kernels of some, keeps its bits where nothing else is said.
+    """
     if wanted.quantization is None:
         return {}
+    heads = {"llm_int8_skip_modules": list(HEADS)} if task.labelled and BITS in wanted.quantization.values() else {}
     try:
-        return {"quantization_config": AutoQuantizationConfig.from_dict(dict(wanted.quantization))}
+        return {"quantization_config": AutoQuantizationConfig.from_dict(heads | dict(wanted.quantization))}
     except (ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
         raise UserError(f"teacher.quantization: {reason(error)}") from error
 

@@ -78,7 +78,7 @@ def load_teacher(wanted: config.Teacher, context: int, task: Task = DECODER) -> 
     if wanted.path is None:
         raise UserError("teacher.path is missing: give a directory, a hub name, or pocket")
     dtype = getattr(torch, wanted.dtype)
-    model, told, stored = load_model(wanted, context, task, dtype, **quantized(wanted))
+    model, told, stored = load_model(wanted, context, task, dtype, **quantized(wanted, task))
     # Before the first token: computing changes some weights that have fewer bits.
     loaded = None if wanted.quantization is None else weights_hash(model)
     teacher = freeze(wanted.path, model, load_tokenizer(wanted), stored, task, context)

@@ -1,5 +1,6 @@
 """Texts that belong together, two by two: from a table's rows, or neighbours in plain text, to tokens."""
 
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, Features, List, Value
@@ -8,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..config import Domain
 from ..errors import UserError
-from . import order, sources, tables
+from . import files, order, sources, tables
 from .packing import identity
 from .sources import Splits
 
@@ -24,6 +25,10 @@ def load(domain: Domain) -> Splits:
     """
     if domain.pair:
         return tables.load(domain, {"text": "column", "pair": "pair"}, texts=("text", "pair"))
+    if files.kind(Path(domain.path)) in (".csv", ".tsv"):
+        raise UserError(
+            f"{domain.path} is a table: set data.domains.NAME.pair to the column of what a text belongs with"
+        )
     splits = (each if each is None else order.neighbours(each) for each in sources.load(domain, streaming=False))
     return Splits(*(each if each is None else _some(each, domain) for each in splits))
 
@@ -31,8 +36,8 @@ def load(domain: Domain) -> Splits:
 def _some(rows: Dataset, domain: Domain) -> Dataset:
     if not len(rows):
         raise UserError(
-            f"{domain.path} has no text of two passages: set data.domains.NAME.pair to the column of what each text "
-            "belongs with, or give longer texts"
+            f"{domain.path} has no text of two passages, which end with a sentence or at an empty line: set "
+            "data.domains.NAME.pair to the column of what each text belongs with, or give longer texts"
         )
     return rows
 

@@ -47,9 +47,14 @@ def test_neighbours_in_plain_text(tmp_path: Path):
 
 def test_texts_that_are_too_short_are_refused(tmp_path: Path):
     with pytest.raises(
-        UserError, match=r"lines\.txt has no text of two passages: set data\.domains\.NAME\.pair [^\n]*$"
+        UserError, match=r"lines\.txt has no text of two passages, [^\n]*: set data\.domains\.NAME\.pair [^\n]*$"
     ):
         pairs.load(Domain(write(tmp_path / "lines.txt", "One line.\n")))
+
+
+def test_a_table_without_partners_is_no_text(tmp_path: Path):
+    with pytest.raises(UserError, match=r"rows\.csv is a table: set data\.domains\.NAME\.pair to the column"):
+        pairs.load(Domain(write(tmp_path / "rows.csv", "ask,answer\n" + "One. Two.,Three. Four.\n" * 99)))
 
 
 def test_a_batch_is_texts_and_then_their_partners(table: str, padding: PreTrainedTokenizerFast):

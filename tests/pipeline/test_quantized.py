@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BertConfig
 
 from distill.checks import check
 from distill.errors import UserError
 from distill.measure.headline import parameters
 from distill.pipeline import distil
+from distill.scratch import train_tokenizer
 from distill.student import build_student
+from distill.task import TASKS
 from distill.teacher import Teacher, load_teacher
 
 from . import tiny
@@ -67,6 +69,17 @@ def test_a_run_is_whole(text: Path, tmp_path: Path):
     assert headline["student_ppl"]["prose"] > 1 and headline["cache_bytes_per_token"] == 4 * 2 * 4 * 64 * 2
     student = AutoModelForCausalLM.from_pretrained(path / "student", trust_remote_code=True)
     assert all(each.dtype == torch.float32 for each in student.parameters())
+
+
+def test_a_classifier_keeps_its_head(tmp_path: Path):
+    """Of as few labels, which the kernels for 4 bits refuse."""
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = AutoModelForSequenceClassification.from_config(BertConfig(vocab_size=300, pad_token_id=1, **shape))
+    model.save_pretrained(tmp_path)
+    train_tokenizer([tiny.prose(0, 50)], 300, TASKS["sequence_classification"]).save_pretrained(tmp_path)
+    wanted = compose(f"teacher.path={tmp_path}", "teacher.quantization={quant_method:bitsandbytes,load_in_4bit:true}")
+    teacher = load_teacher(wanted.teacher, tiny.CONTEXT, TASKS["sequence_classification"])
+    assert teacher.predict({"input_ids": ids()}).shape == (2, 2) and teacher.model.classifier.weight.shape == (2, 64)
 
 
 @pytest.mark.parametrize(

@@ -176,6 +176,8 @@ def test_runs_share_what_is_kept(
     [
         (["stages.logits.temperature=2"], r"^stages\.logits\.temperature=2\.0: what is cached is at temperature 1"),
         (["task=masked_lm", "mixer=elu"], r"^stages\.logits\.cache=kept is for task=causal_lm, [^\n]*; leave it out$"),
+        (["stages.logits.cache=true"], r"^stages\.logits\.cache=True is no folder; name one, or leave it out$"),
+        (["stages.logits.cache="], r"^stages\.logits\.cache= is no folder"),
         (["stages.logits.top_k=0"], r"^stages\.logits\.top_k=0 must be a whole number of at least 1$"),
     ],
 )
