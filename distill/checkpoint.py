@@ -143,6 +143,11 @@ perplexity on it says little about recall over long distances.
 """
 
 
+def among(partners: dict[str, int] | None) -> str:
+    """How many texts a partner is sought among, where texts have any."""
+    return " or ".join(map(str, sorted({*(partners or {}).values()})))
+
+
 def kept_exact(headline: dict[str, Any]) -> str:
     """What layers that stay softmax cost beside the state."""
     grows = headline["student_cache_bytes_per_token"]
@@ -176,7 +181,9 @@ def student_card(config: Config, run: RunDirectory) -> str:
         teacher=config.teacher.path,
         recipe=config.recipe,
         mixer=told(config.mixer),
-        cost=COST[config.task].format(state=(headline["state_bytes"] or 0) / 2**20, partners=headline["partners"])
+        cost=COST[config.task].format(
+            state=(headline["state_bytes"] or 0) / 2**20, partners=among(headline["partners"])
+        )
         + kept_exact(headline)
         + (FEWER_BITS if config.teacher.quantization else ""),
         predicted=TASKS[config.task].predicted,

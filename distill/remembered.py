@@ -35,35 +35,38 @@ class Remembered:
         with self._told():
             self.file.parent.mkdir(parents=True, exist_ok=True)
             self.store = sqlite3.connect(self.file, timeout=PATIENCE, isolation_level=None)
-            with self._alone():
-                self.store.execute("CREATE TABLE IF NOT EXISTS rows (tokens BLOB PRIMARY KEY, likeliest BLOB)")
+        with self._told(), self._alone():
+            self.store.execute("CREATE TABLE IF NOT EXISTS rows (tokens BLOB PRIMARY KEY, likeliest BLOB)")
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """log p of the k likeliest next tokens after every token, and which these are: (B, N, k) both, 0 at padding."""
         ids = batch["input_ids"]
         real = batch.get("attention_mask", torch.ones_like(ids)) != 0
         keys = [blake2b(row[kept].cpu().numpy().tobytes()).digest() for row, kept in zip(ids, real, strict=True)]
-        with self._told():
-            found = {key: self._look_up(key) for key in keys}
-            lacking = [place for place, key in enumerate(keys) if found[key] is None]
-            if lacking:
-                rows = {name: each[lacking] for name, each in batch.items()}
-                found |= dict(zip((keys[place] for place in lacking), self._ask(rows, real[lacking]), strict=True))
-                new = [(keys[place], found[keys[place]]) for place in lacking]
-                with self._alone():
-                    self.store.executemany("INSERT OR IGNORE INTO rows VALUES (?, ?)", new)
+        found = self._look_up(keys)
+        if lacking := [place for place, key in enumerate(keys) if key not in found]:
+            said = self._ask({name: each[lacking] for name, each in batch.items()}, real[lacking])
+            new = dict(zip((keys[place] for place in lacking), said, strict=True))
+            found |= new
+            self._keep(new)
         log_likeliest = torch.zeros(*ids.shape, self.k, dtype=torch.float32)
         tokens = torch.zeros(*ids.shape, self.k, dtype=torch.long)
         for place, (key, kept) in enumerate(zip(keys, real.cpu(), strict=True)):
-            chances, which = numpy.frombuffer(found[key] or b"", numpy.int32).reshape(2, -1, self.k).copy()
+            chances, which = numpy.frombuffer(found[key], numpy.int32).reshape(2, -1, self.k).copy()
             log_likeliest[place, kept] = torch.from_numpy(chances.view(numpy.float32))
             tokens[place, kept] = torch.from_numpy(which).long()
         return log_likeliest.to(ids.device), tokens.to(ids.device)
 
-    def _look_up(self, key: bytes) -> bytes | None:
-        """log p and then the tokens of a row, 4 bytes each; None where there is no such row."""
-        found = self.store.execute("SELECT likeliest FROM rows WHERE tokens = ?", (key,)).fetchone()
-        return None if found is None else found[0]
+    def _look_up(self, keys: list[bytes]) -> dict[bytes, bytes]:
+        """Of the rows that are known: log p and then the tokens, 4 bytes each."""
+        places = ", ".join("?" * len(keys))
+        with self._told():
+            return dict(self.store.execute(f"SELECT tokens, likeliest FROM rows WHERE tokens IN ({places})", keys))
+
+    def _keep(self, new: dict[bytes, bytes]) -> None:
+        with self._told(), self._alone():
+            # Another run may have been faster.
+            self.store.executemany("INSERT OR IGNORE INTO rows VALUES (?, ?)", list(new.items()))
 
     @torch.no_grad()
     def _ask(self, batch: Batch, real: Tensor) -> list[bytes]:

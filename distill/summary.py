@@ -2,7 +2,7 @@
 
 import json
 
-from .report.sections.headline import held
+from .report.quantities import size
 from .rundir import RunDirectory
 
 #: The columns of the table, and the measurements they show.
@@ -31,7 +31,9 @@ def summary(run: RunDirectory) -> str:
         for name, seen in headline["tokens"].items()
         if seen
     ]
-    lines += ["", "; ".join([*stages, f"{sum(run.seconds.values()):.0f} s in all{held(headline['peak_bytes'])}"])]
+    peaks = headline["peak_bytes"].values()
+    held = f", at most {size(max(peaks))} of GPU memory" if peaks else ""
+    lines += ["", "; ".join([*stages, f"{sum(run.seconds.values()):.0f} s in all{held}"])]
     lines += [f"student  {run.student}", f"report   {run.path / 'report' / 'report.html'}"]
     return "\n".join(lines)
 

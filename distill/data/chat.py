@@ -5,8 +5,7 @@ import sys
 from itertools import takewhile
 from typing import Any
 
-from datasets import Dataset, Features, List, Value
-from datasets.fingerprint import Hasher
+from datasets import Dataset, List, Value
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
@@ -52,17 +51,10 @@ def encode(rows: Dataset, tokenizer: PreTrainedTokenizerBase, context: int, doma
         )
     if not tokenizer.is_fast:
         raise UserError("teacher.path: answers cannot be told apart by a slow tokenizer; add its tokenizer.json")
-    how = [identity(tokenizer), tokenizer.chat_template, tokenizer.special_tokens_map]
-    key = [VERSION, rows._fingerprint, *how, context]
-    encoded = rows.map(
-        _encoded,
-        batched=True,
-        remove_columns=rows.column_names,
-        fn_kwargs={"tokenizer": tokenizer, "context": context, "domain": domain},
-        features=Features({"input_ids": List(Value("int32")), "labels": List(Value("int64"))}),
-        new_fingerprint=Hasher.hash(key),
-        desc=f"encoding {domain}",
-    )
+    how = [VERSION, identity(tokenizer), tokenizer.chat_template, tokenizer.special_tokens_map, context]
+    given = {"tokenizer": tokenizer, "context": context, "domain": domain}
+    features = {"input_ids": List(Value("int32")), "labels": List(Value("int64"))}
+    encoded = tables.encoded(rows, _encoded, given, features, how, domain)
     if not len(encoded):
         raise UserError(
             f"domain {domain}: no conversation has an answer within data.context={context}: raise it, or give "
@@ -70,7 +62,7 @@ def encode(rows: Dataset, tokenizer: PreTrainedTokenizerBase, context: int, doma
         )
     if missing := len(rows) - len(encoded):
         print(f"{domain}: {missing} of {len(rows)} conversations have no answer in {context} tokens", file=sys.stderr)
-    return encoded.with_format("torch")
+    return encoded
 
 
 def _encoded(

@@ -5,8 +5,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from datasets import ClassLabel, Dataset, Features, List, Value
-from datasets.fingerprint import Hasher
+from datasets import ClassLabel, Dataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from ..config import Domain
@@ -122,17 +121,9 @@ def encode(
     """
     kept = [name for name in tokenizer.model_input_names if name != "attention_mask"]
     features = {name: List(Value("int32")) for name in kept} | {"labels": Value("int64")}
-    how = [identity(tokenizer), tokenizer.truncation_side, kept, context, sorted(numbers.items(), key=repr)]
-    encoded = rows.map(
-        _encoded,
-        batched=True,
-        remove_columns=rows.column_names,
-        fn_kwargs={"tokenizer": tokenizer, "context": context, "numbers": numbers, "kept": kept},
-        features=Features(features),
-        new_fingerprint=Hasher.hash([VERSION, rows._fingerprint, *how]),
-        desc=f"encoding {domain}",
-    )
-    return encoded.with_format("torch")
+    how = [VERSION, identity(tokenizer), tokenizer.truncation_side, kept, context, sorted(numbers.items(), key=repr)]
+    given = {"tokenizer": tokenizer, "context": context, "numbers": numbers, "kept": kept}
+    return tables.encoded(rows, _encoded, given, features, how, domain)
 
 
 def _encoded(

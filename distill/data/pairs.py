@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Features, List, Value
-from datasets.fingerprint import Hasher
+from datasets import Dataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from ..config import Domain
@@ -13,7 +12,7 @@ from . import files, order, sources, tables
 from .packing import identity
 from .sources import Splits
 
-IDS = Features({name: List(Value("int32")) for name in ("input_ids", "partner_ids")})
+IDS = {name: List(Value("int32")) for name in ("input_ids", "partner_ids")}
 #: Part of the cache's key: raise it when the same rows have to give other tokens.
 VERSION = 1
 
@@ -45,17 +44,8 @@ def _some(rows: Dataset, domain: Domain) -> Dataset:
 def encode(rows: Dataset, tokenizer: PreTrainedTokenizerBase, context: int, domain: str) -> Dataset:
     """Rows as `load` gives them → `input_ids` and `partner_ids`, each at most `context` tokens with those that mark
     beginning and end."""
-    how = [identity(tokenizer), tokenizer.truncation_side, context]
-    encoded = rows.map(
-        _encoded,
-        batched=True,
-        remove_columns=rows.column_names,
-        fn_kwargs={"tokenizer": tokenizer, "context": context},
-        features=IDS,
-        new_fingerprint=Hasher.hash([VERSION, rows._fingerprint, *how]),
-        desc=f"encoding {domain}",
-    )
-    return encoded.with_format("torch")
+    how = [VERSION, identity(tokenizer), tokenizer.truncation_side, context]
+    return tables.encoded(rows, _encoded, {"tokenizer": tokenizer, "context": context}, IDS, how, domain)
 
 
 def _encoded(batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase, context: int) -> dict[str, list[Any]]:

@@ -2,13 +2,14 @@
 
 import csv
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, load_dataset
+from datasets import Dataset, Features, load_dataset
 from datasets.exceptions import DatasetsError
+from datasets.fingerprint import Hasher
 
 from ..config import Domain
 from ..errors import UserError
@@ -40,6 +41,30 @@ def load(domain: Domain, wanted: dict[str, str], texts: Collection[str] = ()) ->
     train, validation = sides(domain, _table, partial(hub.table, domain, False), streaming=False)
     train = _columns(train, domain, wanted, texts).shuffle(seed=SHUFFLED)
     return Splits(train, validation and _columns(validation, domain, wanted, texts))
+
+
+def encoded(
+    rows: Dataset,
+    encode: Callable[..., Any],
+    given: dict[str, Any],
+    features: dict[str, Any],
+    how: list[Any],
+    domain: str,
+) -> Dataset:
+    """Rows through `encode`, batch by batch, as tensors; a second run reads them from disk.
+
+    given: to `encode`, beside the batch. how: all that decides over what comes of the same rows.
+    """
+    made = rows.map(
+        encode,
+        batched=True,
+        remove_columns=rows.column_names,
+        fn_kwargs=given,
+        features=Features(features),
+        new_fingerprint=Hasher.hash([encode.__module__, rows._fingerprint, *how]),
+        desc=f"encoding {domain}",
+    )
+    return made.with_format("torch")
 
 
 def _columns(rows: Dataset, domain: Domain, wanted: dict[str, str], texts: Collection[str]) -> Dataset:

@@ -58,7 +58,9 @@ def measure_headline(
             if teacher.task.scored
             else None,
             "evaluation_tokens": {domain: reading.tokens for domain, reading in of_teacher.items()},
-            "partners": config.measure.batch_size if teacher.task.paired else None,
+            "partners": {domain: int(reading.targets.max()) + 1 for domain, reading in of_teacher.items()}
+            if teacher.task.paired
+            else None,
             "task": config.task,
             "context": config.data.context,
             "tokens": tokens,

@@ -46,9 +46,7 @@ class LogitsStage(Stage):
         task = self.teacher.task
         if self.remembered is None:
             return task.gap(self.teacher.predict(batch), found, batch, self.wanted.temperature)
-        matched = task.matched(batch)
-        parts = (*self.remembered(batch), found)
-        return top_k_kl(*(each if matched is None else each[matched] for each in parts))
+        return top_k_kl(*task.matched(batch, *self.remembered(batch), found))
 
     def configure_optimizers(self) -> Any:
         wanted = self.wanted

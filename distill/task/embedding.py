@@ -23,7 +23,7 @@ class Embedding(Task):
 
     def predict(self, model: Any, batch: Batch) -> Tensor:
         hidden = model(**self.inputs(batch)).last_hidden_state
-        return pooled(hidden, batch["attention_mask"], **getattr(model, "lm", model).config.sentence_pooling)
+        return pooled(hidden, batch["attention_mask"], **told(model).sentence_pooling)
 
     def gap(self, teacher: Tensor, student: Tensor, batch: Batch, temperature: float) -> Tensor:
         """‖t − s‖² / ‖t‖² of the embeddings, mean over texts: a student at 0 fits an index that the teacher made."""
@@ -38,8 +38,13 @@ class Embedding(Task):
         model.config.sentence_use = None if path is None else pooling.use(path)
 
     def save_beside(self, model: Any, folder: Path, context: int) -> None:
-        said = getattr(model, "lm", model).config
+        said = told(model)
         pooling.save(folder, said.sentence_pooling, said.sentence_use, said.hidden_size, context)
+
+
+def told(model: Any) -> Any:
+    """The configuration of a teacher, or of what a student was made of."""
+    return getattr(model, "lm", model).config
 
 
 def partners(embeddings: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:

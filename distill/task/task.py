@@ -77,8 +77,7 @@ class Task:
 
     def gap(self, teacher: Tensor, student: Tensor, batch: Batch, temperature: float) -> Tensor:
         """What stage 2 minimises: T² KL(teacher‖student) at temperature T, mean over the predictions it matches."""
-        matched = self.matched(batch)
-        target, found = (each if matched is None else each[matched] for each in (teacher, student))
+        target, found = self.matched(batch, teacher, student)
         return logit_kl(target, found, temperature)
 
     def cosine(self, teacher: Tensor, student: Tensor) -> Tensor | None:
@@ -91,11 +90,12 @@ class Task:
     def save_beside(self, model: Any, folder: Path, context: int) -> None:
         """Writes what other libraries look for beside a model of this task."""
 
-    def matched(self, batch: Batch) -> Tensor | None:
-        """Which of a batch's predictions stage 2 matches (B, N): of conversations those of the targets; None: all."""
+    def matched(self, batch: Batch, *predictions: Tensor) -> list[Tensor]:
+        """Of predictions (B, N, …) those that stage 2 matches: all, or of conversations those of the targets (M, …)."""
         if not self.causal or "labels" not in batch:
-            return None
-        return pad(batch["labels"][:, 1:] != NO_TARGET, (0, 1))
+            return list(predictions)
+        said = pad(batch["labels"][:, 1:] != NO_TARGET, (0, 1))
+        return [each[said] for each in predictions]
 
     def nll(self, logits: Tensor, batch: Batch) -> Tensor:
         """−log p of every target in nats, 0 where there is none: (B, M)."""

@@ -863,6 +863,6 @@ def test_a_cache_is_told_apart_only_where_there_is_one(tmp_path: Path) -> None:
 
 
 def test_partners_are_sought_among_as_many(tmp_path: Path) -> None:
-    runs = [write(tmp_path / str(among), "hedgehog", among, partners=among) for among in (8, 9)]
+    runs = [write(tmp_path / str(among), "hedgehog", among, partners={"code": among}) for among in (8, 9)]
     with pytest.raises(UserError, match="texts a partner is sought among"):
         compare(runs, tmp_path / "out")

@@ -118,12 +118,10 @@ def _values(
 
 
 def _scores(found: dict[str, dict[str, Any]]) -> Values:
-    """The student's, its teacher's and the one over the other; of a cosine to the teacher's there is only one."""
+    """The student's, its teacher's and the one over the other."""
     told: Values = {}
     for name, each in found.items():
-        told[name] = each["student"]
-        if name != "cosine":
-            told |= {f"teacher_{name}": each["teacher"], f"{name}_recovery": each["recovery"]}
+        told |= {name: each["student"], f"teacher_{name}": each["teacher"], f"{name}_recovery": each["recovery"]}
     return told
 
 
@@ -145,7 +143,7 @@ def _settings(run: Run, provenance: dict[str, Any], headline: dict[str, Any]) ->
     chosen = {key: run.setting(key) for key in (*keys, "trainer.accumulate_grad_batches")}
     cached = (chosen.get("stages") or {}).get("logits", {}).get("cache")
     apart = {"stages.logits.cache"} if cached else {"stages.logits.cache", "stages.logits.top_k"}
-    flat = dict(_leaves(chosen)) | {"texts a partner is sought among": headline.get("partners")}
+    flat = dict(_leaves(chosen)) | {"texts a partner is sought among": str(headline.get("partners"))}
     flat |= {"the teacher's weights": (provenance.get("teacher") or {}).get("weights_sha256")}
     return {key: value for key, value in flat.items() if key not in AS_GOOD and key not in apart}
 

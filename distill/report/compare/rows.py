@@ -29,6 +29,8 @@ METRICS = {
     "teacher_mcc": "score",
     "mcc_recovery": "student / teacher MCC",
     "cosine": "score",
+    "teacher_cosine": "score",
+    "cosine_recovery": "student / teacher cosine",
     "state_bytes": "bytes",
     "cache_bytes_per_token": "bytes per token",
     "student_cache_bytes_per_token": "bytes per token",
