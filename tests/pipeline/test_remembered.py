@@ -209,7 +209,7 @@ def test_a_teacher_that_is_remembered_makes_room(teacher: Teacher, tmp_path: Pat
     )
     moved: list[torch.device] = []
     monkeypatch.setattr(teacher, "to", moved.append)
-    stage.on_fit_start()
-    stage.remembered = None
     stage.to("meta").on_fit_start()
+    stage.remembered = None
+    stage.on_fit_start()
     assert [each.type for each in moved] == ["cpu", "meta"]

@@ -14,6 +14,9 @@ from distill.errors import UserError
 from distill.report.__main__ import main
 from distill.report.compare import compare
 from distill.report.compare.case import is_control, mixer_words
+from distill.report.compare.compared import by_teacher
+from distill.report.compare.rows import read_rows
+from distill.report.compare.tables import score_table
 
 from .conftest import dump, headline, heads
 from .test_report import HOSTILE, Page
@@ -834,6 +837,9 @@ def test_right_answers_come_first(tmp_path: Path) -> None:
         ["hedgehog", "128", "81.0 % ± 1.4", "81.0 % ± 1.4"],
         ["uniform (control)", "1", "54.0 %", "54.0 %"],
     ]
+    # The teacher and the control stand back, and no system does.
+    (compared,) = [each for each in by_teacher(read_rows(out.with_name("out.json"))) if each.teacher == "books-6x512"]
+    assert score_table(compared).aside == {0, 3}
     assert "Cosine to teacher, code" in embedder
     assert "Right answers" not in language and "teacher's accuracy" not in language
 
