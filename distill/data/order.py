@@ -23,9 +23,10 @@ def neighbours(texts: Dataset) -> Dataset:
 
 
 def pairs(texts: Dataset) -> Dataset:
-    """Column `text` → text, pair and label: passages two by two, each of them in one pair, and half of these swapped.
+    """Column `text` → text, pair and label: passages two by two, each two in their order and swapped, side by side.
 
-    Which half is decided by the passages themselves, so that the same text gives the same pairs.
+    Either label goes with the same words, so that neither knowing nor remembering them answers, and chance is a half.
+    Which of the two stands first is decided by the passages themselves: whoever takes every tenth row has both labels.
     """
     return texts.map(_pairs, batched=True, batch_size=100, remove_columns=["text"], features=PAIRS, desc="pairing")
 
@@ -41,11 +42,16 @@ def _neighbours(batch: dict[str, list[str]]) -> dict[str, list[str]]:
 
 
 def _pairs(batch: dict[str, list[str]]) -> dict[str, list[Any]]:
-    two = list(zip(*_neighbours(batch).values(), strict=True))
-    # A checksum is as good as a coin, and no attention map can compute it.
-    ordered = [zlib.crc32("\n".join(each).encode()) >> 16 & 1 for each in two]
-    shown = [each if kept else each[::-1] for each, kept in zip(two, ordered, strict=True)]
-    return {"text": [one for one, _ in shown], "pair": [other for _, other in shown], "label": ordered}
+    rows: dict[str, list[Any]] = {"text": [], "pair": [], "label": []}
+    for two in zip(*_neighbours(batch).values(), strict=True):
+        # A checksum is as good as a coin, and the same text gives the same rows.
+        ordered = zlib.crc32("\n".join(two).encode()) >> 16 & 1
+        for label in (ordered, 1 - ordered):
+            one, other = two if LABELS[label] == "in order" else two[::-1]
+            rows["text"].append(one)
+            rows["pair"].append(other)
+            rows["label"].append(label)
+    return rows
 
 
 def _passages(text: str) -> Iterator[str]:

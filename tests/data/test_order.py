@@ -1,4 +1,4 @@
-"""Pairs of passages: every passage once, side by side in the text, and half of the pairs swapped."""
+"""Pairs of passages: every passage in one pair, side by side in the text, shown in their order and swapped."""
 
 from pathlib import Path
 
@@ -20,23 +20,26 @@ def numbers(passage: str) -> list[int]:
     return [int(word) for word in passage.split() if word.isdigit()]
 
 
-def test_pairs_are_neighbours_in_their_order_or_swapped():
+def test_pairs_are_neighbours_in_their_order_and_swapped():
     rows = list(order.pairs(Dataset.from_dict({"text": [story(300)]})))
     seen = []
-    for row in rows:
-        first, second = (numbers(row[key]) for key in (("text", "pair") if row["label"] else ("pair", "text")))
+    for two in zip(rows[::2], rows[1::2], strict=True):
+        swapped, row = sorted(two, key=lambda row: row["label"])
+        first, second = numbers(row["text"]), numbers(row["pair"])
         assert second == list(range(first[-1] + 1, first[-1] + 1 + len(second)))
+        assert [order.LABELS[each["label"]] for each in (swapped, row)] == ["swapped", "in order"]
+        assert (swapped["text"], swapped["pair"]) == (row["pair"], row["text"])
         seen += first + second
     # An odd passage at the end has no neighbour.
     assert seen == list(range(len(seen))) and len(seen) >= 296
-    assert all(min(len(row["text"]), len(row["pair"])) >= order.PASSAGE for row in rows[:-1])
+    assert all(min(len(row["text"]), len(row["pair"])) >= order.PASSAGE for row in rows[:-2])
 
 
-def test_half_are_swapped_and_always_the_same_ones():
-    texts = Dataset.from_dict({"text": [story(2000)]})
-    labels = order.pairs(texts)["label"][:]
-    assert 0.4 < sum(labels) / len(labels) < 0.6
-    assert order.pairs(Dataset.from_dict({"text": [story(2000)]}))["label"][:] == labels
+def test_every_so_many_rows_have_both_labels():
+    texts = {"text": [story(4000)]}
+    labels = order.pairs(Dataset.from_dict(texts))["label"][:]
+    assert all(0.4 < sum(labels[::step]) / len(labels[::step]) < 0.6 for step in (1, 2, 4, 10))
+    assert order.pairs(Dataset.from_dict(texts))["label"][:] == labels
 
 
 def test_no_pair_reaches_over_two_texts():
