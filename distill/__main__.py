@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from .config import read
 from .errors import UserError
+from .exported import inherit
 from .folders import folder
 
 #: Jobs of a sweep that ended in an error; the others go on.
@@ -41,6 +42,7 @@ def run_directory(composed: DictConfig) -> str:
 
 def run(composed: DictConfig) -> None:
     try:
+        inherit(composed, HydraConfig.get().overrides.task)
         composed.run_dir = run_directory(composed)
         config = read(composed)
         # Imported late: torch and transformers take seconds, and --help or a mistyped key need neither.

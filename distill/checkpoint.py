@@ -54,6 +54,7 @@ def provenance(teacher: Teacher, corpus: Corpus, config: Config) -> dict[str, An
             "weights_dtype": config.teacher.dtype,
             "quantization": config.teacher.quantization,
         },
+        "student": asdict(config.student),
         "recipe": config.recipe,
         "task": config.task,
         "seed": config.seed,

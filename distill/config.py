@@ -28,6 +28,16 @@ class Teacher:
 
 
 @dataclass
+class Student:
+    """path: an exported student to go on from, with its mixer. kernels: fitted mixers to start from, a file or a run
+    that has them.
+    """
+
+    path: str | None
+    kernels: str | None
+
+
+@dataclass
 class Domain:
     """One kind of text. path: `python` (the embedded corpus), a local file or folder, or a hub data set.
 
@@ -166,7 +176,9 @@ class Report:
 
 @dataclass
 class Config:
-    """One run. goal: `student` distils, `teacher` trains a teacher. task: what the model is for, see `task.TASKS`.
+    """One run. goal: `student` distils, `teacher` trains a teacher, `evaluate` measures a student that there is.
+
+    task: what the model is for, see `task.TASKS`.
 
     trainer, logger: Hydra nodes with a _target_.
     """
@@ -178,6 +190,7 @@ class Config:
     run_dir: str
     matmul_precision: str
     teacher: Teacher
+    student: Student
     data: Data
     mixer: dict[str, Any]
     stages: Stages

@@ -1,20 +1,21 @@
 """The whole story on one screen: from a configuration to a distilled student and a report."""
 
 import copy
+import shutil
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
-import torch
 from lightning import seed_everything
-from safetensors.torch import save_file
 
 from .allocation import allocate
 from .checkpoint import export
 from .checks import check
 from .config import Config, Pretrain
 from .data import Corpus, prepare
+from .errors import UserError
 from .flexformer.model import Flexformer
+from .kernels import MIXTURE, save_kernels
 from .measure.fidelity import measure_fidelity
 from .measure.headline import Readings, measure_headline
 from .measure.origin import write_origin
@@ -30,7 +31,7 @@ from .stages.attention import AttentionStage
 from .stages.fit import device_of, fit
 from .stages.language import LanguageStage
 from .stages.logits import LogitsStage
-from .student import build_student
+from .student import start_student
 from .summary import summary
 from .task import TASKS, Task
 from .teacher import Teacher, load_teacher
@@ -46,15 +47,16 @@ def distil(config: Config) -> Path:
     teacher = load_teacher(config.teacher, config.data.context, task)
     with run.timed("data"):
         corpus = prepare(config.data, teacher.tokenizer, config.seed, task, teacher.classes)
-    student = build_student(teacher, config.mixer)
+    student = start_student(teacher, config)
     run.create()
     write_origin(config, run, device)
     tokens: dict[str, int] = {}
-    if student.mixers and config.mixer.get("split") == "measured":
-        tokens["allocation"] = allocate(teacher, student, corpus, config, run)
-    if config.stages.attention.place and any(mixer.centroids for mixer in student.mixers.values()):
-        with run.timed("attention"):
-            place_kernels(teacher, student.mixers, corpus, config.seed, device)
+    if not config.student.path and not config.student.kernels:
+        if student.mixers and config.mixer.get("split") == "measured":
+            tokens["allocation"] = allocate(teacher, student, corpus, config, run)
+        if config.stages.attention.place and any(mixer.centroids for mixer in student.mixers.values()):
+            with run.timed("attention"):
+                place_kernels(teacher, student.mixers, corpus, config.seed, device)
     readings: Readings = {}
 
     readings["teacher"] = read_domains(teacher.model, corpus, config, run)
@@ -77,7 +79,34 @@ def distil(config: Config) -> Path:
     measure_headline(teacher, student, readings, tokens, corpus, config, run)
     export(student, teacher, corpus, config, run)
     render(run.path, config.report.sections)
-    print(summary(run))
+    print(summary(run, run.student))
+    return run.path
+
+
+def evaluate(config: Config) -> Path:
+    """Measures the student at student.path as it is; returns the run directory with report/ in place."""
+    if config.student.path is None:
+        raise UserError("goal=evaluate needs student.path: give the student/ that a run exported")
+    check(config)
+    device, exported = device_of(config), Path(config.student.path).expanduser()
+    run = RunDirectory(config)
+    teacher = load_teacher(config.teacher, config.data.context, TASKS[config.task])
+    with run.timed("data"):
+        corpus = prepare(config.data, teacher.tokenizer, config.seed, teacher.task, teacher.classes)
+    student = start_student(teacher, config)
+    run.create()
+    write_origin(config, run, device)
+
+    readings = {"teacher": read_domains(teacher.model, corpus, config, run)}
+    if student.mixers and matches_maps(config.mixer):
+        with run.timed("measure"):
+            measure_fidelity(teacher, student.mixers, corpus, config.measure, run, device)
+    readings["student"] = read_domains(student, corpus, config, run, teacher)
+    readings |= read_parts(student, corpus, config, run)
+    measure_headline(teacher, student, readings, {}, corpus, config, run)
+    shutil.copy(exported / "provenance.json", run.folder("measurements"))
+    render(run.path, config.report.sections)
+    print(summary(run, exported))
     return run.path
 
 
@@ -88,8 +117,7 @@ def match_maps(teacher: Teacher, student: Flexformer, corpus: Corpus, config: Co
     if config.stages.attention.max_steps and matches_maps(config.mixer) and learns:
         stage = AttentionStage(teacher, student.mixers, config.stages.attention)
         tokens = fit(stage, "attention", config.stages.attention, corpus, config, run)
-    kernels = torch.nn.ModuleDict({str(layer): mixer for layer, mixer in student.mixers.items()}).state_dict()
-    save_file({name: each.cpu() for name, each in kernels.items()}, run.folder("kernels") / "mixture.safetensors")
+    save_kernels(student, run.folder("kernels") / f"{MIXTURE}.safetensors")
     return tokens
 
 
@@ -125,4 +153,4 @@ def tune_teacher(teacher: Teacher, corpus: Corpus, config: Config, run: RunDirec
 
 
 #: What a run can be for, by the name used in `goal`.
-PIPELINES: dict[str, Callable[[Config], Path]] = {"student": distil, "teacher": train_teacher}
+PIPELINES: dict[str, Callable[[Config], Path]] = {"student": distil, "teacher": train_teacher, "evaluate": evaluate}

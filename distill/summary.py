@@ -1,6 +1,7 @@
 """What a run prints when it is done: the headline in a few lines, and where the rest is."""
 
 import json
+from pathlib import Path
 
 from .report.quantities import size
 from .rundir import RunDirectory
@@ -9,12 +10,13 @@ from .rundir import RunDirectory
 COLUMNS = {"teacher": "teacher_ppl", "swapped": "swapped_ppl", "stage 1": "stage1_ppl", "student": "student_ppl"}
 
 
-def summary(run: RunDirectory) -> str:
+def summary(run: RunDirectory, student: Path) -> str:
     """Perplexities, KL and scores by domain from measurements/headline.json, then the paths of student and report."""
     headline = json.loads((run.path / "measurements" / "headline.json").read_text(encoding="utf-8"))
-    lines = [f"{'perplexity':12}" + "".join(f"{name:>10}" for name in COLUMNS) + f"     student / teacher{'KL':>9}"]
+    columns = {name: key for name, key in COLUMNS.items() if headline[key]}
+    lines = [f"{'perplexity':12}" + "".join(f"{name:>10}" for name in columns) + f"     student / teacher{'KL':>9}"]
     for domain, ratio in headline["ratio"].items():
-        values = "".join(cell((headline[key] or {}).get(domain), 10, 2) for key in COLUMNS.values())
+        values = "".join(cell((headline[key] or {}).get(domain), 10, 2) for key in columns.values())
         error = headline["ratio_error"][domain]
         quotient = f"{cell(ratio, 10, 3)} ± {cell(error, 0, 3)}"
         lines.append(f"{domain:12}{values}{quotient:22}{cell(headline['kl'][domain], 9, 3)}")
@@ -34,7 +36,7 @@ def summary(run: RunDirectory) -> str:
     peaks = headline["peak_bytes"].values()
     held = f", at most {size(max(peaks))} of GPU memory" if peaks else ""
     lines += ["", "; ".join([*stages, f"{sum(run.seconds.values()):.0f} s in all{held}"])]
-    lines += [f"student  {run.student}", f"report   {run.path / 'report' / 'report.html'}"]
+    lines += [f"student  {student}", f"report   {run.path / 'report' / 'report.html'}"]
     return "\n".join(lines)
 
 

@@ -256,14 +256,14 @@ def test_kl_is_that_of_every_block(
 
 def test_the_summary_shows_the_kl(headline: dict[str, Any], tmp_path: Path):
     """Under its name, as wide as the ratio may be; a student that diverged has a dash."""
-    shown = SimpleNamespace(path=tmp_path, student=tmp_path / "student", seconds={"logits": 1.0})
+    shown = SimpleNamespace(path=tmp_path, seconds={"logits": 1.0})
     (tmp_path / "measurements").mkdir()
     for changes, ending in (
         ({}, f" {headline['kl']['prose']:.3f}"),
         ({"kl": {"prose": None}, "ratio_error": {"prose": None}}, " –"),
     ):
         (tmp_path / "measurements" / "headline.json").write_text(json.dumps(headline | changes))
-        head, row = summary(shown).splitlines()[:2]
+        head, row = summary(shown, tmp_path / "student").splitlines()[:2]
         assert head.endswith(" KL") and row.endswith(ending) and len(head) == len(row)
 
 

@@ -119,9 +119,12 @@ def test_gpu_memory_has_a_column_where_there_was_one(make_run: MakeRun) -> None:
     assert any("at most 5\N{NO-BREAK SPACE}GiB of GPU" in fact.detail for fact in shown.facts)
 
 
-def test_a_stage_that_was_not_run_leaves_dashes(make_run: MakeRun) -> None:
-    table = section("headline", make_run(), stage1_ppl=None).tables[0]
-    assert [row[3] for row in table.rows] == ["–", "–"]
+def test_a_stage_that_was_not_run_has_no_column(make_run: MakeRun) -> None:
+    run = make_run()
+    table = section("headline", run, stage1_ppl=None).tables[0]
+    assert table.columns[:4] == ["Domain", "Teacher", "Swapped in", "Student"]
+    table = section("headline", run, stage1_ppl={"code": 3.0}).tables[0]
+    assert [row[3] for row in table.rows] == ["3.00", "–"]
 
 
 def test_loss_curves_survive_a_line_cut_off_and_go_without_a_log(make_run: MakeRun) -> None:

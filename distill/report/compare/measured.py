@@ -39,6 +39,8 @@ def measured(path: Path, tell: Collection[str] = ()) -> Measured:
     UserError: `path` is no run, or one that did not finish.
     """
     run = Run(path)
+    if run.setting("goal") == "evaluate":
+        raise UserError(f"{path} only measures a student; compare the run that made it")
     try:
         headline = run.json("measurements/headline.json")
         origin = _optional(run, "measurements/run.json")

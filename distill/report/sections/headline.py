@@ -80,9 +80,13 @@ def complete(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def steps(data: dict[str, Any]) -> dict[str, str]:
-    """Those of STEPS that this run took, fine-tuning being no step that all do."""
-    tuned = any(value is not None for value in data["matched_ppl"].values())
-    return {name: step for name, step in STEPS.items() if tuned or name != "matched_ppl"}
+    """Those of STEPS that this run took: not all fine-tune, and a student that is evaluated took none."""
+    always = ("teacher_ppl", "student_ppl")
+    return {
+        name: step
+        for name, step in STEPS.items()
+        if name in always or any(value is not None for value in data[name].values())
+    }
 
 
 def over(value: float | None, base: float | None) -> float | None:

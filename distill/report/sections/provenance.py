@@ -8,7 +8,8 @@ from ..section import Section, Table
 
 
 def section(run: Run) -> Section:
-    provenance = run.json("student/provenance.json")
+    evaluated = run.setting("goal") == "evaluate"
+    provenance = run.json(f"{'measurements' if evaluated else 'student'}/provenance.json")
     return Section(
         title="Provenance",
         intro="What this student was made of: with the run's config.yaml, enough to make it again. The same record "
