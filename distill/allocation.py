@@ -13,6 +13,7 @@ from .flexformer.build import build_mixer
 from .flexformer.feature_map import HeadShape
 from .flexformer.model import Flexformer
 from .flexformer.options import PROJECTIONS
+from .mixer import bare
 from .rundir import RunDirectory
 from .stages.attention import AttentionStage
 from .stages.fit import device_of, fit
@@ -69,11 +70,10 @@ def grain_of(mixer: Any, features: int) -> int:
 
 def probes(student: Flexformer) -> dict[int, Any]:
     """Attention that ignores the query, for every layer that is swapped."""
-    options = student.config.mixer
-    plain = {"map": "constant", "key_weight": "quadratic", "decay_groups": 1, "normaliser": "sum", "frozen": False}
-    plain |= {"decay": "learned" if student.config.causal else "none", "window": options["window"]}
+    decay, window = "learned" if student.config.causal else "none", student.config.mixer["window"]
+    options = bare("constant", key_weight="quadratic", decay=decay, window=window)
     return {
-        i: build_mixer(HeadShape(each["heads"], each["kv_heads"], each["head_dim"]), plain, student.config.causal)
+        i: build_mixer(HeadShape(each["heads"], each["kv_heads"], each["head_dim"]), options, student.config.causal)
         for i, each in student.swapped.items()
     }
 

@@ -29,6 +29,7 @@ LEAST = {
     "stages.logits.top_k": 1,
     "measure.batch_size": 1,
     "measure.fidelity_blocks": 1,
+    "measure.contribution_blocks": 1,
     "measure.map_tokens": 1,
     "data.workers": 0,
     "trainer.log_every_n_steps": 1,

@@ -158,13 +158,15 @@ class Stages:
 
 @dataclass
 class Measure:
-    """batch_size of evaluations; fidelity_blocks per domain; map_tokens: side of the attention maps kept to look at.
+    """batch_size of evaluations; fidelity_blocks, contribution_blocks: per domain; map_tokens: side of the attention
+    maps kept to look at.
 
     teacher_tuned: run the control, the teacher trained on the tokens of stage 2.
     """
 
     batch_size: int
     fidelity_blocks: int
+    contribution_blocks: int
     map_tokens: int
     teacher_tuned: bool
 

@@ -46,6 +46,11 @@ def told(mixer: dict[str, Any]) -> str:
     return ", ".join([mixer.get("map", ""), *has])
 
 
+def bare(name: str, **parts: Any) -> dict[str, Any]:
+    """The options of a mixer of the map `name`, one that takes none of its own, with these parts and no others."""
+    return swapped_options(plain()) | {"map": name} | parts
+
+
 @cache
 def plain() -> dict[str, Any]:
     """The options that every mixer has, where it has none of the parts that they are for."""

@@ -21,6 +21,8 @@ from .measure.headline import Readings, measure_headline
 from .measure.origin import write_origin
 from .measure.parts import read_parts
 from .measure.perplexity import Reading, read_domains
+from .measure.sections import measure_sections
+from .measure.subject import Subject
 from .mixer import matches_maps
 from .placement import place_kernels
 from .pretrain import train_teacher
@@ -78,6 +80,7 @@ def distil(config: Config) -> Path:
 
     measure_headline(teacher, student, readings, tokens, corpus, config, run)
     export(student, teacher, corpus, config, run)
+    measure_sections(Subject(teacher, student, corpus, config, run, device))
     render(run.path, config.report.sections)
     print(summary(run, run.student))
     return run.path
@@ -105,6 +108,7 @@ def evaluate(config: Config) -> Path:
     readings |= read_parts(student, corpus, config, run)
     measure_headline(teacher, student, readings, {}, corpus, config, run)
     shutil.copy(exported / "provenance.json", run.folder("measurements"))
+    measure_sections(Subject(teacher, student, corpus, config, run, device))
     render(run.path, config.report.sections)
     print(summary(run, exported))
     return run.path

@@ -57,10 +57,14 @@ class Corpus:
         sampler = RandomSampler(self._mixed, num_samples=steps * batch_size, generator=order)
         return self._loader(self._mixed, batch_size, seed, self.workers, sampler)
 
-    def evaluation(self, domain: str, batch_size: int) -> DataLoader:
-        """The domain's validation blocks in order, the same at every call; the last batch may be smaller, but where
-        they are to be even: what would be left for it is then not read."""
+    def evaluation(self, domain: str, batch_size: int, blocks: int | None = None) -> DataLoader:
+        """The domain's validation blocks in order, or at most `blocks` of them, evenly spread; the same at every call.
+
+        The last batch may be smaller, but where they are to be even: what would be left for it is then not read.
+        """
         held_out = self.validation[domain]
+        if blocks is not None and blocks < len(held_out):
+            held_out = held_out.select([i * len(held_out) // blocks for i in range(blocks)])
         if self.even and len(held_out) > batch_size:
             held_out = held_out.select(range(len(held_out) // batch_size * batch_size))
         return self._loader(held_out, batch_size, EVALUATION, workers=0)

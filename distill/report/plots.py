@@ -65,10 +65,17 @@ def curves(lines: list[Line], x_label: str, y_label: str, alt: str) -> str:
     return draw(paint, 2.7, alt)
 
 
-def heat_map(values: np.ndarray, top: float, labels: tuple[str, str], unit: str, alt: str) -> str:
+def heat_map(
+    values: np.ndarray,
+    top: float,
+    labels: tuple[str, str],
+    unit: str,
+    alt: str,
+    names: tuple[list[str], list[str]] | None = None,
+) -> str:
     """A matrix (rows, columns) as cells, coloured from 0 to `top` by their square root; NaN stays empty.
 
-    labels: of rows and columns.
+    labels: of rows and columns. names: of every row and column; None: they are numbered.
     """
     rows, columns = values.shape
     cell = min(0.46, (WIDTH - 1.1) / columns)
@@ -80,13 +87,17 @@ def heat_map(values: np.ndarray, top: float, labels: tuple[str, str], unit: str,
             for (row, column), value in np.ndenumerate(values):
                 axes.text(column, row, _in_cell(value), ha="center", va="center", fontsize=7 if columns > 8 else 9)
         axes.set(ylabel=labels[0], xlabel=labels[1])
-        axes.xaxis.set_major_locator(MaxNLocator(12, integer=True, min_n_ticks=1))
-        axes.yaxis.set_major_locator(MaxNLocator(12, integer=True, min_n_ticks=1))
+        if names is None:
+            axes.xaxis.set_major_locator(MaxNLocator(12, integer=True, min_n_ticks=1))
+            axes.yaxis.set_major_locator(MaxNLocator(12, integer=True, min_n_ticks=1))
+        else:
+            axes.set_yticks(range(rows), names[0])
+            axes.set_xticks(range(columns), names[1], rotation=30, ha="right", rotation_mode="anchor")
         _bare(axes)
         bar = canvas.colorbar(image, ax=axes, label=unit, pad=0.02, aspect=30, ticks=MaxNLocator(3))
         bar.outline.set_visible(False)
 
-    return draw(paint, max(1.7, 0.8 + rows * max(cell, 0.13)), alt)
+    return draw(paint, max(1.7, (0.8 if names is None else 1.4) + rows * max(cell, 0.13)), alt)
 
 
 def map_pair(left: np.ndarray, right: np.ndarray, titles: tuple[str, str], alt: str) -> str:

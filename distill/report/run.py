@@ -75,6 +75,13 @@ class Run:
             raise ArtefactError(f"{name} does not hold a JSON object")
         return content
 
+    def measurement(self, section: str) -> dict[str, Any]:
+        """measurements/SECTION.json; ArtefactError, too, where it holds nothing but the reason why not."""
+        found = self.json(f"measurements/{section}.json")
+        if "skipped" in found:
+            raise ArtefactError(str(found["skipped"]))
+        return found
+
     def metrics(self) -> list[dict[str, Any]]:
         """The logged steps, in order, without lines that a killed run left unfinished."""
         lines = self._file("metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()

@@ -18,7 +18,7 @@ teacher: {path: teachers/books-6x512}
 mixer: {map: spectral, features: 126, key_weight: linear}
 stages: {attention: {loss: kl}}
 measure: {teacher_tuned: true}
-report: {sections: [headline, fidelity]}
+report: {sections: [headline, fidelity, contribution]}
 """
 
 
@@ -32,6 +32,7 @@ def write_run(path: Path, domains: tuple[str, ...] = ("code", "prose")) -> Path:
     dump(path / "measurements/fidelity.json", fidelity)
     save_file(maps, path / "measurements/fidelity_maps.safetensors")
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in steps()))
+    dump(path / "measurements/contribution.json", contribution(domains))
     dump(path / "student/provenance.json", {"teacher": {"name": "books-6x512", "weights": "5f2c"}, "seeds": [3]})
     return path
 
@@ -65,6 +66,19 @@ def headline(domains: tuple[str, ...]) -> dict[str, Any]:
         "student_cache_bytes_per_token": 0,
         "mixer": {"map": "spectral", "features": 126},
     }
+
+
+def contribution(domains: tuple[str, ...]) -> dict[str, Any]:
+    """Of a hybrid of four layers: layer 2 does nothing, and neither does the linear part on the last domain."""
+    lost = {"zero": 0.9, "uniform": 0.7, "key_weight": 0.6, "window": 0.04, "linear": 0.5}
+    nats = {
+        where: {name: dict.fromkeys(domains, 0.001 if where == "2" else value * size) for name, value in lost.items()}
+        for where, size in {"all": 4.0, "0": 0.3, "1": 1.0, "2": 0.0, "3": 1.2}.items()
+    }
+    nats["all"]["window"][domains[-1]] = 0.003
+    errors = {where: {name: dict.fromkeys(domains, 0.002) for name in lost} for where in nats}
+    student = dict.fromkeys(domains, 2.5)
+    return {"nats": nats, "error": errors, "student": student, "blocks": dict.fromkeys(domains, 8)}
 
 
 def heads(domains: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

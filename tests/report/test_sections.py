@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from distill.report.run import Run
+from distill.report.run import ArtefactError, Run
 from distill.report.section import Section
 from distill.report.sections import load
+
+from .conftest import dump
 
 MakeRun = Callable[..., Path]
 HEADLINE, FIDELITY = "measurements/headline.json", "measurements/fidelity.json"
@@ -197,6 +199,41 @@ def test_attention_maps_missing_damaged_or_signed(make_run: MakeRun) -> None:
     shown = load("fidelity")(Run(run))
     assert shown.notes == ["No attention maps: measurements/fidelity_maps.safetensors is missing."]
     assert len(shown.figures) == 2
+
+
+def test_contribution_says_what_does_nothing(make_run: MakeRun) -> None:
+    run = make_run()
+    shown = load("contribution")(Run(run))
+    assert "Without attention perplexity would be 36.6× what it is on code and 36.6× on prose." in shown.verdict
+    assert "Without the linear part it would be 1.17× on code and 1.00× on prose, where it does nothing on prose." in (
+        shown.verdict
+    )
+    assert "Layer 2 could do without: nothing is lost there." in shown.verdict
+    whole, layers = shown.tables
+    assert [row[0] for row in whole.rows] == [
+        "no attention",
+        "uniform",
+        "key weight only",
+        "window only",
+        "linear only",
+    ]
+    assert whole.rows[0][1:3] == ["3.600 ± 0.002", "36.6×"] and [row[0] for row in layers.rows] == ["0", "1", "2", "3"]
+    found = json.loads((run / "measurements/contribution.json").read_text())
+    for controls in found["nats"].values():
+        for name in ("key_weight", "window", "linear"):
+            del controls[name]
+    found["nats"]["all"]["zero"]["code"] = None
+    dump(run / "measurements/contribution.json", found)
+    shown = load("contribution")(Run(run))
+    assert "part" not in shown.verdict and "what it is on prose." in shown.verdict
+    assert [row[0] for row in shown.tables[0].rows] == ["no attention", "uniform"]
+
+
+def test_a_section_that_was_not_measured_says_why(make_run: MakeRun) -> None:
+    run = make_run()
+    dump(run / "measurements/contribution.json", {"skipped": "no layer was swapped"})
+    with pytest.raises(ArtefactError, match=r"^no layer was swapped$"):
+        load("contribution")(Run(run))
 
 
 def test_provenance_is_flattened(make_run: MakeRun) -> None:
