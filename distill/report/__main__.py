@@ -72,8 +72,8 @@ def compared(arguments: list[str]) -> Path:
         "--without",
         action="append",
         default=[],
-        metavar="MIXER",
-        help="leave out the rows of a mixer: 'favor F=128'; may be repeated",
+        metavar="NAME",
+        help="leave out the rows of a mixer, 'favor F=128', or of a teacher; may be repeated",
     )
     parser.add_argument(
         "--tell",

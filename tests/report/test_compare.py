@@ -658,8 +658,11 @@ def test_rows_can_be_left_out(tmp_path: Path, undrawn: None) -> None:
     runs = [write(tmp_path / "a", "elu"), write(tmp_path / "b", "t2r")]
     compare(runs, tmp_path / "out", without=["elu F=128"])
     assert {case.split(" | ")[0] for case, _ in table(tmp_path / "out")} == {"t2r F=128"}
-    with pytest.raises(UserError, match=r"^--without 'elu': no row"):
+    with pytest.raises(UserError, match=r"^--without 'elu': no row is of this mixer or teacher"):
         compare(runs, tmp_path / "out", without=["elu"])
+    other = write(tmp_path / "e", "elu", teacher="teachers/other")
+    compare([*runs, other], tmp_path / "out", without=["books-6x512"])
+    assert {case for case, _ in table(tmp_path / "out")} == {"elu F=128 | other | code", "elu F=128 | other | prose"}
     parts = {"window": {"code": 18.0, "prose": 30.0}}
     hybrid = write(tmp_path / "c", "favor", options={"window": 8}, parts=parts)
     # Not even a clash with itself keeps it in.
@@ -827,19 +830,23 @@ def test_right_answers_come_first(tmp_path: Path) -> None:
     )
     books = books.replace("\N{NO-BREAK SPACE}", " ")
     assert "hedgehog F=128 keeps 90.0 % on code and 90.0 % on prose of the teacher's accuracy; uniform F=1" in books
-    assert "keeps 60.0 % on code and 60.0 % on prose. Of all" in books
+    assert "keeps 60.0 % on code and 60.0 % on prose.**" in books and "nearest" not in books
+    assert "in the order of the mean accuracy" in books and "![" not in books and "![" in language
     rows = [cells(line) for line in books.partition("**Right answers**")[2].partition("**Quality")[0].splitlines()[2:]]
     assert [row[:4] for row in rows if len(row) == 4] == [
         ["Mixer", "F", "Accuracy, code", "Accuracy, prose"],
         ["---", "---:", "---:", "---:"],
+        ["always the same answer", "–", "50.0 %", "50.0 %"],
         ["teacher", "–", "90.0 %", "90.0 %"],
-        ["elu", "64", "60.0 %", "60.0 %"],
         ["hedgehog", "128", "81.0 % ± 1.4", "81.0 % ± 1.4"],
+        ["elu", "64", "60.0 %", "60.0 %"],
         ["uniform (control)", "1", "54.0 %", "54.0 %"],
     ]
     # The teacher and the control stand back, and no system does.
     (compared,) = [each for each in by_teacher(read_rows(out.with_name("out.json"))) if each.teacher == "books-6x512"]
-    assert score_table(compared).aside == {0, 3}
+    assert score_table(compared).aside == {0, 1, 4}
+    # By perplexity elu would be ahead of all, and would not be beaten here.
+    assert compared.mixers == ["hedgehog F=128", "elu F=64", "uniform F=1"]
     assert "Cosine to teacher, code" in embedder
     assert "Right answers" not in language and "teacher's accuracy" not in language
 

@@ -34,7 +34,7 @@ def compare(
 
     sources: run directories, folders of sweeps, and earlier tables (*.json) whose rows are kept. tell: keys that rows
     of the runs are told apart by, beside the mixer's. gaps: pairs of mixers, see `with_gaps`. UserError: a source
-    cannot be used, two disagree, a goal, a gap, a mixer in `without` or a key in `tell` matches nothing, or the files
+    cannot be used, two disagree, a goal, a gap, a name in `without` or a key in `tell` matches nothing, or the files
     cannot be written.
     """
     tables = {source: read_rows(source) for source in sources if source.suffix == ".json"}

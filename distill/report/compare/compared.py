@@ -7,7 +7,7 @@ from .rows import Row
 
 
 class Compared:
-    """mixers: those with a row for it, the ceiling first, then from the best mean log ratio over domains downwards."""
+    """mixers: those with a row for it, the ceiling first, then from the least mean shortfall over domains upwards."""
 
     def __init__(self, teacher: str, rows: list[Row]):
         self.teacher, self.rows = teacher, rows
@@ -72,12 +72,24 @@ class Compared:
         others = (mixer for mixer in self.mixers if not is_control(mixer) and not is_ceiling(mixer))
         return [mixer for mixer in others if not has_own_budget(mixer)]
 
+    @property
+    def scored(self) -> bool:
+        """Whether an answer is right or not: then that counts, and not how sure a model is of it."""
+        return self.known("accuracy")
+
+    def shortfall(self, mixer: str, domain: str) -> tuple[float, float] | None:
+        """What mixers are judged by, less being better, and its spread: log ratio, or the share of wrong answers."""
+        metric = "accuracy" if self.scored else "ratio"
+        value, spread = self.value(mixer, domain, metric), self.spread(mixer, domain, metric) or 0.0
+        if self.scored:
+            return None if value is None else (1 - value, spread)
+        return (math.log(value), spread / value) if value else None
+
     def _rank(self, mixer: str) -> tuple[bool, int, float, str]:
-        """A domain without a ratio counts as worse than any ratio."""
-        ratios = [self.value(mixer, domain, "ratio") for domain in self.domains]
-        logs = [math.log(ratio) for ratio in ratios if ratio]
-        mean = sum(logs) / len(logs) if logs else 0.0
-        return not is_ceiling(mixer), len(ratios) - len(logs), mean, mixer
+        """A domain without a value counts as worse than any."""
+        known = [found[0] for domain in self.domains if (found := self.shortfall(mixer, domain))]
+        mean = sum(known) / len(known) if known else 0.0
+        return not is_ceiling(mixer), len(self.domains) - len(known), mean, mixer
 
 
 def by_teacher(rows: list[Row]) -> list[Compared]:

@@ -120,10 +120,11 @@ def _values(
 
 
 def _scores(found: dict[str, dict[str, Any]]) -> Values:
-    """The student's, its teacher's and the one over the other."""
+    """The student's, its teacher's and the one over the other; those of the controls where they are known."""
     told: Values = {}
     for name, each in found.items():
         told |= {name: each["student"], f"teacher_{name}": each["teacher"], f"{name}_recovery": each["recovery"]}
+        told |= {f"{who}_{name}": each[who] for who in ("teacher_tuned", "constant") if who in each}
     return told
 
 

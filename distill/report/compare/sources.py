@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ...errors import UserError
-from .case import nearest, parse
+from .case import Case, nearest, parse
 from .compared import Compared
 from .measured import Measured, given
 from .rows import Row
@@ -58,16 +58,19 @@ def runs_of(source: Path) -> list[Path]:
 def left(
     tables: dict[Path, list[Row]], runs: list[Measured], without: list[str]
 ) -> tuple[dict[Path, list[Row]], list[Measured]]:
-    """All but these mixers and the parts of them, which are gone before anything is joined."""
-    known = {parse(row.case).mixer for rows in tables.values() for row in rows}
-    known |= {case.mixer for run in runs for case in run.values}
-    for mixer in without:
-        if mixer not in known:
-            raise UserError(f"--without '{mixer}': no row is of this mixer; {nearest(mixer, known)}")
+    """All but these mixers, the parts of them, and the students of these teachers, which are gone before anything is
+    joined."""
+    cases = [parse(row.case) for rows in tables.values() for row in rows] + [
+        case for run in runs for case in run.values
+    ]
+    known = {name for case in cases for name in (case.mixer, case.teacher)}
+    for name in without:
+        if name not in known:
+            raise UserError(f"--without '{name}': no row is of this mixer or teacher; {nearest(name, known)}")
 
-    def stays(mixer: str) -> bool:
-        return not any(mixer == each or mixer.startswith(f"{each} only=") for each in without)
+    def stays(case: Case) -> bool:
+        return not any(name in (case.teacher, case.mixer) or case.mixer.startswith(f"{name} only=") for name in without)
 
-    kept = {file: [row for row in rows if stays(parse(row.case).mixer)] for file, rows in tables.items()}
-    values = ({case: found for case, found in run.values.items() if stays(case.mixer)} for run in runs)
+    kept = {file: [row for row in rows if stays(parse(row.case))] for file, rows in tables.items()}
+    values = ({case: found for case, found in run.values.items() if stays(case)} for run in runs)
     return kept, [replace(run, values=found) for run, found in zip(runs, values, strict=True) if found]

@@ -14,6 +14,9 @@ from .words import commits
 #: What tells how often an answer is right, and what it is called.
 SCORES = {"accuracy": "Accuracy", "f1": "F1", "mcc": "MCC", "cosine": "Cosine to teacher"}
 
+#: Whose right answers the mixers' are held against, and how these are called.
+AGAINST = {"constant": "always the same answer", "teacher": "teacher", "teacher_tuned": "teacher, tuned"}
+
 
 def quality_table(found: Compared) -> Table:
     per_domain = {"KL": "map_kl", "Ratio": "ratio", "Stage 1": "stage1_ratio"}
@@ -54,24 +57,28 @@ def beside_table(found: Compared) -> Table:
 
 
 def score_table(found: Compared) -> Table:
-    """How often an answer is right, where a text has a right one: that of the teacher first."""
+    """How often an answer is right, where a text has a right one: first those that the mixers are held against."""
     columns = [(score, domain) for score in SCORES if found.known(score) for domain in found.domains]
     scored = [mixer for mixer in found.mixers if any(found.row(mixer, domain, score) for score, domain in columns)]
     if not scored:
         return Table("", [], [])
 
-    def of_teacher(score: str, domain: str) -> str:
-        values = (found.value(mixer, domain, f"teacher_{score}") for mixer in scored)
-        return share(next((value for value in values if value is not None), None))
+    def of(who: str, score: str, domain: str) -> float | None:
+        values = (found.value(mixer, domain, f"{who}_{score}") for mixer in scored)
+        return next((value for value in values if value is not None), None)
 
     def cell(mixer: str, score: str, domain: str) -> str:
         value, spread = found.value(mixer, domain, score), found.spread(mixer, domain, score)
         return share(value) if value is None or spread is None else f"{share(value)} ± {100 * spread:.1f}"
 
-    rows = [["teacher", DASH, *(of_teacher(*column) for column in columns)]]
+    against = {name: [of(who, *column) for column in columns] for who, name in AGAINST.items()}
+    rows = [
+        [name, DASH, *map(share, each)] for name, each in against.items() if any(value is not None for value in each)
+    ]
+    first = len(rows)
     rows += [[*names(mixer), *(cell(mixer, *column) for column in columns)] for mixer in scored]
     heads = [f"{SCORES[score]}, {domain}" for score, domain in columns]
-    behind = frozenset({0, *(place + 1 for place in aside(scored))})
+    behind = frozenset({*range(first), *(place + first for place in aside(scored))})
     return Table("Right answers", ["Mixer", "F", *heads], rows, aside=behind)
 
 

@@ -10,6 +10,11 @@ from .words import beaten, setting, verdict
 
 #: What the column means.
 STATE = "State is what decoding one sequence keeps, at this context where it grows. "
+ORDER = "The rows are in the order of the mean log ratio."
+SCORED = (
+    "The rows are in the order of the mean accuracy. A ratio also tells how sure a model is of its answers, and is "
+    "below 1 where the teacher is too sure of its own: that is no merit."
+)
 SHARE = " A share left is one log ratio over another: 0 is as good as the teacher, 1 no better than the other mixer."
 
 
@@ -23,11 +28,12 @@ def sections(found: Compared) -> dict[str, Section]:
         intro=f"{setting(found)} The ratio is student over teacher perplexity, same text and context, so 1 loses "
         "nothing; ± is the sample standard deviation over seeds. Stage 1 is the ratio after that stage alone, which "
         "mixers that have nothing to fit to maps go without. KL is that of its attention maps in nats, mean over "
-        f"layers and heads. {STATE if found.decodes else ''}The rows are in the order of the mean log ratio.",
+        f"layers and heads. {STATE if found.decodes else ''}{SCORED if found.scored else ORDER}",
         data={},
         verdict=verdict(found),
         tables=[table for table in (score_table(found), quality_table(found)) if table.rows],
-        figures=[[quality_figure(found, domain)] for domain in found.domains],
+        # Where answers are right or wrong, the tables say it, and a picture of perplexities would mislead.
+        figures=[] if found.scored else [[quality_figure(found, domain)] for domain in found.domains],
         notes=beaten(found),
     )
     beside = Section(

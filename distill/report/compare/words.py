@@ -15,8 +15,8 @@ SAME_SIZE = 1.02
 
 
 def verdict(found: Compared) -> str:
-    """The best system and the best control, where there are such; what is kept of right answers comes first."""
-    return " ".join(filter(None, [kept_accuracy(found), nearest(found)]))
+    """The best system and the best control, where there are such: by right answers, or else by perplexity."""
+    return kept_accuracy(found) if found.scored else nearest(found)
 
 
 def kept_accuracy(found: Compared) -> str:
@@ -108,17 +108,16 @@ def beaten(found: Compared) -> list[str]:
 
 
 def better_control(found: Compared, system: str, domain: str) -> str | None:
-    """The best of the controls, not larger than the system, whose ratio is below by more than both spreads allow."""
+    """The best of the controls, not larger than the system, that falls short by less than both spreads allow."""
     size = found.extent(system) or math.inf
     controls = [each for each in found.controls if (found.extent(each) or 0) <= SAME_SIZE * size]
-    better = [each for each in controls if clearly_below(found, each, system, domain)]
-    return min(better, key=lambda control: found.value(control, domain, "ratio") or math.inf, default=None)
+    better = [each for each in controls if clearly_better(found, each, system, domain)]
+    return min(better, key=lambda control: found.shortfall(control, domain) or (math.inf, 0), default=None)
 
 
-def clearly_below(found: Compared, control: str, system: str, domain: str) -> bool:
-    """By logarithms, since what diverged spreads as far as it fails. A system without a ratio is beaten by any."""
-    theirs, own = (found.value(each, domain, "ratio") for each in (control, system))
+def clearly_better(found: Compared, control: str, system: str, domain: str) -> bool:
+    """A system without a value is beaten by any."""
+    theirs, own = (found.shortfall(each, domain) for each in (control, system))
     if theirs is None or own is None:
         return theirs is not None
-    spreads = ((found.spread(each, domain, "ratio") or 0, ratio) for each, ratio in ((control, theirs), (system, own)))
-    return math.log(own / theirs) > sum(spread / ratio for spread, ratio in spreads)
+    return own[0] - theirs[0] > own[1] + theirs[1]
