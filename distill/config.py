@@ -157,18 +157,36 @@ class Stages:
 
 
 @dataclass
-class Measure:
-    """batch_size of evaluations; fidelity_blocks, contribution_blocks: per domain; map_tokens: side of the attention
-    maps kept to look at.
+class Contribution:
+    """blocks: how many of each domain are read."""
 
-    teacher_tuned: run the control, the teacher trained on the tokens of stage 2.
+    blocks: int
+
+
+@dataclass
+class Transfer:
+    """max_steps: of stage 1, for every kernel that is fitted. seeds: how often all of them are. blocks: on how many of
+    each domain perplexity is read."""
+
+    max_steps: int
+    seeds: int
+    blocks: int
+
+
+@dataclass
+class Measure:
+    """batch_size of evaluations; fidelity_blocks per domain; map_tokens: side of the attention maps kept to look at.
+
+    teacher_tuned: run the control, the teacher trained on the tokens of stage 2. transfer, contribution: what these
+    sections of the report take.
     """
 
     batch_size: int
     fidelity_blocks: int
-    contribution_blocks: int
     map_tokens: int
     teacher_tuned: bool
+    transfer: Transfer
+    contribution: Contribution
 
 
 @dataclass

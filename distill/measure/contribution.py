@@ -67,7 +67,7 @@ def readings(subject: Subject) -> dict[str, Any]:
     wanted = subject.config.measure
     found = {}
     for domain in subject.domains:
-        batches = subject.corpus.evaluation(domain, wanted.batch_size, wanted.contribution_blocks)
+        batches = subject.corpus.evaluation(domain, wanted.batch_size, wanted.contribution.blocks)
         reading = read(subject.student, batches, subject.device, subject.task)
         found[domain] = reading.nll * reading.weights
     return found

@@ -6,9 +6,11 @@ from typing import Any
 
 from .contribution import measure_contribution
 from .subject import NotMeasured, Subject
+from .transfer import measure_transfer
 
 #: What report.sections names beside headline and fidelity. Each writes measurements/NAME.json.
 MEASURES: dict[str, Callable[[Subject], dict[str, Any]]] = {
+    "transfer": measure_transfer,
     "contribution": measure_contribution,
 }
 
@@ -19,12 +21,11 @@ def measure_sections(subject: Subject) -> None:
     """Every one that was asked for. One that cannot be measured leaves its reason, and the others still stand."""
     for name, measure in MEASURES.items():
         if name in subject.config.report.sections:
-            with subject.run.timed("measure"):
-                try:
-                    found = measure(subject)
-                except NotMeasured as reason:
-                    found = {"skipped": str(reason)}
-                except Exception as error:
-                    log.warning("measuring %s failed", name, exc_info=True)
-                    found = {"skipped": f"measuring it failed with {type(error).__name__}: {error}"}
-                subject.run.write_measurement(name, found)
+            try:
+                found = measure(subject)
+            except NotMeasured as reason:
+                found = {"skipped": str(reason)}
+            except Exception as error:
+                log.warning("measuring %s failed", name, exc_info=True)
+                found = {"skipped": f"measuring it failed with {type(error).__name__}: {error}"}
+            subject.run.write_measurement(name, found)

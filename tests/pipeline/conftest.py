@@ -39,6 +39,7 @@ SMALL = [
     "trainer.log_every_n_steps=1",
     "measure.fidelity_blocks=2",
     "measure.map_tokens=8",
+    "report.sections=[headline,fidelity]",
     "stages.logits.learning_rate=2e-4",
     # Purely linear, although the recipe has a window, or the exact part would do all the work.
     "mixer=exponential",

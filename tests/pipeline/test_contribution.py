@@ -63,7 +63,7 @@ def subject(request: pytest.FixtureRequest, teachers: dict[str, Path]) -> Any:
         for mixer in student.mixers.values():
             for parameter in mixer.parameters():
                 parameter.add_(0.3 * torch.randn_like(parameter))
-    wanted = SimpleNamespace(batch_size=2, contribution_blocks=BLOCKS)
+    wanted = SimpleNamespace(batch_size=2, contribution=SimpleNamespace(blocks=BLOCKS))
     config: Any = SimpleNamespace(measure=wanted)
     return Subject(teacher, student, tiny.corpus(6), config, None, torch.device("cpu"))  # type: ignore[arg-type]
 

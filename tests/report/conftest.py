@@ -32,6 +32,7 @@ def write_run(path: Path, domains: tuple[str, ...] = ("code", "prose")) -> Path:
     dump(path / "measurements/fidelity.json", fidelity)
     save_file(maps, path / "measurements/fidelity_maps.safetensors")
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in steps()))
+    dump(path / "measurements/transfer.json", transfer(domains))
     dump(path / "measurements/contribution.json", contribution(domains))
     dump(path / "student/provenance.json", {"teacher": {"name": "books-6x512", "weights": "5f2c"}, "seeds": [3]})
     return path
@@ -65,6 +66,37 @@ def headline(domains: tuple[str, ...]) -> dict[str, Any]:
         "cache_bytes_per_token": 12288,
         "student_cache_bytes_per_token": 0,
         "mixer": {"map": "spectral", "features": 126},
+    }
+
+
+def transfer(domains: tuple[str, ...]) -> dict[str, Any]:
+    """Two seeds: 2.0 untrained, 0.5 and 0.6 where fitted, 0.8 and 0.8 elsewhere; 0.2 more with fixed frequencies."""
+    sources = [*domains, "mixture"]
+
+    def table(more: float) -> dict[str, Any]:
+        return {
+            source: {domain: [0.5 + more, 0.6 + more] if source == domain else [0.8 + more] * 2 for domain in domains}
+            for source in sources
+        }
+
+    def measures(make: Any) -> dict[str, Any]:
+        return {"kl": make(0.0), "output_error": make(0.1), "ppl": make(10.0)}
+
+    return {
+        "learned": measures(table),
+        "fixed": measures(lambda more: table(more + 0.2)),
+        "fresh": measures(lambda more: {domain: [2.0 + more] * 2 for domain in domains}),
+        "train": {
+            kind: measures(lambda more, gap=gap: {source: [0.4 + gap + more, 0.5 + gap + more] for source in sources})
+            for kind, gap in (("learned", 0.0), ("fixed", 0.25))
+        },
+        "sources": sources,
+        "domains": list(domains),
+        "weights": {domain: 1 / len(domains) for domain in domains},
+        "seeds": [0, 1],
+        "steps": 40,
+        "tokens": 40960,
+        "comparable": True,
     }
 
 

@@ -1,6 +1,7 @@
 """What the sections say about the numbers they are given."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -199,6 +200,63 @@ def test_attention_maps_missing_damaged_or_signed(make_run: MakeRun) -> None:
     shown = load("fidelity")(Run(run))
     assert shown.notes == ["No attention maps: measurements/fidelity_maps.safetensors is missing."]
     assert len(shown.figures) == 2
+
+
+def test_transfer_says_what_is_kept_elsewhere(make_run: MakeRun) -> None:
+    """(2 − 0.8) / (2 − 0.5) and … / (2 − 0.6), of two seeds."""
+    run = make_run()
+    shown = load("transfer")(Run(run))
+    assert shown.data["retention"]["kl"]["code"]["prose"] == pytest.approx([0.8, 1.2 / 1.4])
+    assert shown.data["retention"]["kl"]["mixture"].keys() == {"code", "prose"}
+    logs = [math.log(12 / 10.8) / math.log(12 / each) for each in (10.5, 10.6)]
+    assert shown.data["retention"]["ppl"]["code"]["prose"] == pytest.approx(logs)
+    said = shown.verdict.replace("\N{NO-BREAK SPACE}", " ")
+    assert said == (
+        "Frozen on another domain, kernels keep 82.9 % (code on prose) and 82.9 % (prose on code) of what fitting "
+        "there gains in KL. Where they were fitted, KL on held-out text is 0.550 with learned frequencies and 0.750 "
+        "with fixed ones; it is above that on the text trained on by 0.100 and 0.0500."
+    )
+    tables = {table.caption: table.rows for table in shown.tables}
+    matrix = tables["On held-out text of each domain: KL"]
+    assert matrix[0] == ["untrained", "", "2.000 ± 0.000", "2.000 ± 0.000"]
+    assert matrix[1] == ["code", "learned", "0.550 ± 0.071", "0.800 ± 0.000"] and len(matrix) == 7
+    kept = tables["Retention: what is kept on each domain of what fitting there gains in KL"]
+    assert kept[0][1] == "–" and kept[0][2].replace("\N{NO-BREAK SPACE}", " ") == "82.9 % ± 4.0"
+    gaps = tables["Learned, or learned by heart? On the same domain: KL"]
+    assert gaps[2] == ["mixture", "learned", "0.450 ± 0.071", "0.800 ± 0.000", "0.350 ± 0.071"] and len(gaps) == 6
+
+
+def test_transfer_goes_without_what_is_not_there(make_run: MakeRun) -> None:
+    """One seed, no frequencies to fix, a signed map without KL, and a domain that nothing was fitted on."""
+    run = make_run()
+    found = json.loads((run / "measurements/transfer.json").read_text())
+
+    def first(node: Any) -> Any:
+        return {key: first(value) for key, value in node.items()} if isinstance(node, dict) else node[:1]
+
+    changed = {name: first(found[name]) for name in ("learned", "fresh", "train")}
+    for name in ("learned", "fresh"):
+        for by_domain in (
+            changed[name]["output_error"].values() if name == "learned" else [changed[name]["output_error"]]
+        ):
+            by_domain["poems"] = [0.9]
+    changed["learned"]["kl"] = {
+        source: {domain: [None] for domain in ("code", "prose", "poems")} for source in found["sources"]
+    }
+    changed["fresh"]["kl"] = {domain: [None] for domain in ("code", "prose", "poems")}
+    changed |= {"fixed": None, "seeds": [0], "comparable": False, "domains": ["code", "prose", "poems"]}
+    for name in ("learned", "fresh"):
+        for by_domain in changed[name]["ppl"].values() if name == "learned" else [changed[name]["ppl"]]:
+            by_domain["poems"] = [30.0]
+    shown = section("transfer", run, **changed)
+    assert "gains in output error." in shown.verdict and "fixed" not in shown.verdict
+    assert "One seed" in shown.intro and shown.notes == [
+        "No fixed frequencies beside them: this map learns none, or keeps them fixed."
+    ]
+    captions = [table.caption for table in shown.tables]
+    assert not any(caption.endswith(" KL") for caption in captions)
+    assert shown.tables[0].columns == ["Fitted on", "Frequencies", "code", "prose", "poems"]
+    assert shown.tables[2].columns == ["Fitted on", "code", "prose"]
 
 
 def test_contribution_says_what_does_nothing(make_run: MakeRun) -> None:
