@@ -174,11 +174,23 @@ class Transfer:
 
 
 @dataclass
+class Length:
+    """times: up to how many times the context texts are read at. blocks: of text per domain. sequences: for each
+    distance of a recall. prompts: per domain, from which both go on for new_tokens."""
+
+    times: int
+    blocks: int
+    sequences: int
+    prompts: int
+    new_tokens: int
+
+
+@dataclass
 class Measure:
     """batch_size of evaluations; fidelity_blocks per domain; map_tokens: side of the attention maps kept to look at.
 
-    teacher_tuned: run the control, the teacher trained on the tokens of stage 2. transfer, contribution: what these
-    sections of the report take.
+    teacher_tuned: run the control, the teacher trained on the tokens of stage 2. transfer, contribution, length: what
+    these sections of the report take.
     """
 
     batch_size: int
@@ -187,6 +199,7 @@ class Measure:
     teacher_tuned: bool
     transfer: Transfer
     contribution: Contribution
+    length: Length
 
 
 @dataclass

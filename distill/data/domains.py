@@ -23,10 +23,11 @@ FOR = {"pair": "sequence_classification or embedding", "order": "sequence_classi
 
 
 class Packed(NamedTuple):
-    """train: None of a domain that is only measured."""
+    """train: None of a domain that is only measured. held_out: all of what `validation` is a part of."""
 
     train: Blocks | None
     validation: Dataset
+    held_out: Dataset
 
 
 def prepare(
@@ -58,6 +59,7 @@ def prepare(
         encode = pairs.encode
     elif _are_chats(domains):
         encode, collate = chat.encode, padded(tokenizer)
+    runs_on = encode is pack
     encode = partial(encode, tokenizer=tokenizer, context=config.context)
     packed = {name: _dealt(name, domain, config, texts[name], encode) for name, domain in domains.items()}
     total = sum(domain.weight for domain in domains.values())
@@ -65,6 +67,7 @@ def prepare(
         domains=domains,
         train={name: blocks.train for name, blocks in packed.items() if blocks.train is not None},
         validation={name: blocks.validation for name, blocks in packed.items()},
+        running={name: blocks.held_out for name, blocks in packed.items()} if runs_on else {},
         weights={name: domain.weight / total for name, domain in domains.items() if domain.weight},
         seed=seed,
         workers=config.workers,
@@ -137,15 +140,20 @@ def _dealt(name: str, domain: Domain, config: Data, texts: Splits, encode: Calla
     if not domain.weight:
         # Never trained on, so that all of it can be held out.
         held_out = texts.train if texts.validation is None else texts.validation
-        return Packed(None, _spread(encode(held_out, domain=name), wanted))
+        return _measured(None, encode(held_out, domain=name), wanted)
     train = encode(texts.train, domain=name)
     if texts.validation is not None:
-        return Packed(train, _spread(encode(texts.validation, domain=f"{name} (validation)"), wanted))
+        return _measured(train, encode(texts.validation, domain=f"{name} (validation)"), wanted)
     if isinstance(train, IterableDataset):
-        return Packed(_some(train.skip(wanted), name, config), _spread(train, wanted))
+        return _measured(_some(train.skip(wanted), name, config), train, wanted)
     kept = len(train) - max(1, int(HELD_OUT * len(train)))
     rest = _some(train.select(range(kept)), name, config)
-    return Packed(rest, _spread(train.select(range(kept, len(train))), wanted))
+    return _measured(rest, train.select(range(kept, len(train))), wanted)
+
+
+def _measured(train: Blocks | None, held_out: Blocks, wanted: int) -> Packed:
+    validation = _spread(held_out, wanted)
+    return Packed(train, validation, validation if isinstance(held_out, IterableDataset) else held_out)
 
 
 def _spread(blocks: Blocks, wanted: int) -> Dataset:

@@ -1,11 +1,13 @@
 """Several domains → the batches that a stage trains on, mixed by weight, and the blocks that it is measured on."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeAlias
 
 import torch
 from datasets import Dataset, IterableDataset, interleave_datasets
+from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler
 
 from ..config import Domain
@@ -28,7 +30,9 @@ class Corpus:
     workers: processes that load batches. domains: where the text came from. collate: how blocks become a batch, by
     chance from a seed; None: stacked as they are. classes: what the labels of texts are called, in the order of their
     numbers; a block is then a text of its own length, with `labels`. positive: the class that F1 is of where there are
-    two. even: held-out rows are read in batches of one size, since a batch decides over what is measured.
+    two. even: held-out rows are read in batches of one size, since a batch decides over what is measured. running: all
+    that is held out of each domain, of which `validation` is a part, as blocks that follow one another in the text;
+    none where rows are no blocks.
     """
 
     domains: dict[str, Domain]
@@ -41,6 +45,7 @@ class Corpus:
     classes: list[str] | None = None
     positive: int = 1
     even: bool = False
+    running: dict[str, Dataset] = field(default_factory=dict)
 
     def batches(self, steps: int, batch_size: int, seed: int) -> DataLoader:
         """Exactly `steps` batches, {"input_ids": (batch_size, context), int64} where blocks are stacked as they are.
@@ -68,6 +73,15 @@ class Corpus:
         if self.even and len(held_out) > batch_size:
             held_out = held_out.select(range(len(held_out) // batch_size * batch_size))
         return self._loader(held_out, batch_size, EVALUATION, workers=0)
+
+    def stretches(self, domain: str, blocks: int, count: int) -> Iterator[Tensor]:
+        """At most `count` stretches of `blocks` blocks that follow one another in the held-out text, evenly spread over
+        it: (blocks · context,). Nothing of text that is shorter."""
+        running = self.running[domain]
+        there = len(running) // blocks
+        for place in range(min(count, there)):
+            first = place * there // min(count, there) * blocks
+            yield torch.cat(list(running[first : first + blocks]["input_ids"]))
 
     @cached_property
     def _mixed(self) -> Blocks:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .contribution import measure_contribution
+from .length import measure_length
 from .subject import NotMeasured, Subject
 from .transfer import measure_transfer
 
@@ -12,6 +13,7 @@ from .transfer import measure_transfer
 MEASURES: dict[str, Callable[[Subject], dict[str, Any]]] = {
     "transfer": measure_transfer,
     "contribution": measure_contribution,
+    "length": measure_length,
 }
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
 from .figures import COLOURS, INK, MARKERS, WIDTH, draw, logarithmic
 from .quantities import count
@@ -45,21 +45,34 @@ def staircase(steps: list[str], values: dict[str, list[float | None]], y_label: 
     return draw(paint, 3.1, alt)
 
 
-def curves(lines: list[Line], x_label: str, y_label: str, alt: str) -> str:
-    """Curves over a count, such as tokens, on a logarithmic vertical axis; values without a logarithm are left out."""
+def curves(
+    lines: list[Line], x_label: str, y_label: str, alt: str, doubling: bool = False, shares: bool = False
+) -> str:
+    """Curves over a count, such as tokens. The vertical axis is logarithmic and leaves out what has no logarithm, or
+    goes from 0 to 1 where they are shares. doubling: the count is logarithmic, too, and its points are marked."""
 
     def paint(canvas: Canvas) -> None:
         axes = canvas.subplots()
-        colours = cycle(COLOURS)
+        looks = cycle(zip(COLOURS, MARKERS, strict=True))
         for line in lines:
-            y = np.where(line.y > 0, line.y, np.nan)
+            y = line.y if shares else np.where(line.y > 0, line.y, np.nan)
             if line.label:
-                axes.plot(line.x, y, color=next(colours), label=line.label)
+                colour, marker = next(looks)
+                axes.plot(line.x, y, color=colour, label=line.label, marker=marker if doubling else "")
             else:
                 axes.plot(line.x, y, color=INK, linewidth=0.7, alpha=0.3)
         axes.set(xlabel=x_label, ylabel=y_label)
-        logarithmic(axes)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
+        if shares:
+            axes.set_ylim(-0.02, 1.02)
+            axes.yaxis.set_major_formatter(PercentFormatter(1))
+        else:
+            logarithmic(axes)
+        if doubling:
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_minor_locator(NullLocator())
+            canvas.legend(loc="outside upper left", ncols=3, handletextpad=0.2)
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
 
     return draw(paint, 2.7, alt)

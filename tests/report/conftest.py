@@ -32,6 +32,7 @@ def write_run(path: Path, domains: tuple[str, ...] = ("code", "prose")) -> Path:
     dump(path / "measurements/fidelity.json", fidelity)
     save_file(maps, path / "measurements/fidelity_maps.safetensors")
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in steps()))
+    dump(path / "measurements/length.json", length(domains))
     dump(path / "measurements/transfer.json", transfer(domains))
     dump(path / "measurements/contribution.json", contribution(domains))
     dump(path / "student/provenance.json", {"teacher": {"name": "books-6x512", "weights": "5f2c"}, "seeds": [3]})
@@ -66,6 +67,27 @@ def headline(domains: tuple[str, ...]) -> dict[str, Any]:
         "cache_bytes_per_token": 12288,
         "student_cache_bytes_per_token": 0,
         "mixer": {"map": "spectral", "features": 126},
+    }
+
+
+def length(domains: tuple[str, ...]) -> dict[str, Any]:
+    """At twice the context of training; on the last domain sampling wanders off, and no passkey is ever found."""
+    spoken = {"until": 12.5, "identical": 0.25, "tokens": 32, "prompts": 8}
+    nats = {"teacher": 2.5, "student": 2.6, "text": 3.0}
+    generation = {domain: {**spoken, "nats": nats} for domain in domains}
+    generation[domains[-1]] = {**spoken, "nats": {**nats, "student": 3.1}}
+    ppl = {str(512 * times): {"teacher": 20.0, "student": 20.0 + times} for times in (1, 2)}
+    positions = {"from": [1, 16, 32], "teacher": [4.0, 3.5, 3.0], "student": [4.0, 3.6, 3.2]}
+    return {
+        "context": 512,
+        "contexts": [512, 1024],
+        "ppl": dict.fromkeys(domains, ppl),
+        "positions": dict.fromkeys(domains, positions),
+        "recall": {
+            "copy": {"distance": [16, 32, 64], "teacher": [0.8, 0.5, 0.1], "student": [0.7, 0.2, 0.0]},
+            "passkey": {"distance": [16], "teacher": [0.0], "student": [0.0]},
+        },
+        "generation": generation,
     }
 
 

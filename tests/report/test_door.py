@@ -41,7 +41,7 @@ def test_without_sections_those_of_the_run_are_rebuilt(make_run: MakeRun) -> Non
         (["empty"], "empty: not a run directory"),
         (
             ["run", "--sections", "headline,colour"],
-            "'colour' is unknown; there are contribution, fidelity, headline, provenance, transfer",
+            "'colour' is unknown; there are contribution, fidelity, headline, length, provenance, transfer",
         ),
         (["run", "--sections", "../run"], "'../run' is unknown"),
         (["torn"], "config.yaml: not readable as YAML"),

@@ -259,6 +259,35 @@ def test_transfer_goes_without_what_is_not_there(make_run: MakeRun) -> None:
     assert shown.tables[2].columns == ["Fitted on", "code", "prose"]
 
 
+def test_length_says_how_far_it_holds(make_run: MakeRun) -> None:
+    run = make_run()
+    shown = load("length")(Run(run))
+    assert shown.verdict.replace("\N{NO-BREAK SPACE}", " ") == (
+        "Read 1,024 tokens at a time, perplexity is 1.10× the teacher's on code and 1.10× on prose. "
+        "Of a copy over 32 tokens it finds 20.0 %, the teacher 50.0 %. "
+        "Going on greedily, it says the same as its teacher for 12.5 of 32 tokens on code and 12.5 of "
+        "32 tokens on prose. "
+        "Sampling on prose, it wanders off."
+    )
+    by_context, recall, generation = shown.tables
+    assert by_context.rows[1] == ["code", "1,024", "20.0", "22.0", "1.10×"] and not shown.notes
+    assert [row[:2] for row in recall.rows] == [["copy", "16"], ["copy", "32"], ["copy", "64"], ["passkey", "16"]]
+    assert generation.rows[1][3:] == ["3.00", "2.50", "3.10"]
+    assert [figure.name for row in shown.figures for figure in row] == [
+        "positions-code",
+        "positions-prose",
+        "recall-copy",
+        "recall-passkey",
+    ]
+    found = json.loads((run / "measurements/length.json").read_text())
+    found["recall"] = {name: {"distance": [], "teacher": [], "student": []} for name in found["recall"]}
+    found["positions"]["code"]["student"][0] = None
+    found["ppl"]["code"]["512"]["student"] = None
+    shown = section("length", run, **found | {"contexts": [512]})
+    assert "Of a" not in shown.verdict and "the teacher's on prose." in shown.verdict and len(shown.tables) == 2
+    assert shown.notes == ["Not read beyond the context of training: there are no more positions, or no more text."]
+
+
 def test_contribution_says_what_does_nothing(make_run: MakeRun) -> None:
     run = make_run()
     shown = load("contribution")(Run(run))
