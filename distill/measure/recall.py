@@ -14,11 +14,13 @@ KEY, MARK = 4, 4
 
 
 def measure_recall(subject: Subject, context: int) -> dict[str, Any]:
-    """{task: {"distance": [tokens], "teacher", "student": [share of tokens found]}}, as far as they fit the context.
+    """{task: {"distance": [tokens], "teacher", "student": {"found": [share], "gain": [nats]}}}, as far as they fit the
+    context.
 
     copy: tokens drawn at random, and again; every token of the second time is one that stood `distance` tokens before.
     passkey: a mark and a key, drawn at random, then `distance` tokens of held-out text, and the mark again: what
-    follows is the key. Found is a token that is the likeliest.
+    follows is the key. Found is a token that is the likeliest; gain is how much higher its log p is than it was the
+    first time, which shows what a model that finds little has still kept.
     """
     return {
         "copy": found(subject, [d for d in doublings(context) if 2 * d <= context], copies),
@@ -36,28 +38,28 @@ def doublings(limit: int) -> list[int]:
 
 def found(subject: Subject, distances: list[int], make: Any) -> dict[str, Any]:
     models = {"teacher": subject.teacher.model, "student": subject.student}
-    shares: dict[str, list[float]] = {who: [] for who in models}
+    told: dict[str, dict[str, list[float]]] = {who: {"found": [], "gain": []} for who in models}
     for distance in distances:
-        tokens, asked = make(subject, distance)
+        tokens, asked, before = make(subject, distance)
         for who, model in models.items():
-            shares[who].append(right(model, tokens, asked, subject.device))
-    return {"distance": distances, **shares}
+            share, gain = recalled(model, tokens, asked, before, subject.device)
+            told[who]["found"].append(share)
+            told[who]["gain"].append(gain)
+    return {"distance": distances, **told}
 
 
-def copies(subject: Subject, distance: int) -> tuple[Tensor, Tensor]:
-    """Tokens (B, 2 d), and which of them are asked for: those that no beginning can be guessed from, i.e. all of the
-    second time but its first."""
+def copies(subject: Subject, distance: int) -> tuple[Tensor, Tensor, int]:
+    """Tokens (B, 2 d), the places of those that are asked for, and how many before each it stood the first time: all of
+    the second time but its first, which nothing tells of."""
     once = drawn(subject, distance)
-    asked = torch.arange(2 * distance) > distance
-    return torch.cat([once, once], 1), asked
+    return torch.cat([once, once], 1), torch.arange(distance + 1, 2 * distance), distance
 
 
-def passkeys(subject: Subject, distance: int) -> tuple[Tensor, Tensor]:
-    """Tokens (B, …), and which of them are asked for: the key behind the second mark."""
+def passkeys(subject: Subject, distance: int) -> tuple[Tensor, Tensor, int]:
+    """As `copies`: tokens (B, …), of which the key behind the second mark is asked for."""
     secret = drawn(subject, MARK + KEY)
-    filler = text(subject, len(secret), distance)
-    tokens = torch.cat([secret, filler, secret], 1)
-    return tokens, torch.arange(tokens.shape[1]) >= tokens.shape[1] - KEY
+    tokens = torch.cat([secret, text(subject, len(secret), distance), secret], 1)
+    return tokens, torch.arange(tokens.shape[1] - KEY, tokens.shape[1]), MARK + KEY + distance
 
 
 def drawn(subject: Subject, length: int) -> Tensor:
@@ -84,11 +86,14 @@ def text(subject: Subject, count: int, length: int) -> Tensor:
 
 
 @torch.no_grad()
-def right(model: Any, tokens: Tensor, asked: Tensor, device: torch.device) -> float:
-    """The share of the tokens asked for that are the likeliest where they stand; rows are read one at a time."""
+def recalled(model: Any, tokens: Tensor, asked: Tensor, before: int, device: torch.device) -> tuple[float, float]:
+    """Of the tokens asked for: the share that are the likeliest where they stand, and how much higher their log p is
+    than it was `before` tokens earlier. Rows are read one at a time."""
     model.eval().to(device)
-    shares = []
+    shares, gains = [], []
     for row in tokens:
-        likeliest = model(input_ids=row[None].to(device), use_cache=False).logits[0, :-1].argmax(-1).cpu()
-        shares.append((likeliest == row[1:])[asked[1:]].double().mean())
-    return torch.stack(shares).mean().item()
+        logits = model(input_ids=row[None].to(device), use_cache=False).logits[0, :-1].float().cpu()
+        log_p = logits.log_softmax(-1).gather(-1, row[1:, None])[:, 0].double()
+        shares.append((logits.argmax(-1) == row[1:])[asked - 1].double().mean())
+        gains.append((log_p[asked - 1] - log_p[asked - 1 - before]).mean())
+    return torch.stack(shares).mean().item(), torch.stack(gains).mean().item()

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import cycle
+from typing import Literal
 
 import matplotlib
 import numpy as np
@@ -46,26 +47,31 @@ def staircase(steps: list[str], values: dict[str, list[float | None]], y_label: 
 
 
 def curves(
-    lines: list[Line], x_label: str, y_label: str, alt: str, doubling: bool = False, shares: bool = False
+    lines: list[Line],
+    x_label: str,
+    y_label: str,
+    alt: str,
+    doubling: bool = False,
+    scale: Literal["log", "linear", "shares"] = "log",
 ) -> str:
-    """Curves over a count, such as tokens. The vertical axis is logarithmic and leaves out what has no logarithm, or
-    goes from 0 to 1 where they are shares. doubling: the count is logarithmic, too, and its points are marked."""
+    """Curves over a count, such as tokens. scale: of the vertical axis; the logarithmic one leaves out what has no
+    logarithm, that of shares goes from 0 to 1. doubling: the count is logarithmic, too, and its points are marked."""
 
     def paint(canvas: Canvas) -> None:
         axes = canvas.subplots()
         looks = cycle(zip(COLOURS, MARKERS, strict=True))
         for line in lines:
-            y = line.y if shares else np.where(line.y > 0, line.y, np.nan)
+            y = np.where(line.y > 0, line.y, np.nan) if scale == "log" else line.y
             if line.label:
                 colour, marker = next(looks)
                 axes.plot(line.x, y, color=colour, label=line.label, marker=marker if doubling else "")
             else:
                 axes.plot(line.x, y, color=INK, linewidth=0.7, alpha=0.3)
         axes.set(xlabel=x_label, ylabel=y_label)
-        if shares:
+        if scale == "shares":
             axes.set_ylim(-0.02, 1.02)
             axes.yaxis.set_major_formatter(PercentFormatter(1))
-        else:
+        elif scale == "log":
             logarithmic(axes)
         if doubling:
             axes.set_xscale("log", base=2)

@@ -95,23 +95,23 @@ def test_stretches_follow_one_another_in_the_text(subject: Subject):
 
 
 def test_what_is_to_be_copied_stood_so_many_tokens_before(subject: Subject):
-    tokens, asked = recall.copies(subject, 16)
-    assert tokens.shape == (3, 32) and asked.sum() == 15
-    assert all(torch.equal(tokens[:, i], tokens[:, i - 16]) for i in asked.nonzero().flatten())
+    tokens, asked, before = recall.copies(subject, 16)
+    assert tokens.shape == (3, 32) and asked.tolist() == list(range(17, 32)) and before == 16
+    assert torch.equal(tokens[:, asked], tokens[:, asked - before])
     assert len(tokens[:, :16].unique()) > 30 and not torch.isin(tokens, torch.tensor([0])).any()
 
 
 def test_a_passkey_stands_behind_its_mark_twice(subject: Subject):
-    tokens, asked = recall.passkeys(subject, 20)
-    assert tokens.shape == (3, 8 + 20 + 8) and asked.nonzero().flatten().tolist() == [32, 33, 34, 35]
-    assert torch.equal(tokens[:, :8], tokens[:, -8:])
+    tokens, asked, before = recall.passkeys(subject, 20)
+    assert tokens.shape == (3, 8 + 20 + 8) and asked.tolist() == [32, 33, 34, 35]
+    assert torch.equal(tokens[:, :8], tokens[:, -8:]) and torch.equal(tokens[:, asked], tokens[:, asked - before])
     held_out = text(subject).unfold(0, 20, 1)
     assert all((held_out == row).all(1).any() for row in tokens[:, 8:-8])
 
 
 def test_found_is_what_is_likeliest(subject: Subject):
     """By a model that says the token after next, and by one that is right for one of two rows."""
-    tokens, asked = recall.copies(subject, 16)
+    tokens, asked, before = recall.copies(subject, 16)
 
     class Oracle(torch.nn.Module):
         def forward(self, input_ids: torch.Tensor, use_cache: bool) -> Any:
@@ -119,10 +119,20 @@ def test_found_is_what_is_likeliest(subject: Subject):
             following = input_ids.roll(-1, 1) if right else input_ids.roll(-2, 1)
             return SimpleNamespace(logits=torch.nn.functional.one_hot(following, tiny.VOCABULARY).float())
 
-    assert recall.right(Oracle(), tokens, asked, CPU) == pytest.approx(2 / 3, abs=0.05)
+    share, _ = recall.recalled(Oracle(), tokens, asked, before, CPU)
+    assert share == pytest.approx(2 / 3, abs=0.05)
     found = recall.measure_recall(subject, 64)
     assert found["copy"]["distance"] == [16, 32] and found["passkey"]["distance"] == [16, 32]
-    assert all(0 <= share <= 1 for task in found.values() for who in ("teacher", "student") for share in task[who])
+    for task, make in (("copy", recall.copies), ("passkey", recall.passkeys)):
+        tokens, asked, before = make(subject, 32)
+        for who, model in (("teacher", subject.teacher.model), ("student", subject.student)):
+            told = [
+                log_p(model, row[:i], row[i]) - log_p(model, row[: i - before], row[i - before])
+                for row in tokens
+                for i in asked
+            ]
+            assert found[task][who]["gain"][1] == pytest.approx(sum(told) / len(told), rel=1e-4)
+            assert 0 <= found[task][who]["found"][1] <= 1
 
 
 def test_going_on_is_what_reading_again_gives(subject: Subject):

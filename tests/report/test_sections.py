@@ -13,7 +13,7 @@ from distill.report.run import ArtefactError, Run
 from distill.report.section import Section
 from distill.report.sections import load
 
-from .conftest import dump
+from .conftest import dump, recalled
 
 MakeRun = Callable[..., Path]
 HEADLINE, FIDELITY = "measurements/headline.json", "measurements/fidelity.json"
@@ -270,8 +270,17 @@ def test_length_says_how_far_it_holds(make_run: MakeRun) -> None:
         "Sampling on prose, it wanders off."
     )
     by_context, recall, generation = shown.tables
-    assert by_context.rows[1] == ["code", "1,024", "20.0", "22.0", "1.10×"] and not shown.notes
+    assert by_context.rows[1] == ["code", "1,024", "20.0", "22.0", "1.10×"] and shown.notes == [
+        "The teacher itself finds next to nothing of a passkey: compare what they gain instead."
+    ]
     assert [row[:2] for row in recall.rows] == [["copy", "16"], ["copy", "32"], ["copy", "64"], ["passkey", "16"]]
+    assert [cell.replace("\N{NO-BREAK SPACE}", " ") for cell in recall.rows[1][2:]] == [
+        "50.0 %",
+        "20.0 %",
+        "1.00",
+        "0.400",
+    ]
+    assert "share found at 16, 32, 64" in shown.figures[1][0].alt and "nats gained at 16" in shown.figures[1][1].alt
     assert generation.rows[1][3:] == ["3.00", "2.50", "3.10"]
     assert [figure.name for row in shown.figures for figure in row] == [
         "positions-code",
@@ -280,7 +289,13 @@ def test_length_says_how_far_it_holds(make_run: MakeRun) -> None:
         "recall-passkey",
     ]
     found = json.loads((run / "measurements/length.json").read_text())
-    found["recall"] = {name: {"distance": [], "teacher": [], "student": []} for name in found["recall"]}
+    found["recall"]["passkey"] = recalled([16, 32, 64], [0.02, 0.02, 0.02], [0.02, 0.02, 0.02]) | {
+        "teacher": {"found": [0.02] * 3, "gain": [0.2, 1.0, 1.0]},
+        "student": {"found": [0.0] * 3, "gain": [0.0, 0.6, 0.4]},
+    }
+    told = "From a passkey read 64 tokens before it gains 0.400 nats a token, and the teacher 1.00."
+    assert told in section("length", run, **found).verdict
+    found["recall"] = {name: recalled([], [], []) for name in found["recall"]}
     found["positions"]["code"]["student"][0] = None
     found["ppl"]["code"]["512"]["student"] = None
     shown = section("length", run, **found | {"contexts": [512]})

@@ -16,21 +16,25 @@ RECALLS = {
     "passkey": "passkey: a random key behind a mark, so much held-out text, and the mark again",
 }
 SAID = {"text": "How the text goes on", "teacher": "What the teacher samples", "student": "What the student samples"}
+#: What a teacher that finds less than this has no recall to be kept.
+FINDS = 0.05
+#: Nats a token that a teacher gains at least where there is something to be forgotten.
+GAINS = 0.25
 #: A student wanders off whose samples cost its teacher so many nats a token more than its own.
 WANDERING = 0.5
 
 
 def section(run: Run) -> Section:
     found = run.measurement("length")
-    beyond = found["contexts"][-1] > found["context"]
     return Section(
         title="Length",
         intro=f"Trained at a context of {found['context']:,} tokens. Perplexity at each context is of the same text, "
         "read in stretches of that many tokens; that by position is at the longest, by the tokens before a target. "
-        "Recall is the share of tokens that are found as the likeliest; its tasks are made of the model's own "
-        "vocabulary, and nobody was trained on them. Generation goes on from held-out text, half a context of it: "
-        "greedily until student and teacher part, and by sampling at temperature 1, of which the teacher says how "
-        "likely it is. Where the student's samples are much less likely than the teacher's own, it wanders off.",
+        "Recall is the share of tokens that are found as the likeliest, and what their log p gains over the first "
+        "time; its tasks are made of the model's own vocabulary, and nobody was trained on them. Generation goes on "
+        "from held-out text, half a context of it: greedily until student and teacher part, and by sampling at "
+        "temperature 1, of which the teacher says how likely it is. Where the student's samples are much less likely "
+        "than the teacher's own, it wanders off.",
         data=found,
         verdict=verdict(found),
         numbers=[
@@ -43,10 +47,19 @@ def section(run: Run) -> Section:
         ],
         tables=[context_table(found), *recall_tables(found), generation_table(found)],
         figures=[[position_figure(found, domain) for domain in found["positions"]], recall_figures(found)],
-        notes=[]
-        if beyond
-        else ["Not read beyond the context of training: there are no more positions, or no more text."],
+        notes=notes(found),
     )
+
+
+def notes(found: dict[str, Any]) -> list[str]:
+    told = []
+    if found["contexts"][-1] == found["context"]:
+        told.append("Not read beyond the context of training: there are no more positions, or no more text.")
+    if blind := [name for name, recall in found["recall"].items() if recall["distance"] and not finds(recall)]:
+        told.append(
+            f"The teacher itself finds next to nothing of a {' or a '.join(blind)}: compare what they gain instead."
+        )
+    return told
 
 
 def verdict(found: dict[str, Any]) -> str:
@@ -55,7 +68,11 @@ def verdict(found: dict[str, Any]) -> str:
     ratios = {domain: ratio for domain, by in found["ppl"].items() if (ratio := over(by[str(longest)])) is not None}
     near = each(ratios, of=" the teacher's") if ratios else ""
     said = [f"Read {longest:,} tokens at a time, perplexity is {near}."] if ratios else []
-    said += [recalled(name, recall) for name, recall in found["recall"].items() if any(recall["teacher"])]
+    said += [
+        sentence
+        for name, recall in found["recall"].items()
+        if (sentence := recalled(name, recall) if finds(recall) else forgotten(name, recall))
+    ]
     alike = [f"{number(by['until'])} of {by['tokens']} tokens on {domain}" for domain, by in told.items()]
     said.append(f"Going on greedily, it says the same as its teacher for {listed(alike)}.")
     lost = [domain for domain, by in told.items() if wanders(by["nats"])]
@@ -67,12 +84,27 @@ def over(by: dict[str, float | None]) -> float | None:
     return None if student is None or not teacher else student / teacher
 
 
+def finds(recall: dict[str, Any]) -> bool:
+    """Whether the teacher does: a model that was not trained to may not, and then its student need not."""
+    return max(recall["teacher"]["found"], default=0) >= FINDS
+
+
 def recalled(name: str, recall: dict[str, Any]) -> str:
     """At the farthest distance over which the teacher still finds half as much as it does at its best."""
-    best = max(filter(None, recall["teacher"]))
-    far = max(place for place, value in enumerate(recall["teacher"]) if value and value >= best / 2)
-    student, teacher = share(recall["student"][far]), share(recall["teacher"][far])
+    teachers, students = (recall[who]["found"] for who in WHO)
+    far = max(place for place, value in enumerate(teachers) if value >= max(teachers) / 2)
+    student, teacher = share(students[far]), share(teachers[far])
     return f"Of a {name} over {recall['distance'][far]:,} tokens it finds {student}, the teacher {teacher}."
+
+
+def forgotten(name: str, recall: dict[str, Any]) -> str:
+    """The nearest distance at which the teacher still gains something and the student not half as much."""
+    gains = zip(recall["distance"], *(recall[who]["gain"] for who in WHO), strict=True)
+    for distance, teacher, student in gains:
+        if teacher is not None and teacher >= GAINS and (student is None or student < teacher / 2):
+            told = f"gains {number(student)} nats a token, and the teacher {number(teacher)}"
+            return f"From a {name} read {distance:,} tokens before it {told}."
+    return ""
 
 
 def wanders(nats: dict[str, float | None]) -> bool:
@@ -92,11 +124,18 @@ def context_table(found: dict[str, Any]) -> Table:
 
 def recall_tables(found: dict[str, Any]) -> list[Table]:
     rows = [
-        [name, f"{distance:,}", *(share(recall[who][place]) for who in WHO)]
+        [
+            name,
+            f"{distance:,}",
+            *(share(recall[who]["found"][place]) for who in WHO),
+            *(number(recall[who]["gain"][place]) for who in WHO),
+        ]
         for name, recall in found["recall"].items()
         for place, distance in enumerate(recall["distance"])
     ]
-    return [Table("Tokens found again", ["Task", "Distance", "Teacher", "Student"], rows, labels=2)] if rows else []
+    columns = ["Task", "Distance", "Teacher finds", "Student finds", "Teacher gains, nats", "Student gains, nats"]
+    caption = "Tokens found again, and how much likelier they are than they were the first time"
+    return [Table(caption, columns, rows, labels=2)] if rows else []
 
 
 def generation_table(found: dict[str, Any]) -> Table:
@@ -131,13 +170,18 @@ def plain(value: float) -> str:
 
 
 def recall_figures(found: dict[str, Any]) -> list[Figure]:
-    figures = []
-    for name, recall in found["recall"].items():
-        if recall["distance"]:
-            distance = np.array(recall["distance"], dtype=float)
-            lines = [Line(who, distance, np.array(recall[who], dtype=float)) for who in WHO]
-            told = "; ".join(f"{who} {', '.join(map(share, recall[who]))}" for who in WHO)
-            alt = f"Recall, {RECALLS[name]}. At {', '.join(map(count, recall['distance']))} tokens: {told}."
-            drawing = curves(lines, "distance in tokens", "share found", alt, doubling=True, shares=True)
-            figures.append(Figure(f"recall-{name}", f"Recall, {RECALLS[name]}.", alt, drawing))
-    return figures
+    return [recall_figure(name, recall) for name, recall in found["recall"].items() if recall["distance"]]
+
+
+def recall_figure(name: str, recall: dict[str, Any]) -> Figure:
+    """What is found; or what is gained, where a teacher finds too little."""
+    measure, unit = ("found", "share found") if finds(recall) else ("gain", "nats gained")
+    distance = np.array(recall["distance"], dtype=float)
+    lines = [Line(who, distance, np.array(recall[who][measure], dtype=float)) for who in WHO]
+    write = share if finds(recall) else number
+    told = "; ".join(f"{who} {', '.join(map(write, recall[who][measure]))}" for who in WHO)
+    alt = f"Recall, {RECALLS[name]}; {unit} at {', '.join(map(count, recall['distance']))} tokens: {told}."
+    drawing = curves(
+        lines, "distance in tokens", unit, alt, doubling=True, scale="shares" if finds(recall) else "linear"
+    )
+    return Figure(f"recall-{name}", f"Recall, {RECALLS[name]}: {unit}.", alt, drawing)
