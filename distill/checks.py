@@ -33,6 +33,7 @@ LEAST = {
     "measure.transfer.seeds": 1,
     "measure.transfer.blocks": 1,
     "measure.contribution.blocks": 1,
+    "measure.cost.longest": 1,
     **{f"measure.length.{key}": 1 for key in ("times", "blocks", "sequences", "prompts", "new_tokens")},
     "measure.map_tokens": 1,
     "data.workers": 0,

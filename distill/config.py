@@ -186,11 +186,18 @@ class Length:
 
 
 @dataclass
+class Cost:
+    """longest: the tokens up to which time and memory are measured."""
+
+    longest: int
+
+
+@dataclass
 class Measure:
     """batch_size of evaluations; fidelity_blocks per domain; map_tokens: side of the attention maps kept to look at.
 
-    teacher_tuned: run the control, the teacher trained on the tokens of stage 2. transfer, contribution, length: what
-    these sections of the report take.
+    teacher_tuned: run the control, the teacher trained on the tokens of stage 2. transfer, contribution, length, cost:
+    what these sections of the report take.
     """
 
     batch_size: int
@@ -200,6 +207,7 @@ class Measure:
     transfer: Transfer
     contribution: Contribution
     length: Length
+    cost: Cost
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """The story of `goal=teacher`: a softmax model trained from scratch or from another, ready to be a teacher."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ from .config import Config
 from .data import prepare, training_texts
 from .errors import UserError
 from .loading import check_body, check_tokens, load_model, load_tokenizer
+from .measure.cost import TRAINING
+from .measure.origin import hardware
 from .measure.perplexity import read_domains
 from .rundir import RunDirectory
 from .scratch import build_model, train_tokenizer
-from .stages.fit import fit
+from .stages.fit import device_of, fit
 from .stages.language import LanguageStage
 from .swappable import attention_layers
 from .task import TASKS
@@ -57,6 +60,8 @@ def train_teacher(config: Config) -> Path:
     model.cpu().to(torch.bfloat16).save_pretrained(run.teacher)
     tokenizer.save_pretrained(run.teacher)
     task.save_beside(model, run.teacher, config.data.context)
+    took = {"tokens": tokens, "seconds": run.seconds["pretrain"], "hardware": hardware(device_of(config))}
+    (run.teacher / TRAINING).write_text(json.dumps(took, indent=1), encoding="utf-8")
     (run.teacher / "README.md").write_text(card(model, readings, tokens, corpus, config, run), encoding="utf-8")
     print("\n".join([*lines(readings, corpus, task), f"teacher: {run.teacher}"]))
     return run.path

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .contribution import measure_contribution
+from .cost import measure_cost
 from .length import measure_length
 from .subject import NotMeasured, Subject
 from .transfer import measure_transfer
@@ -14,6 +15,7 @@ MEASURES: dict[str, Callable[[Subject], dict[str, Any]]] = {
     "transfer": measure_transfer,
     "contribution": measure_contribution,
     "length": measure_length,
+    "cost": measure_cost,
 }
 
 log = logging.getLogger(__name__)

@@ -25,7 +25,11 @@ def test_the_module_runs_and_imports_no_training_code(make_run: MakeRun) -> None
 
 def test_without_sections_those_of_the_run_are_rebuilt(make_run: MakeRun) -> None:
     run = make_run()
-    config = (run / "config.yaml").read_text().replace("[headline, fidelity, contribution]", "[headline]")
+    config = (
+        (run / "config.yaml")
+        .read_text()
+        .replace("[headline, fidelity, transfer, contribution, length, cost]", "[headline]")
+    )
     (run / "config.yaml").write_text(config)
     assert main([str(run)]) == 0
     assert "not asked for" in (run / "report/report.md").read_text().split("fidelity:")[1].splitlines()[0]
@@ -41,7 +45,7 @@ def test_without_sections_those_of_the_run_are_rebuilt(make_run: MakeRun) -> Non
         (["empty"], "empty: not a run directory"),
         (
             ["run", "--sections", "headline,colour"],
-            "'colour' is unknown; there are contribution, fidelity, headline, length, provenance, transfer",
+            "'colour' is unknown; there are contribution, cost, fidelity, headline, length, provenance, transfer",
         ),
         (["run", "--sections", "../run"], "'../run' is unknown"),
         (["torn"], "config.yaml: not readable as YAML"),

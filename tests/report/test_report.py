@@ -61,9 +61,7 @@ def test_every_key_of_the_contract_is_there(report: Path) -> None:
     content = read(report)
     assert list(content) == list(CONTRACT)
     assert set(CONTRACT) == {"headline", "fidelity", "transfer", "contribution", "length", "cost", "provenance"}
-    for name in ("cost",):
-        assert content[name] == {"skipped": "not measured by this version"}
-    for name in ("transfer", "contribution", "length"):
+    for name in ("transfer", "contribution", "length", "cost"):
         assert content[name] == {"skipped": "not asked for in report.sections"}
     assert {entry.name for entry in report.iterdir()} == {"report.json", "report.md", "report.html", "figures"}
 
@@ -202,13 +200,13 @@ def test_a_failed_write_leaves_the_old_report(make_run: MakeRun, monkeypatch: py
 
 
 def test_a_new_section_is_one_new_file(make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "cost.py").write_text(
+    (tmp_path / "money.py").write_text(
         "from distill.report.section import Section\n"
-        "def section(run):\n    return Section(title='Cost', intro='In money.', data={'price': 3})\n"
+        "def section(run):\n    return Section(title='Money', intro='In money.', data={'price': 3})\n"
     )
     monkeypatch.setattr(sections, "__path__", [*sections.__path__, str(tmp_path)])
-    report = render(make_run(), ["cost"])
-    assert read(report)["cost"] == {"price": 3}
+    report = render(make_run(), ["money"])
+    assert read(report)["money"] == {"price": 3}
     assert "In money." in (report / "report.html").read_text()
 
 

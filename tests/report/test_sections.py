@@ -303,6 +303,41 @@ def test_length_says_how_far_it_holds(make_run: MakeRun) -> None:
     assert shown.notes == ["Not read beyond the context of training: there are no more positions, or no more text."]
 
 
+def test_cost_says_from_which_length_on_it_pays(make_run: MakeRun) -> None:
+    run = make_run()
+    shown = load("cost")(Run(run))
+    assert shown.data["crossover"] == {"prefill": 512, "decode": None, "kept_bytes": 256}
+    assert shown.verdict == (
+        "On 2 CPU cores the student needs less than its teacher for reading a text from 512 tokens on and what is kept "
+        "for decoding from 256 tokens on. For decoding a token it does not up to 1,024 tokens. A token decoded after "
+        "1,024 takes 1.00× the time of one after 128."
+    )
+    lengths, stages = shown.tables
+    assert lengths.rows[3] == ["1,024", "200", "80.0", "0.40×", "5.00", "6.00", "1.20×", "8.00", "1.00", "0.12×"]
+    assert [cell.replace("\N{NO-BREAK SPACE}", " ") for cell in stages.rows[1]] == [
+        "stage 2, logits",
+        "1 M",
+        "3 min 20 s",
+        "5 k",
+        "8e+13 FLOP",
+    ]
+    assert [(fact.label, fact.value) for fact in shown.facts] == [
+        ("To make it", "1e+14 FLOP"),
+        ("Its teacher took", "3e+14 FLOP"),
+    ]
+    nothing = {
+        "flops": {},
+        "tokens": {},
+        "seconds": {},
+        "teacher_training": None,
+        "decode": None,
+        "wanted": [128, 2048],
+    }
+    shown = section("cost", run, **nothing)
+    assert shown.facts == [] and len(shown.tables) == 1 and "decoded" not in shown.verdict
+    assert shown.notes == ["There is no memory for the teacher or the student to read 2,048 tokens here."]
+
+
 def test_contribution_says_what_does_nothing(make_run: MakeRun) -> None:
     run = make_run()
     shown = load("contribution")(Run(run))

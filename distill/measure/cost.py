@@ -1,0 +1,162 @@
+"""What student and teacher cost on the machine at hand, by length, and what the student took to make."""
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from ..loading import location
+from ..stages.stage import embeddings
+from .origin import hardware
+from .subject import Subject
+
+#: What a teacher that `goal=teacher` has made says of its own cost.
+TRAINING = "training.json"
+#: The shortest length that is timed; others double from here.
+SHORTEST = 128
+#: How often each is timed, after once to warm up; the median counts.
+REPEATS = 3
+#: Tokens that are decoded one after another, of which each takes a part of the time.
+DECODED = 8
+#: How many times a token goes through the teacher forwards, and its equals, by stage: 2 floating-point operations for
+#: each weight forwards, and twice that backwards.
+PASSES = {"allocation": 1, "attention": 1, "logits": 1 + 3, "finetune": 3}
+
+
+def measure_cost(subject: Subject) -> dict[str, Any]:
+    """{"contexts": [tokens], "prefill", "decode": {who: [seconds]}, "kept_bytes", "peak_bytes": {who: [bytes]},
+    "hardware", "flops_per_token", "flops": {stage}, "teacher_training"}; who is teacher or student.
+
+    One text of random tokens. Prefill reads it whole; decode is one of its last tokens, with what was kept of those
+    before it: a state or a cache, of kept_bytes for the whole text. An encoder does not decode. peak_bytes: of a GPU
+    while it reads. flops counts what goes through weights, and not attention's own. Ends before the length that there
+    is no memory for.
+    """
+    lengths = lengths_of(subject)
+    found: dict[str, Any] = {name: {"teacher": [], "student": []} for name in ("prefill", "decode", "kept_bytes")}
+    found["peak_bytes"] = {"teacher": [], "student": []}
+    done: list[int] = []
+    with subject.run.timed("measure"), precision(subject):
+        for length in tqdm(lengths, "cost", unit="length", leave=False):
+            try:
+                each = {who: costs(model, length, subject) for who, model in models(subject).items()}
+            except torch.OutOfMemoryError:
+                break
+            done.append(length)
+            for who, told in each.items():
+                for name, value in told.items():
+                    found[name][who].append(value)
+    per_token = flops_per_token(subject.teacher.model)
+    headline = json.loads((subject.run.path / "measurements/headline.json").read_text(encoding="utf-8"))
+    return {
+        **{name: values if any(values.values()) else None for name, values in found.items()},
+        "contexts": done,
+        "wanted": lengths,
+        "hardware": hardware(subject.device),
+        "precision": subject.config.trainer["precision"],
+        "flops_per_token": per_token,
+        "flops": {stage: PASSES[stage] * per_token * seen for stage, seen in headline["tokens"].items()},
+        "tokens": headline["tokens"],
+        "seconds": headline["seconds"],
+        "teacher_training": training(location(subject.config.teacher)),
+    }
+
+
+def lengths_of(subject: Subject) -> list[int]:
+    """Doubling, up to what was asked for; where positions are learned, as far as there are any."""
+    longest, config = subject.config.measure.cost.longest, subject.teacher.model.config
+    if learned_positions(subject.teacher.model):
+        longest = min(longest, getattr(config, "max_position_embeddings", longest))
+    found = [min(SHORTEST, longest)]
+    while 2 * found[-1] <= longest:
+        found.append(2 * found[-1])
+    return found
+
+
+def learned_positions(model: Any) -> bool:
+    """Whether it looks up anything but its tokens."""
+    return any(isinstance(each, nn.Embedding) and each is not model.get_input_embeddings() for each in model.modules())
+
+
+def precision(subject: Subject) -> Any:
+    """What the trainer computes in: bfloat16 where it says so, else what the weights are."""
+    mixed = str(subject.config.trainer["precision"]).startswith("bf16")
+    return torch.autocast(subject.device.type, torch.bfloat16, enabled=mixed)
+
+
+def models(subject: Subject) -> dict[str, Any]:
+    return {"teacher": subject.teacher.model, "student": subject.student}
+
+
+@torch.no_grad()
+def costs(model: Any, length: int, subject: Subject) -> dict[str, float]:
+    """Seconds and bytes of one text of `length` tokens."""
+    model.eval().to(subject.device)
+    vocabulary = model.config.vocab_size
+    ids = torch.randint(vocabulary, (1, length), generator=torch.Generator().manual_seed(length)).to(subject.device)
+    on_gpu = subject.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(subject.device)
+        before = torch.cuda.memory_allocated(subject.device)
+    seconds = clocked(lambda: model(input_ids=ids, **subject.task.arguments), subject.device)
+    told = {"prefill": seconds}
+    if on_gpu:
+        told["peak_bytes"] = torch.cuda.max_memory_allocated(subject.device) - before
+    if subject.task.causal:
+        # The last tokens are decoded, so that no more positions are needed than there are.
+        cache = model(input_ids=ids[:, : -DECODED * (1 + REPEATS)], use_cache=True).past_key_values
+        told["decode"] = clocked(lambda: decode(model, cache, subject.device), subject.device) / DECODED
+        told["kept_bytes"] = kept_bytes(cache)
+    return told
+
+
+def decode(model: Any, cache: Any, device: torch.device) -> None:
+    """A few tokens more, which lengthen a cache."""
+    token = torch.zeros(1, 1, dtype=torch.long, device=device)
+    for _ in range(DECODED):
+        model(input_ids=token, past_key_values=cache, use_cache=True)
+
+
+def clocked(work: Callable[[], Any], device: torch.device) -> float:
+    """Seconds, the median of several."""
+    found = []
+    for _ in range(1 + REPEATS):
+        wait(device)
+        start = time.perf_counter()
+        work()
+        wait(device)
+        found.append(time.perf_counter() - start)
+    return statistics.median(found[1:])
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def kept_bytes(cache: Any) -> int:
+    """What decoding goes on from: a student's state, or keys and values."""
+    if hasattr(cache, "nbytes"):
+        return int(cache.nbytes)
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+
+
+def flops_per_token(model: Any) -> int:
+    """Of one token on its way forwards: 2 for each weight that it is multiplied with, the output head among them."""
+    looked_up = embeddings(model)
+    weights = sum(each.numel() for each in model.parameters() if each.dim() >= 2 and each not in looked_up)
+    head = model.get_output_embeddings()
+    tied = head is not None and head.weight in looked_up
+    return 2 * (weights + (head.weight.numel() if tied else 0))
+
+
+def training(path: str) -> dict[str, Any] | None:
+    """What the teacher itself took, where its directory says so."""
+    file = Path(path) / TRAINING
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None

@@ -1,0 +1,102 @@
+"""What things cost: the sizes exactly, the times by a clock that the test holds."""
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from distill.measure import cost
+from distill.measure.subject import Subject
+from distill.student import build_student
+
+from . import tiny
+from .test_teacher import load
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(params=["gpt2", "llama"])
+def subject(request: pytest.FixtureRequest, teachers: dict[str, Path], tmp_path: Path) -> Any:
+    teacher = load(teachers[request.param])
+    student = build_student(teacher, tiny.MIXER).eval()
+    (tmp_path / "measurements").mkdir()
+    headline = {"tokens": {"attention": 100, "logits": 1000}, "seconds": {"attention": 1.0, "logits": 2.0}}
+    (tmp_path / "measurements/headline.json").write_text(json.dumps(headline))
+    config: Any = SimpleNamespace(
+        measure=SimpleNamespace(cost=SimpleNamespace(longest=256)),
+        trainer={"precision": "32-true"},
+        teacher=SimpleNamespace(path=str(teachers[request.param])),
+    )
+
+    class Timed:
+        def __enter__(self) -> None: ...
+        def __exit__(self, *_: object) -> None: ...
+
+    run: Any = SimpleNamespace(path=tmp_path, timed=lambda name: Timed())
+    return Subject(teacher, student, tiny.corpus(2), config, run, CPU)
+
+
+def family(subject: Subject) -> str:
+    return subject.teacher.model.config.model_type
+
+
+def test_lengths_end_with_learned_positions_and_not_with_rotary_ones(subject: Subject):
+    assert cost.lengths_of(subject) == ([64] if family(subject) == "gpt2" else [128, 256])
+
+
+def test_what_is_kept(subject: Subject):
+    """Keys and values of every token; a state, at any length."""
+    found = cost.measure_cost(subject)
+    heads, width = 2, 8
+    assert found["kept_bytes"]["teacher"] == [2 * 2 * heads * width * length * 4 for length in found["contexts"]]
+    cache = subject.student.new_cache()
+    subject.student(input_ids=torch.zeros(1, 1, dtype=torch.long), past_key_values=cache)
+    assert set(found["kept_bytes"]["student"]) == {cache.nbytes}
+    assert all(value > 0 for name in ("prefill", "decode") for who in found[name].values() for value in who)
+    assert found["peak_bytes"] is None and found["hardware"].endswith("CPU cores")
+
+
+def test_operations_are_two_for_each_weight_that_a_token_meets(subject: Subject):
+    model = subject.teacher.model
+    linear = {"gpt2": 2 * (16 * 48 + 16 * 16 + 2 * 16 * 64), "llama": 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 24)}
+    head = tiny.VOCABULARY * model.config.hidden_size
+    assert cost.flops_per_token(model) == 2 * (linear[family(subject)] + head)
+    found = cost.measure_cost(subject)
+    each = found["flops_per_token"]
+    assert found["flops"] == {"attention": 100 * each, "logits": 4 * 1000 * each}
+
+
+def test_the_median_counts_and_the_first_does_not(monkeypatch: pytest.MonkeyPatch):
+    took, now = iter([9.0, 1.0, 5.0, 2.0]), 0.0
+
+    def work() -> None:
+        nonlocal now
+        now += next(took)
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    assert cost.clocked(work, CPU) == 2.0
+
+
+def test_it_ends_before_the_length_that_there_is_no_memory_for(subject: Subject, monkeypatch: pytest.MonkeyPatch):
+    whole = cost.costs
+
+    def costs(model: Any, length: int, subject: Subject) -> dict[str, float]:
+        if length > 64 and model is subject.student and length == cost.lengths_of(subject)[-1]:
+            raise torch.OutOfMemoryError
+        return whole(model, length, subject)
+
+    monkeypatch.setattr(cost, "costs", costs)
+    found = cost.measure_cost(subject)
+    assert found["contexts"] == ([64] if family(subject) == "gpt2" else [128])
+    assert all(len(values) == len(found["contexts"]) for values in found["prefill"].values())
+
+
+def test_what_the_teacher_took_is_told_where_it_is_known(subject: Subject, tmp_path: Path):
+    assert cost.measure_cost(subject)["teacher_training"] is None
+    config: Any = SimpleNamespace(**vars(subject.config) | {"teacher": SimpleNamespace(path="pocket")})
+    assert cost.measure_cost(replace(subject, config=config))["teacher_training"]["tokens"] == 2400 * 16 * 1024
