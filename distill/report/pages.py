@@ -1,6 +1,7 @@
 """The two pages: the same sections as HTML and as Markdown."""
 
 import re
+from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -8,8 +9,10 @@ from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, FunctionLoader
+from markupsafe import Markup
 
 from .section import Figure, Section
+from .terms import Linker
 
 
 @dataclass
@@ -33,9 +36,23 @@ class Page:
         return self._render("page.md.jinja", finalize=plain)
 
     def _render(self, template: str, **options: Any) -> str:
-        loader = FunctionLoader(lambda name: files(__package__).joinpath(name).read_text(encoding="utf-8"))
-        environment = Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, **options)
-        return environment.get_template(template).render(vars(self))
+        environment = Environment(loader=FunctionLoader(part), trim_blocks=True, lstrip_blocks=True, **options)
+        linker = Linker()
+        environment.filters["linked"] = linker.linked
+        script = part("page.js")
+        return environment.get_template(template).render(
+            vars(self), definitions=linker.definitions, script=Markup(script), script_hash=fingerprint(script)
+        )
+
+
+def part(name: str) -> str:
+    """A file beside this one."""
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def fingerprint(script: str) -> str:
+    """By which a page that trusts nothing else knows its script."""
+    return "sha256-" + b64encode(sha256(script.encode()).digest()).decode()
 
 
 def plain(value: Any) -> str:

@@ -473,7 +473,7 @@ def test_names_from_data_stay_text(tmp_path: Path) -> None:
     run = write(tmp_path / "run", f"x{HOSTILE}", ratio={HOSTILE: 1.1, "a | b": 1.2}, teacher=f"t/{HOSTILE[:7]} | x")
     compare([run], tmp_path / "o_u t", tmp_path / "page.html")
     html, text = (tmp_path / "page.html").read_text(), (tmp_path / "o_u t.md").read_text()
-    assert "<script" not in html and not Page(html).named("script") and HOSTILE in Page(html).text
+    assert len(Page(html).named("script")) == html.count("<script") == 1 and HOSTILE in Page(html).text
     assert "<script" not in text and not any("<script" in path.read_text() for path in tmp_path.glob("*.svg"))
     for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1, block
@@ -484,8 +484,8 @@ def test_names_from_data_stay_text(tmp_path: Path) -> None:
 
 def test_the_page_needs_nothing_from_elsewhere(out: Path) -> None:
     page = Page(out.with_suffix(".html").read_text())
-    assert not any(page.named(tag) for tag in ("script", "link", "img")) and len(page.named("svg")) == 2
-    links = [attributes["href"] for attributes in page.named("a")]
+    assert not any(page.named(tag) for tag in ("link", "img")) and len(page.named("svg")) == 2
+    links = [attributes["href"] for attributes in page.named("a") if attributes.get("class") != "term"]
     assert links == [f"#{attributes['id']}" for attributes in page.named("section")]
     assert any(attributes.get("class") == "aside" for attributes in page.named("tr"))
 

@@ -1,5 +1,7 @@
 """What a report holds, and what becomes of it when artefacts are missing, broken or hostile."""
 
+import base64
+import hashlib
 import json
 import re
 from collections.abc import Callable
@@ -14,6 +16,7 @@ from distill.errors import UserError
 from distill.report import render, sections
 from distill.report.build import CONTRACT
 from distill.report.run import Run
+from distill.report.terms import Linker
 
 BOTH = ["headline", "fidelity"]
 HOSTILE = "<script>alert('x')</script>|$\\frac{1}$"
@@ -116,8 +119,7 @@ def test_a_broken_section_does_not_stop_the_others(make_run: MakeRun) -> None:
 def test_hostile_names_stay_text(make_run: MakeRun) -> None:
     report = render(make_run(domains=(HOSTILE, "../../prose")), BOTH)
     source = (report / "report.html").read_text()
-    assert not Page(source).named("script")
-    assert "<script" not in source and HOSTILE in Page(source).text
+    assert len(Page(source).named("script")) == source.count("<script") == 1 and HOSTILE in Page(source).text
     assert "<script" not in (report / "report.md").read_text()
     assert set(read(report)["headline"]["ratio"]) == {HOSTILE, "../../prose"}
     for figure in (report / "figures").iterdir():
@@ -132,7 +134,12 @@ def test_the_page_needs_nothing_from_elsewhere(report: Path) -> None:
     without_namespaces = re.sub(r'xmlns(:\w+)?="[^"]*"', "", source)
     assert not re.search(r"https?:|url\(\s*['\"]?//|@import", without_namespaces)
     page = Page(source)
-    assert not page.named("script") and not page.named("link") and not page.named("img")
+    assert page.named("script") == [{}] and not page.named("link") and not page.named("img")
+    # The page itself forbids everything else, and knows its script by what is in it.
+    (policy,) = [tag["content"] or "" for tag in page.named("meta") if tag.get("http-equiv")]
+    script = source.partition("<script>")[2].partition("</script>")[0]
+    known = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert policy.startswith("default-src 'none'; ") and policy.endswith(f"script-src 'sha256-{known}'")
     for _, attributes in page.tags:
         for name in ("src", "href", "xlink:href"):
             assert (attributes.get(name) or "#").startswith(("#", "data:image/png;base64,"))
@@ -140,9 +147,28 @@ def test_the_page_needs_nothing_from_elsewhere(report: Path) -> None:
 
 def test_the_contents_lead_to_every_section(report: Path) -> None:
     page = Page((report / "report.html").read_text())
-    links = [attributes["href"] for attributes in page.named("a")]
-    assert links == ["#headline", "#fidelity", "#provenance", "#skipped"]
+    links = [attributes["href"] for attributes in page.named("a") if attributes.get("class") != "term"]
+    assert links == ["#headline", "#fidelity", "#provenance", "#skipped", "#terms"]
     assert [f"#{attributes['id']}" for attributes in page.named("section")] == links
+
+
+def test_claims_lead_to_what_their_numbers_mean(report: Path) -> None:
+    """Each to a definition that is there, none to one that nothing leads to, and a word once in a sentence."""
+    source = (report / "report.html").read_text()
+    page = Page(source)
+    led = {attributes["href"] for attributes in page.named("a") if attributes.get("class") == "term"}
+    there = {
+        f"#{attributes['id']}" for attributes in page.named("div") if (attributes.get("id") or "").startswith("term-")
+    }
+    assert led == there and {"#term-perplexity", "#term-kl", "#term-state"} <= led and "#term-crossover" not in led
+    verdict = source.partition('<p class="verdict">')[2].partition("</p>")[0]
+    assert verdict.startswith('<a class="term" href="#term-perplexity">Perplexity</a> is ')
+    assert verdict.count("#term-perplexity") == 1
+    linker = Linker()
+    assert linker.linked("<b>stateful states & a state</b>") == (
+        '&lt;b&gt;stateful states &amp; a <a class="term" href="#term-state">state</a>&lt;/b&gt;'
+    )
+    assert [term for _, term, _ in linker.definitions()] == ["state"]
 
 
 def test_figures_have_alternative_text_and_lie_beside_the_page(report: Path) -> None:
