@@ -16,7 +16,12 @@ install: .venv/installed  ## Create .venv and install what the lock file pins
 run: install  ## Distil the embedded teacher on the embedded corpus (args="key=value …" to override)
 	$(BIN)/python -m distill $(args)
 
-test: install lint types  ## Lint, check types, run every test
+browser:  ## See that there is a Chromium to open reports in; Debian's is installed where there is none
+	@which chromium chromium-browser google-chrome | grep -q . || { \
+		apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } > /dev/null || { \
+		echo "the tests open a report in a browser: install Chromium (apt-get install chromium)"; exit 1; }
+
+test: install lint types browser  ## Lint, check types, run every test
 	$(BIN)/python -m pytest
 
 lint: install  ## Check style
@@ -32,4 +37,4 @@ lock: install  ## Write down what is installed now
 clean:  ## Remove the virtual environment and caches; outputs/ stays
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache
 
-.PHONY: help install run test lint types lock clean
+.PHONY: help install run browser test lint types lock clean

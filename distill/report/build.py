@@ -16,6 +16,9 @@ from .sections import check, load
 #: The top level of report.json, whichever sections were asked for, and the order of the page.
 CONTRACT = ("headline", "fidelity", "transfer", "contribution", "length", "cost", "provenance")
 
+#: Of report.json, see schema.json.
+VERSION = 1
+
 log = logging.getLogger(__name__)
 
 
@@ -70,8 +73,10 @@ def write(run: Run, parts: dict[str, Section | Skipped]) -> Path:
 
 
 def as_data(parts: dict[str, Section | Skipped]) -> dict[str, Any]:
-    """The content of report.json."""
-    return {name: part.data if isinstance(part, Section) else {"skipped": part.reason} for name, part in parts.items()}
+    """The content of report.json, as schema.json has it."""
+    return {"version": VERSION} | {
+        name: part.data if isinstance(part, Section) else {"skipped": part.reason} for name, part in parts.items()
+    }
 
 
 def figure_file(section: str, row: int, column: int, figure: Figure) -> str:

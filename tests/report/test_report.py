@@ -9,11 +9,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 
 from distill.errors import UserError
-from distill.report import render, sections
+from distill.report import build, render, sections
 from distill.report.build import CONTRACT
 from distill.report.run import Run
 from distill.report.terms import Linker
@@ -62,11 +63,30 @@ def report(run_dir: Path) -> Path:
 
 def test_every_key_of_the_contract_is_there(report: Path) -> None:
     content = read(report)
-    assert list(content) == list(CONTRACT)
+    assert list(content) == ["version", *CONTRACT]
     assert set(CONTRACT) == {"headline", "fidelity", "transfer", "contribution", "length", "cost", "provenance"}
     for name in ("transfer", "contribution", "length", "cost"):
         assert content[name] == {"skipped": "not asked for in report.sections"}
     assert {entry.name for entry in report.iterdir()} == {"report.json", "report.md", "report.html", "figures"}
+
+
+def test_the_content_is_as_its_schema_says(make_run: MakeRun) -> None:
+    """Whole, and with every section skipped; and the schema knows what is wrong."""
+    schema = json.loads(Path(build.__file__).with_name("schema.json").read_text())
+    validator = jsonschema.Draft202012Validator(schema)
+    validator.check_schema(schema)
+    whole = read(render(make_run(), sections.available()))
+    validator.validate(whole)
+    assert whole["version"] == build.VERSION and not any("skipped" in whole[name] for name in CONTRACT)
+    validator.validate(whole | {name: {"skipped": "no reason"} for name in CONTRACT})
+    for change in (
+        {"version": 2},
+        {"headline": {}},
+        {"transfer": whole["transfer"] | {"seeds": []}},
+        {"cost": whole["cost"] | {"prefill": {"teacher": ["slow"], "student": [1.0]}}},
+        {"contribution": whole["contribution"] | {"nats": {}}},
+    ):
+        assert not validator.is_valid(whole | change), change
 
 
 def test_numbers_are_those_of_the_artefacts(run_dir: Path, report: Path) -> None:
