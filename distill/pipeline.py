@@ -16,12 +16,14 @@ from .data import Corpus, prepare
 from .errors import UserError
 from .flexformer.model import Flexformer
 from .kernels import MIXTURE, save_kernels
+from .logged import log_report
 from .measure.fidelity import measure_fidelity
 from .measure.headline import Readings, measure_headline
 from .measure.origin import write_origin
 from .measure.parts import read_parts
 from .measure.perplexity import Reading, read_domains
 from .measure.sections import measure_sections
+from .measure.spectra import frequencies
 from .measure.subject import Subject
 from .mixer import matches_maps
 from .placement import place_kernels
@@ -61,6 +63,7 @@ def distil(config: Config) -> Path:
                 place_kernels(teacher, student.mixers, corpus, config.seed, device)
     readings: Readings = {}
 
+    drawn = frequencies(student.mixers)
     readings["teacher"] = read_domains(teacher.model, corpus, config, run)
     readings["swapped"] = read_domains(student, corpus, config, run)
     tokens["attention"] = match_maps(teacher, student, corpus, config, run)
@@ -68,7 +71,7 @@ def distil(config: Config) -> Path:
         readings["stage1"] = read_domains(student, corpus, config, run)
     if student.mixers and matches_maps(config.mixer):
         with run.timed("measure"):
-            measure_fidelity(teacher, student.mixers, corpus, config.measure, run, device)
+            measure_fidelity(teacher, student.mixers, corpus, config.measure, run, device, drawn)
     student, tokens["logits"] = match_logits(teacher, student, corpus, config, run)
     if config.stages.finetune.max_steps:
         readings["matched"] = read_domains(student, corpus, config, run)
@@ -82,6 +85,7 @@ def distil(config: Config) -> Path:
     export(student, teacher, corpus, config, run)
     measure_sections(Subject(teacher, student, corpus, config, run, device))
     render(run.path, config.report.sections)
+    log_report(run)
     print(summary(run, run.student))
     return run.path
 
@@ -103,13 +107,14 @@ def evaluate(config: Config) -> Path:
     readings = {"teacher": read_domains(teacher.model, corpus, config, run)}
     if student.mixers and matches_maps(config.mixer):
         with run.timed("measure"):
-            measure_fidelity(teacher, student.mixers, corpus, config.measure, run, device)
+            measure_fidelity(teacher, student.mixers, corpus, config.measure, run, device, {})
     readings["student"] = read_domains(student, corpus, config, run, teacher)
     readings |= read_parts(student, corpus, config, run)
     measure_headline(teacher, student, readings, {}, corpus, config, run)
     shutil.copy(exported / "provenance.json", run.folder("measurements"))
     measure_sections(Subject(teacher, student, corpus, config, run, device))
     render(run.path, config.report.sections)
+    log_report(run)
     print(summary(run, exported))
     return run.path
 

@@ -5,9 +5,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import hydra
 import torch
 from omegaconf import OmegaConf
 
@@ -53,6 +55,11 @@ class RunDirectory:
     @property
     def teacher(self) -> Path:
         return self.path / "teacher"
+
+    @cached_property
+    def logger(self) -> Any:
+        """The configured logger, one for all stages; False where there is none."""
+        return hydra.utils.instantiate(self.config.logger, save_dir=str(self.path)) if self.config.logger else False
 
     def folder(self, name: str) -> Path:
         path = self.path / name

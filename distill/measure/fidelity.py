@@ -14,6 +14,7 @@ from ..maploss import log_student, log_teacher, map_kl, negative_share, output_e
 from ..rundir import RunDirectory
 from ..task import tokens_of
 from ..teacher import Teacher
+from .spectra import Frequencies, frequencies, spectra
 
 #: Added to a signed map's positive weights so that its KL can be stated at all; such a KL is not comparable.
 CLIP = 1e-6
@@ -44,10 +45,11 @@ def measure_fidelity(
     wanted: Measure,
     run: RunDirectory,
     device: torch.device,
+    drawn: Frequencies,
 ) -> None:
     """Writes measurements/fidelity.json and the maps of the best, median and worst head of each domain.
 
-    A layer that is kept exact is a row of nothing.
+    A layer that is kept exact is a row of nothing. drawn: the frequencies before they were fitted, as far as known.
     """
     teacher.to(device)
     for mixer in mixers.values():
@@ -79,6 +81,7 @@ def measure_fidelity(
             "domains": domains,
             "shown": shown,
             "tokens": tokens,
+            "spectra": spectra(drawn, frequencies(mixers)),
         },
     )
     save_file(maps, run.folder("measurements") / "fidelity_maps.safetensors")

@@ -84,6 +84,26 @@ def curves(
     return draw(paint, 2.7, alt)
 
 
+def ranges(places: list[str], spans: dict[str, list[list[float]]], labels: tuple[str, str], alt: str) -> str:
+    """For each of `places` and each name a bar from low to high, marked at its middle, side by side; spans: by name the
+    [low, middle, high] of every place. labels: of both axes."""
+
+    def paint(canvas: Canvas) -> None:
+        axes = canvas.subplots()
+        looks = cycle(zip(COLOURS, MARKERS, strict=True))
+        for i, ((name, bars), (colour, marker)) in enumerate(zip(spans.items(), looks, strict=False)):
+            low, middle, high = np.array(bars, dtype=float).T
+            x = np.arange(len(places)) + 0.22 * (i - (len(spans) - 1) / 2)
+            axes.errorbar(
+                x, middle, (middle - low, high - middle), fmt=marker, color=colour, elinewidth=1.4, label=name
+            )
+        axes.set_xticks(range(len(places)), places)
+        axes.set(xlabel=labels[0], ylabel=labels[1], ylim=(0, None))
+        canvas.legend(loc="outside upper left", ncols=3, handletextpad=0.2)
+
+    return draw(paint, 2.7, alt)
+
+
 def heat_map(
     values: np.ndarray,
     top: float,

@@ -39,7 +39,7 @@ def fit(stage: Stage, name: str, wanted: Wanted, corpus: Corpus, config: Config,
         config,
         max_steps=wanted.max_steps,
         callbacks=[meter, Redraw(), NumberGuard(name), ProgressBar(name), checkpoints(name, wanted.max_steps, run)],
-        logger=hydra.utils.instantiate(config.logger, save_dir=str(run.path)) if config.logger else False,
+        logger=run.logger,
         default_root_dir=str(run.path),
     )
     with run.timed(name), warnings.catch_warnings(), matmul_precision(config.matmul_precision):

@@ -186,7 +186,10 @@ def heads(domains: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, np.ndarra
             for whose, blur in (("teacher", 0.0), ("student", float(kl[layer, head]))):
                 maps[f"{domain}.{layer}.{head}.{whose}"] = attention(random, blur)
     fidelity = {"layers": LAYERS, "heads": HEADS, "comparable": True, "domains": measured, "shown": shown}
-    return fidelity | {"tokens": 8192}, maps
+    told = {"norm_before": [1.0, 2.0, 3.0], "norm_after": [2.0, 3.0, 4.0], "cosine": [0.5, 0.7, 0.9]}
+    told |= {"directions_before": 9.0, "directions_after": 6.0}
+    spectra = {str(layer): {"query_frequency": told, "key_frequency": told} for layer in range(LAYERS)}
+    return fidelity | {"tokens": 8192, "spectra": spectra}, maps
 
 
 def attention(random: np.random.Generator, blur: float) -> np.ndarray:

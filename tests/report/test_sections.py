@@ -199,7 +199,24 @@ def test_attention_maps_missing_damaged_or_signed(make_run: MakeRun) -> None:
     file.unlink()
     shown = load("fidelity")(Run(run))
     assert shown.notes == ["No attention maps: measurements/fidelity_maps.safetensors is missing."]
-    assert len(shown.figures) == 2
+    assert [row[0].name for row in shown.figures] == ["kl-code", "output_error-code", "spectrum-query_frequency"]
+
+
+def test_the_spectra_stand_below_the_heads(make_run: MakeRun) -> None:
+    run = make_run()
+    shown = load("fidelity")(Run(run))
+    assert shown.tables[1].rows[0] == [
+        "0",
+        "query frequency",
+        "2.00 (1.00 to 3.00)",
+        "3.00 (2.00 to 4.00)",
+        "0.700 (0.500 to 0.900)",
+        "9.00",
+        "6.00",
+    ]
+    assert [figure.name for figure in shown.figures[-1]] == ["spectrum-query_frequency", "spectrum-key_frequency"]
+    assert "before 2.00, 2.00" in shown.figures[-1][0].alt
+    assert len(section("fidelity", run, spectra=None).tables) == 1
 
 
 def test_transfer_says_what_is_kept_elsewhere(make_run: MakeRun) -> None:

@@ -7,6 +7,7 @@ from ..plots import heat_map
 from ..quantities import count, number, share
 from ..run import ArtefactError, Run
 from ..section import Fact, Figure, Section, Table
+from ..spectra import spectrum_figures, spectrum_tables
 
 TITLES = {"kl": "KL", "output_error": "output error"}
 UNITS = {"kl": "nats", "output_error": "share"}
@@ -43,11 +44,12 @@ def section(run: Run) -> Section:
         f"queries and keys, over "
         f"{count(found['tokens'])} tokens. KL runs from the teacher's attention to the student's: 0 when they agree. "
         "Output error is the squared distance between what the two heads pass on, as a share of the teacher's square. "
-        "Layers and heads count from 0.",
+        "Layers and heads count from 0. Frequencies are the directions that features look along: their length before "
+        "and after stage 1, the cosine of each with what it was, and how many directions a head's point to.",
         data=found | {"summary": summary},
         numbers=[domain_number(domain, kinds, order) for domain, kinds in summary.items()],
-        tables=[worst_heads(heads, order, width)],
-        figures=figures,
+        tables=[worst_heads(heads, order, width), *spectrum_tables(found.get("spectra"))],
+        figures=[*figures, *spectrum_figures(found.get("spectra"))],
         notes=notes,
     )
 
