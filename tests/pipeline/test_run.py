@@ -32,7 +32,7 @@ from .test_teacher import ids, load
 #: The tests below read one run, so they belong into one process.
 pytestmark = pytest.mark.xdist_group("run")
 
-REPORT = {"headline", "fidelity", "transfer", "contribution", "length", "cost", "provenance"}
+REPORT = {"version", "headline", "fidelity", "transfer", "contribution", "length", "cost", "provenance"}
 
 
 @pytest.fixture(scope="module")
