@@ -29,7 +29,7 @@ def with_error(value: float | None, error: float | None) -> str:
         return DASH
     if value >= 10:
         return number(value) if error is None else f"{number(value)} ± {number(error)}"
-    return f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.3f}"
+    return f"{value:z.3f}" if error is None else f"{value:z.3f} ± {error:.3f}"
 
 
 def share(value: float | None) -> str:

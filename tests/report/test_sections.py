@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from distill.report.quantities import with_error
 from distill.report.run import ArtefactError, Run
 from distill.report.section import Section
 from distill.report.sections import load
@@ -41,6 +42,16 @@ def test_the_verdict_is_computed(make_run: MakeRun) -> None:
     )
 
 
+def test_a_student_that_is_only_evaluated_was_not_trained(make_run: MakeRun) -> None:
+    run = make_run()
+    trained = section("headline", run, tokens={"allocation": 9, "logits": 9})
+    assert "No features by layer: measurements/allocation.json is missing." in trained.notes
+    assert "18 tokens" in {fact.value for fact in trained.facts}
+    evaluated = section("headline", run, tokens={})
+    assert not any("features by layer" in note for note in evaluated.notes)
+    assert "Trained on" not in {fact.label for fact in evaluated.facts}
+
+
 @pytest.mark.parametrize(("state", "tokens"), [(999, 10), (1000, 11), (1001, 11)])
 def test_the_cache_must_be_larger_not_equal(make_run: MakeRun, state: int, tokens: int) -> None:
     data = section("headline", make_run(), state_bytes=state, cache_bytes_per_token=100).data
@@ -51,6 +62,10 @@ def test_the_cache_must_be_larger_not_equal(make_run: MakeRun, state: int, token
 def test_a_gain_beyond_the_measured_context_is_called_so(make_run: MakeRun) -> None:
     verdict = section("headline", make_run(), state_bytes=12288 * 600).verdict
     assert verdict.endswith("from 601 tokens on, which is beyond the 512 measured here.")
+
+
+def test_nothing_is_less_than_nought() -> None:
+    assert with_error(-0.0004, 0.001) == "0.000 ± 0.001" and with_error(-0.0006, None) == "-0.001"
 
 
 def test_a_difference_within_its_error_is_not_sold_as_one(make_run: MakeRun) -> None:
@@ -371,7 +386,8 @@ def test_contribution_says_what_does_nothing(make_run: MakeRun) -> None:
         "window only",
         "linear only",
     ]
-    assert whole.rows[0][1:3] == ["3.600 ± 0.002", "36.6×"] and [row[0] for row in layers.rows] == ["0", "1", "2", "3"]
+    assert whole.rows[0][1:3] == ["3.600 ± 0.002", "36.6×"]
+    assert [row[:2] for row in layers.rows[3:5]] == [["code", "3"], ["prose", "0"]] and len(layers.rows) == 8
     found = json.loads((run / "measurements/contribution.json").read_text())
     for controls in found["nats"].values():
         for name in ("key_weight", "window", "linear"):

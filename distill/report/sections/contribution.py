@@ -104,12 +104,13 @@ def whole_table(whole: dict[str, Any], errors: dict[str, Any], domains: list[str
 
 def layer_table(nats: dict[str, Any], layers: list[str], domains: list[str]) -> Table:
     names = present(nats, layers)
-    columns = ["Layer", *(f"{domain}, {NAMES[name]}" for domain in domains for name in names)]
     rows = [
-        [layer, *(number((nats[layer].get(name) or {}).get(domain)) for domain in domains for name in names)]
+        [domain, layer, *(number((nats[layer].get(name) or {}).get(domain)) for name in names)]
+        for domain in domains
         for layer in layers
     ]
-    return Table("What is lost in one layer alone, in nats", columns, rows)
+    columns = ["Domain", "Layer", *(NAMES[name].capitalize() for name in names)]
+    return Table("What is lost in one layer alone, in nats", columns, rows, labels=2)
 
 
 def present(nats: dict[str, Any], layers: list[str]) -> list[str]:

@@ -38,7 +38,7 @@ def section(run: Run) -> Section:
     figures, notes = [steps_figure(data)], list[str]()
     tables = [*score_tables(data), perplexity_table(data), stage_table(data)]
     try:
-        tables += allocation_tables(run)
+        tables += allocation_tables(run, data)
     except ArtefactError as error:
         notes.append(f"No features by layer: {error}.")
     try:
@@ -125,6 +125,7 @@ def score_tables(data: dict[str, Any]) -> list[Table]:
 
 def facts(data: dict[str, Any]) -> list[Fact]:
     cache, tokens, parameters = data["cache_bytes_per_token"], data["state_smaller_from_tokens"], data["parameters"]
+    trained = total(data["tokens"])
     decoding = [
         Fact("State", size(data["state_bytes"]), "one sequence, any length" + kept_cache(data)),
         Fact("Teacher's cache", size(cache * data["context"]), f"at {data['context']:,} tokens; {size(cache)} each"),
@@ -133,7 +134,7 @@ def facts(data: dict[str, Any]) -> list[Fact]:
     # An encoder keeps neither.
     return [
         *(decoding if data["state_bytes"] is not None or cache else []),
-        Fact("Trained on", f"{count(total(data['tokens']))} tokens", "all stages"),
+        *([Fact("Trained on", f"{count(trained)} tokens", "all stages")] if trained else []),
         Fact("Took", duration(total(data["seconds"])), "from data to measurements" + held(data["peak_bytes"])),
         Fact(
             "Parameters",
@@ -188,9 +189,9 @@ def stage_table(data: dict[str, Any]) -> Table:
     return Table("What the stages took", columns, rows)
 
 
-def allocation_tables(run: Run) -> list[Table]:
+def allocation_tables(run: Run, data: dict[str, Any]) -> list[Table]:
     """How many features each layer got, and why, of a run that measured it."""
-    if run.setting("mixer.split") != "measured":
+    if not data["tokens"].get("allocation"):
         return []
     found = run.json("measurements/allocation.json")
     rows = [[layer, number(kl), count(found["features"].get(layer))] for layer, kl in found["kl"].items()]
