@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from ..loading import location
+from ..positions import within_positions
 from ..stages.stage import embeddings
 from .origin import hardware
 from .subject import Subject
@@ -70,18 +70,11 @@ def measure_cost(subject: Subject) -> dict[str, Any]:
 
 def lengths_of(subject: Subject) -> list[int]:
     """Doubling, up to what was asked for; where positions are learned, as far as there are any."""
-    longest, config = subject.config.measure.cost.longest, subject.teacher.model.config
-    if learned_positions(subject.teacher.model):
-        longest = min(longest, getattr(config, "max_position_embeddings", longest))
+    longest = within_positions(subject.teacher.model, subject.config.measure.cost.longest)
     found = [min(SHORTEST, longest)]
     while 2 * found[-1] <= longest:
         found.append(2 * found[-1])
     return found
-
-
-def learned_positions(model: Any) -> bool:
-    """Whether it looks up anything but its tokens."""
-    return any(isinstance(each, nn.Embedding) and each is not model.get_input_embeddings() for each in model.modules())
 
 
 def precision(subject: Subject) -> Any:

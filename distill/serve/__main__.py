@@ -1,0 +1,140 @@
+"""`python -m distill.serve CHECKPOINT`: an OpenAI-compatible server of one student."""
+
+import argparse
+import importlib.util
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError, reason
+from ..exported import provenance
+
+PROGRAM = "python -m distill.serve"
+#: What transformers' server is built on.
+NEEDED = ("fastapi", "uvicorn", "openai", "pydantic")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code: 0 once stopped by a signal, or 2 with one line on stderr when the user can mend it."""
+    given = parsed(arguments)
+    try:
+        serve(given)
+    except UserError as error:
+        print(f"distill: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def parsed(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(PROGRAM, description="Serve a student with OpenAI's chat and completions API.")
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="the student/ that a run exported")
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen at (%(default)s)")
+    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (%(default)s)")
+    parser.add_argument("--name", help="what the model is called in requests (the name of its folder)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 (the first GPU, if there is one)")
+    parser.add_argument("--dtype", default="float32", help="of the weights; the state is float32 (%(default)s)")
+    parser.add_argument("--chat-template", type=Path, metavar="FILE", help="for a student that has none")
+    parser.add_argument("--slots", type=int, default=32, help="answers that are written at a time (%(default)s)")
+    parser.add_argument("--waiting", type=int, default=1024, help="requests that may wait for a slot (%(default)s)")
+    parser.add_argument(
+        "--longest", type=int, default=32768, help="tokens of prompt and answer, at most the positions (%(default)s)"
+    )
+    parser.add_argument("--chunk", type=int, default=512, help="tokens of a prompt read at a time (%(default)s)")
+    parser.add_argument(
+        "--room", type=int, default=256, help="MiB of states kept for prompts to go on from (%(default)s)"
+    )
+    parser.add_argument(
+        "--states", type=Path, metavar="FILE", help="where these are read from, and saved when it stops"
+    )
+    parser.add_argument(
+        "--grace", type=int, default=30, help="seconds for answers to end when it is stopped (%(default)s)"
+    )
+    return parser.parse_args(arguments)
+
+
+def serve(given: argparse.Namespace) -> None:
+    """Loads the student, then answers until SIGINT or SIGTERM; states are saved after the last answer."""
+    for name in NEEDED:
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f"{name} is not installed: pip install 'distill[serve]'")
+    for name in ("slots", "waiting", "longest", "chunk"):
+        if getattr(given, name) < 1:
+            raise UserError(f"--{name} has to be 1 at least")
+    listening = listen(given.host, given.port)
+
+    import uvicorn
+
+    from .app import build_app
+
+    served, closing = loaded(given)
+    server = uvicorn.Server(
+        uvicorn.Config(build_app(served, closing), log_level="warning", timeout_graceful_shutdown=given.grace)
+    )
+    for each in (signal.SIGINT, signal.SIGTERM):
+        # uvicorn stops at the first and then sends it once more, to whom it concerned before.
+        signal.signal(each, lambda *_: None)
+    host, port = listening.getsockname()[:2]
+    print(f"{served.name} answers at http://{host}:{port}/v1; Ctrl-C stops it", flush=True)
+    server.run(sockets=[listening])
+
+
+def listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server(
+            (host, port), backlog=2048, family=socket.AF_INET6 if ":" in host else socket.AF_INET
+        )
+    except (OSError, OverflowError) as error:
+        raise UserError(f"--host {host} --port {port} cannot be listened at: {reason(error)}") from error
+
+
+def loaded(given: argparse.Namespace) -> tuple[Any, Any]:
+    """What is served, with the states it had when it was stopped; and what is to be done when it is stopped again."""
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoTokenizer
+    from transformers.utils import logging
+
+    from ..flexformer.model import FlexformerForCausalLM
+    from ..positions import within_positions
+    from .batch import Batch
+    from .host import Served
+    from .prefixes import Prefixes, fingerprint
+
+    # Of every request there would be a line.
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    path = given.checkpoint.expanduser()
+    if (task := provenance(str(path))["task"]) != "causal_lm":
+        raise UserError(f"{path} is a student for {task}, which writes no text: load it with transformers")
+    try:
+        dtype, device = getattr(torch, given.dtype), torch.device(given.device or best_device())
+        model = FlexformerForCausalLM.from_pretrained(path, dtype=dtype).eval().to(device)
+        tokenizer = AutoTokenizer.from_pretrained(path, config=model.lm.config)
+        if given.chat_template is not None:
+            tokenizer.chat_template = given.chat_template.read_text(encoding="utf-8")
+    except (OSError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be served: {reason(error)}") from error
+
+    states, student = Prefixes(given.room * 2**20), fingerprint(path)
+    if given.states is not None and given.states.exists():
+        print(f"{states.load(given.states, student, model)} states from {given.states}")
+    batch = Batch(model, states, given.slots, given.chunk)
+    name, longest = given.name or path.resolve().name, within_positions(model.lm, given.longest)
+
+    def closing() -> None:
+        if given.states is not None:
+            states.save(given.states, student)
+
+    return Served(name, model, tokenizer, batch, longest, given.waiting), closing
+
+
+def best_device() -> str:
+    import torch
+
+    return torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"  # type: ignore[union-attr]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

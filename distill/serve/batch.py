@@ -1,0 +1,190 @@
+"""The decoding thread: all answers grow by a token at a time, as rows of one batch.
+
+Rows of softmax need their keys and values padded or paged to stand together; a state has one size, so a row joins when
+its prompt is read and leaves when its answer ends, whatever the others do.
+"""
+
+import threading
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..flexformer.cache import FlexformerCache
+from ..flexformer.model import FlexformerForCausalLM
+from .choice import Choice, Wanted
+from .prefixes import Prefixes
+from .states import fixed_size, joined, rows
+from .stream import Stream
+
+
+@dataclass
+class Row:
+    """A request on its way: its tokens, prompt and answer, of which the first `read` are in its state."""
+
+    prompt: list[int]
+    wanted: Wanted
+    stream: Stream
+    read: int = 0
+    state: FlexformerCache | None = None
+    error: Exception | None = None
+    choice: Choice = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.choice = Choice(self.wanted)
+
+    @property
+    def seen(self) -> list[int]:
+        """The tokens in its state."""
+        return (self.prompt + self.stream.tokens)[: self.read]
+
+    def hear(self, logits: Tensor) -> bool:
+        """Takes the next token; whether another is wanted."""
+        if self.stream.cancelled:
+            return False
+        try:
+            more = self.stream.hear(self.choice(logits))
+        except Exception as error:
+            # Of this answer alone: the others in the batch go on.
+            self.error = error
+            return False
+        return more and len(self.stream.tokens) < self.wanted.max_new_tokens
+
+    def end(self) -> None:
+        self.stream.end(self.error)
+
+
+class Batch:
+    """At most `slots` answers at a time; others wait. Prompts are read `chunk` tokens between two steps of decoding.
+
+    States are kept where a prompt ends, at multiples of `chunk` inside it, and where an answer ends.
+    """
+
+    def __init__(self, model: FlexformerForCausalLM, prefixes: Prefixes, slots: int, chunk: int):
+        self.model, self.prefixes, self.chunk = model, prefixes, chunk
+        self.joins = fixed_size(model.new_cache())
+        self.slots = slots if self.joins else 1
+        self.waiting: deque[Row] = deque()
+        self.reading: deque[Row] = deque()
+        self.decoding: list[Row] = []
+        self.state: FlexformerCache | None = None
+        self.reused = 0
+        self._stopped = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="decoding", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """After the step at hand; whoever is not answered yet is told so."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify()
+        self._thread.join()
+        for row in [*self.decoding, *self.reading, *self.waiting]:
+            row.stream.end(RuntimeError("the server was stopped"))
+
+    def submit(self, row: Row) -> None:
+        with self._changed:
+            self.waiting.append(row)
+            self._changed.notify()
+
+    @property
+    def load(self) -> dict[str, int]:
+        return {
+            "waiting": len(self.waiting),
+            "reading": len(self.reading),
+            "decoding": len(self.decoding),
+            "kept_states": len(self.prefixes.states),
+            "kept_bytes": self.prefixes.held,
+            "reused_tokens": self.reused,
+        }
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopped or self.waiting or self.reading or self.decoding)
+                if self._stopped:
+                    return
+                while self.waiting and len(self.reading) + len(self.decoding) < self.slots:
+                    self.reading.append(self.waiting.popleft())
+            if self.reading:
+                self._attempt([self.reading[0]], self._read)
+            if self.decoding:
+                self._attempt(self.decoding, self._step)
+
+    def _attempt(self, concerned: list[Row], step: Any) -> None:
+        """A step; where it fails, the answers concerned end with the error, and others go on."""
+        try:
+            with torch.inference_mode():
+                step()
+        except Exception as error:
+            if concerned is self.decoding:
+                self.decoding, self.state = [], None
+            else:
+                self.reading.remove(concerned[0])
+            for row in concerned:
+                row.stream.end(error)
+
+    def _read(self) -> None:
+        """The next chunk of the prompt that came first, and after its last the first token of the answer."""
+        row = self.reading[0]
+        if row.stream.cancelled:
+            self.reading.popleft()
+            row.end()
+            return
+        if row.state is None:
+            row.read, row.state = self._known(row.prompt)
+        until = min(len(row.prompt), (row.read // self.chunk + 1) * self.chunk)
+        logits, row.state = self._forward([row.prompt[row.read : until]], [row.read], row.state)
+        row.read = until
+        self._keep(row, row.state)
+        if until < len(row.prompt):
+            return
+        self.reading.popleft()
+        if not row.hear(logits[0]):
+            row.end()
+            return
+        self.state = row.state if self.state is None else joined([self.state, row.state])
+        row.state = None
+        self.decoding.append(row)
+
+    def _known(self, prompt: list[int]) -> tuple[int, FlexformerCache]:
+        read, state = self.prefixes.longest(prompt) if self.joins else (0, None)
+        self.reused += read
+        # The layers of a state count tokens in place: a kept one must not.
+        return read, self.model.new_cache() if state is None else rows(state, [0])
+
+    def _keep(self, row: Row, state: FlexformerCache, index: int = 0) -> None:
+        if self.joins:
+            self.prefixes.keep(row.seen, rows(state, [index]))
+
+    def _step(self) -> None:
+        """One more token for every answer; those that end leave the batch."""
+        assert self.state is not None
+        last = [[row.stream.tokens[-1]] for row in self.decoding]
+        logits, self.state = self._forward(last, [row.read for row in self.decoding], self.state)
+        going = []
+        for index, row in enumerate(self.decoding):
+            row.read += 1
+            if row.hear(logits[index]):
+                going.append(index)
+            else:
+                self._keep(row, self.state, index)
+                row.end()
+        if len(going) < len(self.decoding):
+            self.state = rows(self.state, going) if going else None
+            self.decoding = [self.decoding[index] for index in going]
+
+    def _forward(
+        self, tokens: list[list[int]], at: list[int], state: FlexformerCache
+    ) -> tuple[Tensor, FlexformerCache]:
+        """Logits (B, V) after the last of the new tokens, on the CPU, and the state; `at` is where each row stands."""
+        ids = torch.tensor(tokens, device=self.model.device)
+        places = torch.tensor(at, device=ids.device)[:, None] + torch.arange(ids.shape[1], device=ids.device)
+        out = self.model(input_ids=ids, position_ids=places, past_key_values=state, use_cache=True, logits_to_keep=1)
+        assert out.past_key_values is not None
+        return out.logits[:, -1].float().cpu(), out.past_key_values
