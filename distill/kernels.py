@@ -12,11 +12,10 @@ from torch import Tensor
 from .errors import UserError
 from .flexformer.model import Flexformer
 from .mixer import told
+from .names import MIXTURE
 
 #: The entry of the file's header that says what the weights are of.
 ABOUT = "flexformer"
-#: The kernels that a run's student went on from, fitted on all of its domains.
-MIXTURE = "mixture"
 
 
 def save_kernels(student: Flexformer, file: Path) -> None:

@@ -15,7 +15,7 @@ from .config import Config, Pretrain
 from .data import Corpus, prepare
 from .errors import UserError
 from .flexformer.model import Flexformer
-from .kernels import MIXTURE, save_kernels
+from .kernels import save_kernels
 from .logged import log_report
 from .measure.fidelity import measure_fidelity
 from .measure.headline import Readings, measure_headline
@@ -26,6 +26,7 @@ from .measure.sections import measure_sections
 from .measure.spectra import frequencies
 from .measure.subject import Subject
 from .mixer import matches_maps
+from .names import MIXTURE
 from .placement import place_kernels
 from .pretrain import train_teacher
 from .remembered import Remembered

@@ -8,11 +8,11 @@ import torch
 from lightning import seed_everything
 
 from .checks import check
-from .config import Config
+from .config import Config, Teacher
 from .data import prepare, training_texts
 from .errors import UserError
-from .loading import check_body, check_tokens, load_model, load_tokenizer
-from .measure.cost import TRAINING
+from .loading import check_body, check_tokens, load_model, load_tokenizer, location
+from .measure.cost import TRAINING, training
 from .measure.origin import hardware
 from .measure.perplexity import read_domains
 from .rundir import RunDirectory
@@ -61,10 +61,20 @@ def train_teacher(config: Config) -> Path:
     tokenizer.save_pretrained(run.teacher)
     task.save_beside(model, run.teacher, config.data.context)
     took = {"tokens": tokens, "seconds": run.seconds["pretrain"], "hardware": hardware(device_of(config))}
+    if wanted.path is not None:
+        took = in_all(took, wanted)
     (run.teacher / TRAINING).write_text(json.dumps(took, indent=1), encoding="utf-8")
     (run.teacher / "README.md").write_text(card(model, readings, tokens, corpus, config, run), encoding="utf-8")
     print("\n".join([*lines(readings, corpus, task), f"teacher: {run.teacher}"]))
     return run.path
+
+
+def in_all(took: dict[str, Any], wanted: Teacher) -> dict[str, Any]:
+    """With what the model took that it began with; "beyond" names that where nobody knows."""
+    before = training(location(wanted))
+    if before is None:
+        return took | {"beyond": wanted.path}
+    return before | {key: took[key] + before[key] for key in ("tokens", "seconds")} | {"hardware": took["hardware"]}
 
 
 def check_start(config: Config) -> None:

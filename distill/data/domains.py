@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..config import Data, Domain
 from ..errors import UserError
+from ..names import MIXTURE
 from ..task import DECODER, Task, padded
 from . import chat, labelled, pairs
 from .mixture import Blocks, Corpus
@@ -112,6 +113,8 @@ def _checked(config: Data, task: Task) -> dict[str, Domain]:
     for name, domain in domains.items():
         if domain.weight < 0:
             raise UserError(f"data.domains.{name}.weight={domain.weight}: give a positive weight, or 0 to measure only")
+        if name == MIXTURE and len(domains) > 1:
+            raise UserError(f"data.domains.{name}: what all domains together are called; give it another name")
         for key, fits in (("pair", task.scored), ("order", task.labelled)):
             if getattr(domain, key) and not fits:
                 raise UserError(f"data.domains.{name}.{key} is for task={FOR[key]}; leave it out")

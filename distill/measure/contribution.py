@@ -64,10 +64,9 @@ def made(mixers: dict[int, TokenMixer]) -> dict[tuple[str, str], dict[int, Token
 
 def readings(subject: Subject) -> dict[str, Any]:
     """−log p of every block, mean over its targets and weighted by their number: (blocks,), by domain."""
-    wanted = subject.config.measure
     found = {}
     for domain in subject.domains:
-        batches = subject.corpus.evaluation(domain, wanted.batch_size, wanted.contribution.blocks)
+        batches = subject.held_out(domain, subject.config.measure.contribution.blocks)
         reading = read(subject.student, batches, subject.device, subject.task)
         found[domain] = reading.nll * reading.weights
     return found

@@ -14,7 +14,7 @@ from ..loading import location
 from ..positions import within_positions
 from ..stages.stage import embeddings
 from .origin import hardware
-from .subject import Subject
+from .subject import NotMeasured, Subject
 
 #: What a teacher that `goal=teacher` has made says of its own cost.
 TRAINING = "training.json"
@@ -24,9 +24,9 @@ SHORTEST = 128
 REPEATS = 3
 #: Tokens that are decoded one after another, of which each takes a part of the time.
 DECODED = 8
-#: How many times a token goes through the teacher forwards, and its equals, by stage: 2 floating-point operations for
-#: each weight forwards, and twice that backwards.
-PASSES = {"allocation": 1, "attention": 1, "logits": 1 + 3, "finetune": 3}
+#: What each part of a step takes, as multiples of a forward pass, 2 floating-point operations for each weight:
+#: backwards as many for what goes on to the layer before, and as many again for the gradient of a weight.
+FORWARD, BACKWARD, GRADIENT = 1, 1, 1
 
 
 def measure_cost(subject: Subject) -> dict[str, Any]:
@@ -38,7 +38,8 @@ def measure_cost(subject: Subject) -> dict[str, Any]:
     while it reads. flops counts what goes through weights, and not attention's own. Ends before the length that there
     is no memory for.
     """
-    lengths = lengths_of(subject)
+    lengths, passed = lengths_of(subject), passes(subject)
+    took = training(location(subject.config.teacher))
     found: dict[str, Any] = {name: {"teacher": [], "student": []} for name in ("prefill", "decode", "kept_bytes")}
     found["peak_bytes"] = {"teacher": [], "student": []}
     done: list[int] = []
@@ -46,13 +47,17 @@ def measure_cost(subject: Subject) -> dict[str, Any]:
         for length in tqdm(lengths, "cost", unit="length", leave=False):
             try:
                 each = {who: costs(model, length, subject) for who, model in models(subject).items()}
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
                 break
             done.append(length)
             for who, told in each.items():
                 for name, value in told.items():
                     found[name][who].append(value)
-    per_token = flops_per_token(subject.teacher.model)
+    if not done:
+        raise NotMeasured(f"there is no memory to read {lengths[0]} tokens at once")
+    per_token = flops_per_token(subject.student)
     headline = json.loads((subject.run.path / "measurements/headline.json").read_text(encoding="utf-8"))
     return {
         **{name: values if any(values.values()) else None for name, values in found.items()},
@@ -61,16 +66,19 @@ def measure_cost(subject: Subject) -> dict[str, Any]:
         "hardware": hardware(subject.device),
         "precision": subject.config.trainer["precision"],
         "flops_per_token": per_token,
-        "flops": {stage: PASSES[stage] * per_token * seen for stage, seen in headline["tokens"].items()},
+        "passes": {stage: passed[stage] for stage in headline["tokens"]},
+        "flops": {stage: passed[stage] * per_token * seen for stage, seen in headline["tokens"].items()},
         "tokens": headline["tokens"],
         "seconds": headline["seconds"],
-        "teacher_training": training(location(subject.config.teacher)),
+        "teacher_training": took,
     }
 
 
 def lengths_of(subject: Subject) -> list[int]:
-    """Doubling, up to what was asked for; where positions are learned, as far as there are any."""
+    """Doubling, up to what was asked for; where positions are learned, as far as there are any, and no further than a
+    mixer is made for."""
     longest = within_positions(subject.teacher.model, subject.config.measure.cost.longest)
+    longest = min(longest, *(subject.config.mixer.get(key) or longest for key in ("length", "horizon")))
     found = [min(SHORTEST, longest)]
     while 2 * found[-1] <= longest:
         found.append(2 * found[-1])
@@ -78,9 +86,30 @@ def lengths_of(subject: Subject) -> list[int]:
 
 
 def precision(subject: Subject) -> Any:
-    """What the trainer computes in: bfloat16 where it says so, else what the weights are."""
+    """What the trainer computes in: bfloat16 where it says so, else what the weights are.
+
+    Without the cache of weights that were cast: it keeps those that are trained, which a frozen teacher's are not.
+    """
     mixed = str(subject.config.trainer["precision"]).startswith("bf16")
-    return torch.autocast(subject.device.type, torch.bfloat16, enabled=mixed)
+    return torch.autocast(subject.device.type, torch.bfloat16, enabled=mixed, cache_enabled=False)
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """A GPU's own, or that of the system, which has no type to know it by."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def passes(subject: Subject) -> dict[str, int]:
+    """What one token takes in each stage, as a multiple of its way forwards through the weights."""
+    logits = subject.config.stages.logits
+    teacher = 0 if logits.cache else FORWARD
+    student = FORWARD * (2 if logits.gradient_checkpointing else 1) + BACKWARD
+    return {
+        "allocation": FORWARD,
+        "attention": FORWARD,
+        "logits": teacher + student + (GRADIENT if logits.train == "all" else 0),
+        "finetune": FORWARD + BACKWARD + GRADIENT,
+    }
 
 
 def models(subject: Subject) -> dict[str, Any]:
@@ -101,7 +130,7 @@ def costs(model: Any, length: int, subject: Subject) -> dict[str, float]:
     told = {"prefill": seconds}
     if on_gpu:
         told["peak_bytes"] = torch.cuda.max_memory_allocated(subject.device) - before
-    if subject.task.causal:
+    if subject.task.causal and length > DECODED * (1 + REPEATS):
         # The last tokens are decoded, so that no more positions are needed than there are.
         cache = model(input_ids=ids[:, : -DECODED * (1 + REPEATS)], use_cache=True).past_key_values
         told["decode"] = clocked(lambda: decode(model, cache, subject.device), subject.device) / DECODED
@@ -140,16 +169,22 @@ def kept_bytes(cache: Any) -> int:
     return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
 
 
-def flops_per_token(model: Any) -> int:
-    """Of one token on its way forwards: 2 for each weight that it is multiplied with, the output head among them."""
-    looked_up = embeddings(model)
-    weights = sum(each.numel() for each in model.parameters() if each.dim() >= 2 and each not in looked_up)
+def flops_per_token(student: Any) -> int:
+    """Of one token on its way forwards: 2 for each weight that it is multiplied with, the output head among them; of
+    the weights that student and teacher share, which here are never packed."""
+    model, looked_up = student.lm, embeddings(student.lm)
+    multiplied = [each for name, each in model.named_parameters() if each.dim() >= 2 and ".mixer." not in name]
+    weights = sum(each.numel() for each in multiplied if each not in looked_up)
     head = model.get_output_embeddings()
     tied = head is not None and head.weight in looked_up
     return 2 * (weights + (head.weight.numel() if tied else 0))
 
 
 def training(path: str) -> dict[str, Any] | None:
-    """What the teacher itself took, where its directory says so."""
-    file = Path(path) / TRAINING
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    """What the teacher itself took, where its directory says so: tokens and seconds of all its training, and in
+    "beyond" the model that it began with, where nobody knows what that took."""
+    try:
+        found = json.loads((Path(path) / TRAINING).read_text(encoding="utf-8"))
+        return {**found, "tokens": int(found["tokens"]), "seconds": float(found["seconds"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

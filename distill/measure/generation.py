@@ -1,5 +1,6 @@
 """What the student says when it goes on by itself: likelihood on given text hides failures that this shows."""
 
+import math
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ def measure_generation(subject: Subject) -> dict[str, Any]:
     """By domain, on prompts of held-out text, half a context each: {"until", "identical": greedy decoding, tokens until
     student and teacher first part, mean, and the share of prompts where they do not; "nats": {"teacher", "student",
     "text"}: mean −log p under the teacher of what it samples itself, of what the student samples, and of how the text
-    goes on; "tokens", "prompts"}."""
+    goes on; "error": the standard error over prompts of the student's above the teacher's; "tokens", "prompts"}."""
     wanted, found = subject.config.measure.length, {}
     half = subject.config.data.context // 2
     for domain in subject.domains:
@@ -22,10 +23,13 @@ def measure_generation(subject: Subject) -> dict[str, Any]:
         greedy = {who: go_on(model, prompt, new, subject, False) for who, model in models(subject).items()}
         sampled = {who: go_on(model, prompt, new, subject, True) for who, model in models(subject).items()}
         until = parted(greedy["teacher"], greedy["student"])
+        likely = {who: nats(subject, prompt, each) for who, each in {**sampled, "text": text}.items()}
+        worse = likely["student"] - likely["teacher"]
         found[domain] = {
             "until": until.double().mean().item(),
             "identical": (until == new).double().mean().item(),
-            "nats": {who: nats(subject, prompt, each) for who, each in {**sampled, "text": text}.items()},
+            "nats": {who: each.mean().item() for who, each in likely.items()},
+            "error": (worse.std() / len(worse) ** 0.5).item() if len(worse) > 1 else math.nan,
             "tokens": new,
             "prompts": len(blocks),
         }
@@ -61,11 +65,11 @@ def parted(one: Tensor, other: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def nats(subject: Subject, prompt: Tensor, said: Tensor) -> float:
-    """Mean −log p under the teacher of what is said after the prompts."""
+def nats(subject: Subject, prompt: Tensor, said: Tensor) -> Tensor:
+    """Mean −log p under the teacher of what is said after each prompt: (B,)."""
     total = []
     for tokens in torch.cat([prompt, said], 1):
         logits = subject.teacher.model(input_ids=tokens[None].to(subject.device), use_cache=False).logits[0, :-1]
         log_p = logits.float().log_softmax(-1).gather(-1, tokens[1:, None].to(subject.device))[:, 0]
         total.append(-log_p[-said.shape[1] :].double().mean().cpu())
-    return torch.stack(total).mean().item()
+    return torch.stack(total)

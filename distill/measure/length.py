@@ -1,5 +1,6 @@
 """How good the student is at each length: by position, beyond the context of training, in recall and in generation."""
 
+import math
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ FIRST = 16
 
 
 def measure_length(subject: Subject) -> dict[str, Any]:
-    """{"contexts": [tokens], "ppl": {domain: {context: {who: perplexity}}}, "positions": {domain: {"from": [tokens],
+    """{"contexts": [tokens], "ppl": {domain: {context: {who: perplexity, "error": of
+    the logarithm of their ratio}}}, "positions": {domain: {"from": [tokens],
     who: [nats]}}, "recall": see `recall`, "generation": see `generation`}; who is teacher or student.
 
     Perplexity at every context is of the same text, read in stretches of the longest one or cut into shorter ones.
@@ -71,8 +73,17 @@ def read_lengths(
     # The same targets at every context: those that have one before them at the shortest.
     same = ~nats["teacher"][contexts[0]].isnan()
     ppl = {context: {who: nats[who][context][same].mean().exp().item() for who in models} for context in contexts}
+    for context, told in ppl.items():
+        told["error"] = error([nats[who][context] for who in ("student", "teacher")], same)
     edges = buckets(longest)
     return ppl, {"from": edges} | {who: by_position(nats[who][longest], edges) for who in models}
+
+
+def error(nats: list[Tensor], same: Tensor) -> float:
+    """The standard error over stretches of the mean gap between two, (stretches, N) each, over the targets of both."""
+    student, teacher = nats
+    gap = torch.where(same, student - teacher, 0.0).sum(1) / same.sum(1)
+    return (gap.std() / len(gap) ** 0.5).item() if len(gap) > 1 else math.nan
 
 
 @torch.no_grad()

@@ -14,13 +14,14 @@ KEY, MARK = 4, 4
 
 
 def measure_recall(subject: Subject, context: int) -> dict[str, Any]:
-    """{task: {"distance": [tokens], "teacher", "student": {"found": [share], "gain": [nats]}}}, as far as they fit the
-    context.
+    """{task: {"distance": [tokens], "teacher", "student": {"found": [share], "gain": [nats], "error": [nats]}}}, as
+    far as they fit the context.
 
     copy: tokens drawn at random, and again; every token of the second time is one that stood `distance` tokens before.
     passkey: a mark and a key, drawn at random, then `distance` tokens of held-out text, and the mark again: what
-    follows is the key. Found is a token that is the likeliest; gain is how much higher its log p is than it was the
-    first time, which shows what a model that finds little has still kept.
+    follows is the key. Found is a token that is the likeliest; gain is how much higher its log p is than where the
+    same stands after as much else, another row's first part, so that there is nothing to be recalled: it shows what a
+    model that finds little has still kept. error: the standard error of the gain over rows.
     """
     return {
         "copy": found(subject, [d for d in doublings(context) if 2 * d <= context], copies),
@@ -38,28 +39,36 @@ def doublings(limit: int) -> list[int]:
 
 def found(subject: Subject, distances: list[int], make: Any) -> dict[str, Any]:
     models = {"teacher": subject.teacher.model, "student": subject.student}
-    told: dict[str, dict[str, list[float]]] = {who: {"found": [], "gain": []} for who in models}
+    told: dict[str, dict[str, list[float]]] = {who: {"found": [], "gain": [], "error": []} for who in models}
     for distance in distances:
-        tokens, asked, before = make(subject, distance)
+        tokens, control, asked = make(subject, distance)
         for who, model in models.items():
-            share, gain = recalled(model, tokens, asked, before, subject.device)
-            told[who]["found"].append(share)
-            told[who]["gain"].append(gain)
+            hits, log_p = asked_for(model, tokens, asked, subject.device)
+            gains = log_p - asked_for(model, control, asked, subject.device)[1]
+            told[who]["found"].append(hits.mean().item())
+            told[who]["gain"].append(gains.mean().item())
+            told[who]["error"].append((gains.std() / len(gains) ** 0.5).item())
     return {"distance": distances, **told}
 
 
-def copies(subject: Subject, distance: int) -> tuple[Tensor, Tensor, int]:
-    """Tokens (B, 2 d), the places of those that are asked for, and how many before each it stood the first time: all of
-    the second time but its first, which nothing tells of."""
+def copies(subject: Subject, distance: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens (B, 2 d), the same after another row's first part, and the places of those that are asked for: all of the
+    second time but its first, which nothing tells of."""
     once = drawn(subject, distance)
-    return torch.cat([once, once], 1), torch.arange(distance + 1, 2 * distance), distance
+    return torch.cat([once, once], 1), torch.cat([others(once), once], 1), torch.arange(distance + 1, 2 * distance)
 
 
-def passkeys(subject: Subject, distance: int) -> tuple[Tensor, Tensor, int]:
+def passkeys(subject: Subject, distance: int) -> tuple[Tensor, Tensor, Tensor]:
     """As `copies`: tokens (B, …), of which the key behind the second mark is asked for."""
     secret = drawn(subject, MARK + KEY)
-    tokens = torch.cat([secret, text(subject, len(secret), distance), secret], 1)
-    return tokens, torch.arange(tokens.shape[1] - KEY, tokens.shape[1]), MARK + KEY + distance
+    between = text(subject, len(secret), distance)
+    tokens, control = (torch.cat([first, between, secret], 1) for first in (secret, others(secret)))
+    return tokens, control, torch.arange(tokens.shape[1] - KEY, tokens.shape[1])
+
+
+def others(rows: Tensor) -> Tensor:
+    """For each row another one."""
+    return rows.roll(1, 0)
 
 
 def drawn(subject: Subject, length: int) -> Tensor:
@@ -86,14 +95,14 @@ def text(subject: Subject, count: int, length: int) -> Tensor:
 
 
 @torch.no_grad()
-def recalled(model: Any, tokens: Tensor, asked: Tensor, before: int, device: torch.device) -> tuple[float, float]:
-    """Of the tokens asked for: the share that are the likeliest where they stand, and how much higher their log p is
-    than it was `before` tokens earlier. Rows are read one at a time."""
+def asked_for(model: Any, tokens: Tensor, asked: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of the tokens at the places `asked`: the share that are the likeliest there (B,), and their mean log p (B,). Rows
+    are read one at a time."""
     model.eval().to(device)
-    shares, gains = [], []
+    shares, likely = [], []
     for row in tokens:
         logits = model(input_ids=row[None].to(device), use_cache=False).logits[0, :-1].float().cpu()
         log_p = logits.log_softmax(-1).gather(-1, row[1:, None])[:, 0].double()
         shares.append((logits.argmax(-1) == row[1:])[asked - 1].double().mean())
-        gains.append((log_p[asked - 1] - log_p[asked - 1 - before]).mean())
-    return torch.stack(shares).mean().item(), torch.stack(gains).mean().item()
+        likely.append(log_p[asked - 1].mean())
+    return torch.stack(shares), torch.stack(likely)

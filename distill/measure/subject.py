@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from torch.utils.data import DataLoader
 
 from ..config import Config
 from ..data import Corpus
@@ -30,6 +31,11 @@ class Subject:
     @property
     def task(self) -> Task:
         return self.teacher.task
+
+    def held_out(self, domain: str, blocks: int) -> DataLoader:
+        """At most so many blocks of a domain's held-out text; of rows with one target each, a batch for each block."""
+        size = self.config.measure.batch_size
+        return self.corpus.evaluation(domain, size, blocks * size if self.task.scored else blocks)
 
     @property
     def domains(self) -> list[str]:

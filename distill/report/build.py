@@ -7,8 +7,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..errors import UserError
+from ..names import slug
 from .figures import standalone
-from .pages import Page, slug
+from .pages import Page
 from .run import ArtefactError, Run
 from .section import Figure, Section, Skipped
 from .sections import check, load
@@ -47,7 +48,9 @@ def collect(run: Run, name: str, asked: list[str]) -> Section | Skipped:
         return Skipped(str(error))
     except Exception as error:
         log.warning("report: section %s failed", name, exc_info=True)
-        return Skipped(f"failed with {type(error).__name__}: {error}")
+        return Skipped(
+            f"measurements/{name}.json, or what goes with it, is not as expected: {type(error).__name__}: {error}"
+        )
 
 
 def write(run: Run, parts: dict[str, Section | Skipped]) -> Path:

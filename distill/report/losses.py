@@ -29,8 +29,8 @@ def loss_figures(run: Run) -> list[Figure]:
         "finetune": "cross-entropy, nats",
         "teacher_tuned": "cross-entropy, nats per token",
     }
-    logged = [step for step in run.metrics() if step["loss"] is not None]
-    stages = {stage: [step for step in logged if step["stage"] == stage] for stage in TITLES}
+    logged = [step for step in run.metrics() if step.get("loss") is not None and "tokens" in step]
+    stages = {stage: [step for step in logged if step.get("stage") == stage] for stage in TITLES}
     return [_figure(stage, steps, units[stage]) for stage, steps in stages.items() if steps]
 
 

@@ -3,9 +3,9 @@
 
 const UNITS = { k: 1e3, M: 1e6, G: 1e9, KiB: 2 ** 10, MiB: 2 ** 20, GiB: 2 ** 30, h: 3600, min: 60 };
 
-// What a cell is worth: the number before its unit and its ±, several parts as of "3 min 20 s"; null of a dash.
+// What a cell is worth: the number before its unit and its ± or span, several parts as of "3 min 20 s"; null of a dash.
 function worth(cell) {
-  const text = cell.textContent.replace(/\u00a0/g, " ").replace(/,(?=\d{3})/g, "").split(" ±")[0].trim();
+  const text = cell.textContent.replace(/\u00a0/g, " ").replace(/,(?=\d{3})/g, "").split(/ [±(]/)[0].trim();
   if (text === "" || text === "–") return null;
   const parts = [...text.matchAll(/(-?\d+(?:\.\d+)?(?:e[+-]?\d+)?) ?([A-Za-z%×]*)/g)];
   const whole = parts.map((part) => part[0]).join(" ").replace(/ +/g, " ").trim();

@@ -59,14 +59,3 @@ def plain(value: Any) -> str:
     """Text that Markdown shows as it is."""
     text = re.sub(r"\s+", " ", str(value)).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_\[\]|#~$])", r"\\\1", text)
-
-
-def slug(name: str) -> str:
-    """A name for files and addresses: names may come from data, so only letters and digits are kept."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40]
-
-
-def file_name(name: str) -> str:
-    """The `slug` of a name, told apart from those of other names that it would be the same as."""
-    short = slug(name)
-    return short if short == name else f"{short}-{sha256(name.encode()).hexdigest()[:6]}".strip("-")

@@ -1,6 +1,7 @@
 """Reads the artefacts of one run directory."""
 
 import json
+import logging
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ import yaml
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from ..errors import UserError
+from ..errors import UserError, reason
 from ..mixer import told
+
+log = logging.getLogger(__name__)
 
 
 class ArtefactError(Exception):
@@ -33,14 +36,15 @@ class Run:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The resolved configuration, empty when it was not kept. UserError: it is not YAML."""
+        """The resolved configuration, empty when it was not kept or is damaged: what was measured can still be told."""
         file = self.path / "config.yaml"
         if not file.exists():
             return {}
         try:
             config = yaml.safe_load(file.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{file}: not readable as YAML; mend or remove it") from error
+            log.warning("report: %s is damaged, and left out: %s", file, reason(error))
+            return {}
         return config if isinstance(config, dict) else {}
 
     @property

@@ -25,7 +25,7 @@ TERMS = {
     "contribution": "What is lost when something less stands in the place of attention: nats per target, or e to that "
     "power, as a multiple of the student's perplexity.",
     "recall": "The share of tokens, of those that stood in the text before, that are found as the likeliest; what is "
-    "gained is their log p minus that of the first time.",
+    "gained is their log p minus that after other tokens, of which nothing can be recalled.",
     "crossover": "The shortest length measured from which on the student needs less than its teacher.",
 }
 #: What means a term without being called it.

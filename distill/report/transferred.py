@@ -7,11 +7,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from ..names import MIXTURE
+
 #: Of every seed; None where there is none.
 BySeed: TypeAlias = list[float | None]
-
-#: What kernels are called that were fitted on all domains.
-MIXTURE = "mixture"
 
 
 def mean(by_seed: BySeed) -> float | None:

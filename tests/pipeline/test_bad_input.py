@@ -80,6 +80,12 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
         ["mixer.order", "no key of the mixer", "leave"],
     ),
     "domain": (["data=text", "data.domains.code.path=x"], ["data.domains.code.path", "+data.domains.code.path"]),
+    "domain called as all together": (
+        ["data=text", "data.path=null", "+data.domains.mixture.path={texts}/short.txt", "+data.domains.b.path={texts}"],
+        ["data.domains.mixture", "another name"],
+    ),
+    "recall of one text": (["measure.length.sequences=1"], ["measure.length.sequences=1", "at least 2"]),
+    "cost of nothing": (["measure.cost.longest=8"], ["measure.cost.longest=8", "at least 64"]),
     "decay": (["mixer.decay=slow"], ["mixer.decay=slow", "learned, gated"]),
     "normaliser": (["mixer.normaliser=mean"], ["mixer.normaliser=mean", "sum, norm"]),
     "groups": (["mixer.decay=learned", "mixer.decay_groups=0"], ["mixer.decay_groups=0", "1, or more"]),

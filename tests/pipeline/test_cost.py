@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from distill.measure import cost
-from distill.measure.subject import Subject
+from distill.measure.subject import NotMeasured, Subject
+from distill.pretrain import in_all
 from distill.student import build_student
 
 from . import tiny
@@ -31,6 +32,8 @@ def subject(request: pytest.FixtureRequest, teachers: dict[str, Path], tmp_path:
         measure=SimpleNamespace(cost=SimpleNamespace(longest=256)),
         trainer={"precision": "32-true"},
         teacher=SimpleNamespace(path=str(teachers[request.param])),
+        stages=SimpleNamespace(logits=SimpleNamespace(cache=None, gradient_checkpointing=False, train="all")),
+        mixer={},
     )
 
     class Timed:
@@ -47,6 +50,9 @@ def family(subject: Subject) -> str:
 
 def test_lengths_end_with_learned_positions_and_not_with_rotary_ones(subject: Subject):
     assert cost.lengths_of(subject) == ([64] if family(subject) == "gpt2" else [128, 256])
+    # Nor further than a mixer is made for.
+    subject.config.mixer["length"] = 100
+    assert cost.lengths_of(subject) == ([64] if family(subject) == "gpt2" else [100])
 
 
 def test_what_is_kept(subject: Subject):
@@ -65,10 +71,32 @@ def test_operations_are_two_for_each_weight_that_a_token_meets(subject: Subject)
     model = subject.teacher.model
     linear = {"gpt2": 2 * (16 * 48 + 16 * 16 + 2 * 16 * 64), "llama": 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 24)}
     head = tiny.VOCABULARY * model.config.hidden_size
-    assert cost.flops_per_token(model) == 2 * (linear[family(subject)] + head)
+    assert cost.flops_per_token(subject.student) == 2 * (linear[family(subject)] + head)
     found = cost.measure_cost(subject)
     each = found["flops_per_token"]
     assert found["flops"] == {"attention": 100 * each, "logits": 4 * 1000 * each}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "times"),
+    [
+        ({}, 1 + 3),
+        ({"train": "lora"}, 1 + 2),
+        ({"cache": "folder"}, 3),
+        ({"gradient_checkpointing": True}, 1 + 4),
+        ({"train": "mixers", "cache": "folder", "gradient_checkpointing": True}, 3),
+    ],
+)
+def test_what_a_token_takes_is_by_what_is_done(subject: Subject, wanted: dict[str, Any], times: int):
+    vars(subject.config.stages.logits).update(wanted)
+    assert cost.passes(subject)["logits"] == times
+
+
+def test_weights_are_cast_as_often_for_a_frozen_model_as_for_a_trained_one(subject: Subject):
+    """Autocast's cache keeps the weights that are trained: the teacher, frozen, would be timed with more work."""
+    subject.config.trainer["precision"] = "bf16-mixed"
+    with cost.precision(subject):
+        assert torch.is_autocast_enabled("cpu") and not torch.is_autocast_cache_enabled()
 
 
 def test_the_median_counts_and_the_first_does_not(monkeypatch: pytest.MonkeyPatch):
@@ -96,7 +124,45 @@ def test_it_ends_before_the_length_that_there_is_no_memory_for(subject: Subject,
     assert all(len(values) == len(found["contexts"]) for values in found["prefill"].values())
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError(), RuntimeError("DefaultCPUAllocator: not enough memory")])
+def test_without_memory_for_the_shortest_there_is_nothing_to_tell(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
+):
+    def costs(*_: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(cost, "costs", costs)
+    with pytest.raises(NotMeasured, match="no memory to read"):
+        cost.measure_cost(subject)
+    monkeypatch.setattr(cost, "out_of_memory", lambda error: False)
+    with pytest.raises(type(error)):
+        cost.measure_cost(subject)
+
+
+def test_a_teacher_of_few_positions_is_read_and_does_not_decode(subject: Subject):
+    subject.config.measure.cost.longest = 32
+    found = cost.measure_cost(subject)
+    assert found["contexts"] == [32] and found["decode"] is None and found["kept_bytes"] is None
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"tokens": 1}'])
+def test_what_a_teacher_took_and_cannot_be_read_is_not_known(tmp_path: Path, content: str):
+    (tmp_path / cost.TRAINING).write_text(content)
+    assert cost.training(str(tmp_path)) is None
+
+
 def test_what_the_teacher_took_is_told_where_it_is_known(subject: Subject, tmp_path: Path):
     assert cost.measure_cost(subject)["teacher_training"] is None
     config: Any = SimpleNamespace(**vars(subject.config) | {"teacher": SimpleNamespace(path="pocket")})
     assert cost.measure_cost(replace(subject, config=config))["teacher_training"]["tokens"] == 2400 * 16 * 1024
+
+
+def test_what_a_teacher_took_that_began_with_another(tmp_path: Path):
+    """All of it, or that nobody knows it."""
+    wanted: Any = SimpleNamespace(path=str(tmp_path))
+    took = {"tokens": 10, "seconds": 2.0, "hardware": "this"}
+    assert in_all(took, wanted) == took | {"beyond": str(tmp_path)}
+    (tmp_path / cost.TRAINING).write_text(json.dumps({"tokens": 5, "seconds": 1.5, "hardware": "that"}))
+    assert in_all(took, wanted) == {"tokens": 15, "seconds": 3.5, "hardware": "this"}
+    (tmp_path / cost.TRAINING).write_text(json.dumps(took | {"beyond": "bert"}))
+    assert in_all(took, wanted) == {"tokens": 20, "seconds": 4.0, "hardware": "this", "beyond": "bert"}

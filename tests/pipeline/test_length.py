@@ -1,6 +1,7 @@
 """How good a student is at each length: against the same numbers computed token by token."""
 
 import math
+import statistics
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -95,23 +96,25 @@ def test_stretches_follow_one_another_in_the_text(subject: Subject):
 
 
 def test_what_is_to_be_copied_stood_so_many_tokens_before(subject: Subject):
-    tokens, asked, before = recall.copies(subject, 16)
-    assert tokens.shape == (3, 32) and asked.tolist() == list(range(17, 32)) and before == 16
-    assert torch.equal(tokens[:, asked], tokens[:, asked - before])
+    tokens, control, asked = recall.copies(subject, 16)
+    assert tokens.shape == (3, 32) and asked.tolist() == list(range(17, 32))
+    assert torch.equal(tokens[:, asked], tokens[:, asked - 16])
+    assert torch.equal(control[:, 16:], tokens[:, 16:]) and torch.equal(control[[1, 2, 0], :16], tokens[:, :16])
     assert len(tokens[:, :16].unique()) > 30 and not torch.isin(tokens, torch.tensor([0])).any()
 
 
 def test_a_passkey_stands_behind_its_mark_twice(subject: Subject):
-    tokens, asked, before = recall.passkeys(subject, 20)
+    tokens, control, asked = recall.passkeys(subject, 20)
     assert tokens.shape == (3, 8 + 20 + 8) and asked.tolist() == [32, 33, 34, 35]
-    assert torch.equal(tokens[:, :8], tokens[:, -8:]) and torch.equal(tokens[:, asked], tokens[:, asked - before])
+    assert torch.equal(tokens[:, :8], tokens[:, -8:]) and torch.equal(tokens[:, asked], tokens[:, asked - 28])
+    assert torch.equal(control[:, 8:], tokens[:, 8:]) and torch.equal(control[[1, 2, 0], :8], tokens[:, :8])
     held_out = text(subject).unfold(0, 20, 1)
     assert all((held_out == row).all(1).any() for row in tokens[:, 8:-8])
 
 
 def test_found_is_what_is_likeliest(subject: Subject):
     """By a model that says the token after next, and by one that is right for one of two rows."""
-    tokens, asked, before = recall.copies(subject, 16)
+    tokens, control, asked = recall.copies(subject, 16)
 
     class Oracle(torch.nn.Module):
         def forward(self, input_ids: torch.Tensor, use_cache: bool) -> Any:
@@ -119,19 +122,20 @@ def test_found_is_what_is_likeliest(subject: Subject):
             following = input_ids.roll(-1, 1) if right else input_ids.roll(-2, 1)
             return SimpleNamespace(logits=torch.nn.functional.one_hot(following, tiny.VOCABULARY).float())
 
-    share, _ = recall.recalled(Oracle(), tokens, asked, before, CPU)
-    assert share == pytest.approx(2 / 3, abs=0.05)
+    shares, _ = recall.asked_for(Oracle(), tokens, asked, CPU)
+    assert shares.tolist() == pytest.approx([1, 1, 0], abs=0.1)
     found = recall.measure_recall(subject, 64)
     assert found["copy"]["distance"] == [16, 32] and found["passkey"]["distance"] == [16, 32]
     for task, make in (("copy", recall.copies), ("passkey", recall.passkeys)):
-        tokens, asked, before = make(subject, 32)
+        tokens, control, asked = make(subject, 32)
         for who, model in (("teacher", subject.teacher.model), ("student", subject.student)):
             told = [
-                log_p(model, row[:i], row[i]) - log_p(model, row[: i - before], row[i - before])
-                for row in tokens
-                for i in asked
+                statistics.mean(log_p(model, row[:i], row[i]) - log_p(model, other[:i], row[i]) for i in asked)
+                for row, other in zip(tokens, control, strict=True)
             ]
-            assert found[task][who]["gain"][1] == pytest.approx(sum(told) / len(told), rel=1e-4)
+            assert found[task][who]["gain"][1] == pytest.approx(statistics.mean(told), rel=1e-3, abs=1e-6)
+            error = statistics.stdev(told) / len(told) ** 0.5
+            assert found[task][who]["error"][1] == pytest.approx(error, rel=1e-3, abs=1e-6)
             assert 0 <= found[task][who]["found"][1] <= 1
 
 

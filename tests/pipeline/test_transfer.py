@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from distill.capture import Heads
 from distill.config import Config
 from distill.data import prepare
 from distill.kernels import load_kernels
+from distill.measure import transfer
 from distill.measure.subject import NotMeasured, Subject
 from distill.measure.transfer import measure_transfer
 from distill.pipeline import distil
@@ -155,6 +157,28 @@ def test_fixed_frequencies_stay_as_drawn(config: Config, run: Path):
     moved = {name for name in states[0] if "coefficients" in name}
     assert kept and moved
     assert all(torch.equal(states[0][name], states[1][name]) == (name in kept) for name in kept | moved)
+
+
+def test_learned_and_fixed_frequencies_start_alike(
+    config: Config, teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Or what learning gains would be what a start from the domain's own keys gains."""
+    corpus, student = prepare(config.data, teacher.tokenizer, 0), build_student(teacher, config.mixer)
+    assert config.stages.attention.place and all(mixer.centroids for mixer in student.mixers.values())
+    run = RunDirectory(replace(config, run_dir=str(tmp_path / "run")))
+    fits = transfer.start(Subject(teacher, student, corpus, config, run, torch.device("cpu")))
+    begun = []
+
+    def fit(stage: Any, *_: Any) -> int:
+        begun.append({name: each.clone() for name, each in stage.mixers.state_dict().items()})
+        return 0
+
+    monkeypatch.setattr(transfer, "fit", fit)
+    for source, frozen, seed in product(("one", "mixture"), (False, True), (0, 1)):
+        fits.fit(source, seed, frozen)
+    ones, others = begun[::2], begun[1::2]
+    assert all(torch.equal(each[name], same[0][name]) for same in (ones, others) for each in same for name in each)
+    assert not all(torch.equal(ones[0][name], others[0][name]) for name in ones[0])
 
 
 def test_the_gap_is_to_text_that_was_trained_on(found: dict[str, Any], run: Path, config: Config, teacher: Teacher):

@@ -92,11 +92,11 @@ def cost() -> dict[str, Any]:
 
 def length(domains: tuple[str, ...]) -> dict[str, Any]:
     """At twice the context of training; on the last domain sampling wanders off, and no passkey is ever found."""
-    spoken = {"until": 12.5, "identical": 0.25, "tokens": 32, "prompts": 8}
+    spoken = {"until": 12.5, "identical": 0.25, "tokens": 32, "prompts": 8, "error": 0.1}
     nats = {"teacher": 2.5, "student": 2.6, "text": 3.0}
     generation = {domain: {**spoken, "nats": nats} for domain in domains}
     generation[domains[-1]] = {**spoken, "nats": {**nats, "student": 3.1}}
-    ppl = {str(512 * times): {"teacher": 20.0, "student": 20.0 + times} for times in (1, 2)}
+    ppl = {str(512 * times): {"teacher": 20.0, "student": 20.0 + times, "error": 0.01} for times in (1, 2)}
     positions = {"from": [1, 16, 32], "teacher": [4.0, 3.5, 3.0], "student": [4.0, 3.6, 3.2]}
     return {
         "context": 512,
@@ -116,7 +116,10 @@ def recalled(distance: list[int], teacher: list[float], student: list[float]) ->
     who = {"teacher": teacher, "student": student}
     return {
         "distance": distance,
-        **{name: {"found": found, "gain": [2 * each for each in found]} for name, found in who.items()},
+        **{
+            name: {"found": found, "gain": [2 * each for each in found], "error": [0.01] * len(found)}
+            for name, found in who.items()
+        },
     }
 
 

@@ -302,18 +302,21 @@ def test_length_says_how_far_it_holds(make_run: MakeRun) -> None:
         "Sampling on prose, it wanders off."
     )
     by_context, recall, generation = shown.tables
-    assert by_context.rows[1] == ["code", "1,024", "20.0", "22.0", "1.10×"] and shown.notes == [
+    assert by_context.rows[1] == ["code", "1,024", "20.0", "22.0", "1.100 ± 0.011"] and shown.notes == [
         "The teacher itself finds next to nothing of a passkey: compare what they gain instead."
     ]
     assert [row[:2] for row in recall.rows] == [["copy", "16"], ["copy", "32"], ["copy", "64"], ["passkey", "16"]]
     assert [cell.replace("\N{NO-BREAK SPACE}", " ") for cell in recall.rows[1][2:]] == [
         "50.0 %",
         "20.0 %",
-        "1.00",
-        "0.400",
+        "1.000 ± 0.010",
+        "0.400 ± 0.010",
     ]
     assert "share found at 16, 32, 64" in shown.figures[1][0].alt and "nats gained at 16" in shown.figures[1][1].alt
-    assert generation.rows[1][3:] == ["3.00", "2.50", "3.10"]
+    assert generation.rows[1][3:] == ["3.00", "2.50", "3.10", "0.100"]
+    noisy = json.loads((run / "measurements/length.json").read_text())["generation"]
+    noisy["prose"]["error"] = 0.4
+    assert "wanders" not in section("length", run, generation=noisy).verdict
     assert [figure.name for row in shown.figures for figure in row] == [
         "positions-code",
         "positions-prose",
@@ -322,8 +325,8 @@ def test_length_says_how_far_it_holds(make_run: MakeRun) -> None:
     ]
     found = json.loads((run / "measurements/length.json").read_text())
     found["recall"]["passkey"] = recalled([16, 32, 64], [0.02, 0.02, 0.02], [0.02, 0.02, 0.02]) | {
-        "teacher": {"found": [0.02] * 3, "gain": [0.2, 1.0, 1.0]},
-        "student": {"found": [0.0] * 3, "gain": [0.0, 0.6, 0.4]},
+        "teacher": {"found": [0.02] * 3, "gain": [0.3, 1.0, 1.0], "error": [0.2, 0.1, 0.1]},
+        "student": {"found": [0.0] * 3, "gain": [0.0, 0.6, 0.4], "error": [0.1] * 3},
     }
     told = "From a passkey read 64 tokens before it gains 0.400 nats a token, and the teacher 1.00."
     assert told in section("length", run, **found).verdict
@@ -332,7 +335,7 @@ def test_length_says_how_far_it_holds(make_run: MakeRun) -> None:
     found["ppl"]["code"]["512"]["student"] = None
     shown = section("length", run, **found | {"contexts": [512]})
     assert "Of a" not in shown.verdict and "the teacher's on prose." in shown.verdict and len(shown.tables) == 2
-    assert shown.notes == ["Not read beyond the context of training: there are no more positions, or no more text."]
+    assert shown.notes == ["Not read at longer contexts: there are no more positions, or no more text."]
 
 
 def test_cost_says_from_which_length_on_it_pays(make_run: MakeRun) -> None:
@@ -377,7 +380,7 @@ def test_contribution_says_what_does_nothing(make_run: MakeRun) -> None:
     assert "Without the linear part it would be 1.17× on code and 1.00× on prose, where it does nothing on prose." in (
         shown.verdict
     )
-    assert "Layer 2 could do without: nothing is lost there." in shown.verdict
+    assert "Layer 2 could do without: next to nothing is lost there." in shown.verdict
     whole, layers = shown.tables
     assert [row[0] for row in whole.rows] == [
         "no attention",
@@ -389,6 +392,12 @@ def test_contribution_says_what_does_nothing(make_run: MakeRun) -> None:
     assert whole.rows[0][1:3] == ["3.600 ± 0.002", "36.6×"]
     assert [row[:2] for row in layers.rows[3:5]] == [["code", "3"], ["prose", "0"]] and len(layers.rows) == 8
     found = json.loads((run / "measurements/contribution.json").read_text())
+    # What is lost within its error may be much: nothing can be said of it.
+    found["error"]["all"]["window"]["prose"] = found["error"]["2"]["zero"]["prose"] = 0.2
+    dump(run / "measurements/contribution.json", found)
+    shown = load("contribution")(Run(run))
+    assert "1.00× on prose; on prose that cannot be told from nothing." in shown.verdict
+    assert "could do without" not in shown.verdict
     for controls in found["nats"].values():
         for name in ("key_weight", "window", "linear"):
             del controls[name]

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from ...names import file_name
 from ..figures import COLOURS, INK, MARKERS, WIDE, draw, logarithmic
-from ..pages import file_name
 from ..quantities import size, times
 from ..section import Figure
 from ..verdict import listed

@@ -1,6 +1,6 @@
 """The sections of one teacher."""
 
-from ..pages import file_name
+from ...names import file_name
 from ..section import Section
 from ..verdict import KL_TO_TEACHER
 from .compared import Compared

@@ -21,8 +21,8 @@ NAMES = {
 }
 #: A part of a hybrid, and the control that lacks it.
 LACKS = {"linear": "window", "window": "linear"}
-#: Below this many nats, as well as below two standard errors, something does nothing.
-IDLE = 0.005
+#: What loses less than this many nats, two standard errors added, does nothing.
+IDLE = 0.01
 WHOLE = "all"
 
 
@@ -65,23 +65,33 @@ def verdict(nats: dict[str, Any], errors: dict[str, Any], domains: list[str]) ->
             said.append(part_said(part, nats[WHOLE][control], errors[WHOLE][control]))
     spared = [layer for layer in nats if layer != WHOLE and all(idle(nats, errors, layer, each) for each in domains)]
     if spared:
-        said.append(f"Layer{'s' if len(spared) > 1 else ''} {listed(spared)} could do without: nothing is lost there.")
+        said.append(
+            f"Layer{'s' if len(spared) > 1 else ''} {listed(spared)} could do without: next to nothing is lost there."
+        )
     return " ".join(said)
 
 
 def part_said(part: str, nats: dict[str, float | None], errors: dict[str, float | None]) -> str:
     known = {domain: value for domain, value in nats.items() if value is not None}
-    nothing = [domain for domain, value in known.items() if value <= max(IDLE, 2 * (errors[domain] or 0))]
+    nothing = [domain for domain, value in known.items() if least(value, errors[domain])]
     if len(nothing) == len(known):
-        return f"The {part} part does nothing: without it nothing is lost."
+        return f"The {part} part does nothing: without it next to nothing is lost."
+    within = [domain for domain, value in known.items() if value <= 2 * (errors[domain] or 0)]
+    unclear = [domain for domain in within if domain not in nothing]
     gained = listed([f"{times(factor(value))} on {domain}" for domain, value in known.items()])
     none = f", where it does nothing on {listed(nothing)}" if nothing else ""
+    none += f"; on {listed(unclear)} that cannot be told from nothing" if unclear else ""
     return f"Without the {part} part it would be {gained}{none}."
+
+
+def least(lost: float, error: float | None) -> bool:
+    """Whether next to nothing is lost, and that is known: of a single block it is not."""
+    return error is not None and lost + 2 * error <= IDLE
 
 
 def idle(nats: dict[str, Any], errors: dict[str, Any], layer: str, domain: str) -> bool:
     lost, error = nats[layer]["zero"][domain], errors[layer]["zero"][domain]
-    return lost is not None and lost <= max(IDLE, 2 * (error or 0))
+    return lost is not None and least(lost, error)
 
 
 def whole_table(whole: dict[str, Any], errors: dict[str, Any], domains: list[str]) -> Table:

@@ -38,7 +38,7 @@ def section(run: Run) -> Section:
         "several. Prefill reads the whole text; decoding is one token after it, from what was kept of it: a state of "
         "fixed size, or keys and values of every token. The crossover is the length from which on the student needs "
         "less at every length measured. Floating-point operations are estimated from the weights that a token goes "
-        "through: 2 for each forwards, 4 backwards, without those of attention itself.",
+        "through: 2 for each forwards, 2 backwards, and 2 more where it is trained, without those of attention itself.",
         data=found | {"crossover": crossing},
         verdict=verdict(found, crossing),
         numbers=[
@@ -96,6 +96,7 @@ def made(found: dict[str, Any]) -> list[Fact]:
         )
     if teacher := found["teacher_training"]:
         told = f"{count(teacher['tokens'])} tokens in {duration(teacher['seconds'])} on {teacher['hardware']}"
+        told += f", beyond what {teacher['beyond']} took" if teacher.get("beyond") else ""
         facts.append(Fact("Its teacher took", flops(3 * found["flops_per_token"] * teacher["tokens"]), told))
     return facts
 

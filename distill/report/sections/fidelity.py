@@ -40,7 +40,7 @@ def section(run: Run) -> Section:
         notes.append(f"No attention maps: {error}.")
     return Section(
         title="Fidelity",
-        intro="Each head of the student, as stage 1 left it, against the teacher's, both given the teacher's own "
+        intro=f"Each head of the student, {as_it_is(run)}, against the teacher's, both given the teacher's own "
         f"queries and keys, over "
         f"{count(found['tokens'])} tokens. KL runs from the teacher's attention to the student's: 0 when they agree. "
         "Output error is the squared distance between what the two heads pass on, as a share of the teacher's square. "
@@ -52,6 +52,10 @@ def section(run: Run) -> Section:
         figures=[*figures, *spectrum_figures(found.get("spectra"))],
         notes=notes,
     )
+
+
+def as_it_is(run: Run) -> str:
+    return "as it was exported" if run.setting("goal") == "evaluate" else "as stage 1 left it"
 
 
 def ranking(heads: Heads, comparable: bool) -> str:

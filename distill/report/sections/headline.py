@@ -135,7 +135,7 @@ def facts(data: dict[str, Any]) -> list[Fact]:
     return [
         *(decoding if data["state_bytes"] is not None or cache else []),
         *([Fact("Trained on", f"{count(trained)} tokens", "all stages")] if trained else []),
-        Fact("Took", duration(total(data["seconds"])), "from data to measurements" + held(data["peak_bytes"])),
+        Fact("Took", duration(total(data["seconds"])), "from data to this headline" + held(data["peak_bytes"])),
         Fact(
             "Parameters",
             count(parameters["student"]),

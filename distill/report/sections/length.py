@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from ..plots import Line, curves
-from ..quantities import count, number, share, times
+from ..quantities import count, number, share, with_error
 from ..run import Run
 from ..section import Fact, Figure, Section, Table
 from ..verdict import each, listed
@@ -28,10 +28,11 @@ def section(run: Run) -> Section:
     found = run.measurement("length")
     return Section(
         title="Length",
-        intro=f"Trained at a context of {found['context']:,} tokens. Perplexity at each context is of the same text, "
-        "read in stretches of that many tokens; that by position is at the longest, by the tokens before a target. "
-        "Recall is the share of tokens that are found as the likeliest, and what their log p gains over the first "
-        "time; its tasks are made of the model's own vocabulary, and nobody was trained on them. Generation goes on "
+        intro=f"The context elsewhere in this report is {found['context']:,} tokens. Perplexity at each context is of "
+        "the same text, read in stretches of that many tokens; that by position is at the longest, by the tokens "
+        "before a target. Recall is the share of tokens that are found as the likeliest, and what their log p gains "
+        "over that after other tokens, of which nothing can be recalled; its tasks are made of the model's own "
+        "vocabulary, and nobody was trained on them. ± is one standard error over texts. Generation goes on "
         "from held-out text, half a context of it: greedily until student and teacher part, and by sampling at "
         "temperature 1, of which the teacher says how likely it is. Where the student's samples are much less likely "
         "than the teacher's own, it wanders off.",
@@ -54,7 +55,7 @@ def section(run: Run) -> Section:
 def notes(found: dict[str, Any]) -> list[str]:
     told = []
     if found["contexts"][-1] == found["context"]:
-        told.append("Not read beyond the context of training: there are no more positions, or no more text.")
+        told.append("Not read at longer contexts: there are no more positions, or no more text.")
     if blind := [name for name, recall in found["recall"].items() if recall["distance"] and not finds(recall)]:
         told.append(
             f"The teacher itself finds next to nothing of a {' or a '.join(blind)}: compare what they gain instead."
@@ -75,13 +76,18 @@ def verdict(found: dict[str, Any]) -> str:
     ]
     alike = [f"{number(by['until'])} of {by['tokens']} tokens on {domain}" for domain, by in told.items()]
     said.append(f"Going on greedily, it says the same as its teacher for {listed(alike)}.")
-    lost = [domain for domain, by in told.items() if wanders(by["nats"])]
+    lost = [domain for domain, by in told.items() if wanders(by["nats"], by["error"])]
     return " ".join([*said, f"Sampling on {listed(lost)}, it wanders off."] if lost else said)
 
 
 def over(by: dict[str, float | None]) -> float | None:
     student, teacher = by["student"], by["teacher"]
     return None if student is None or not teacher else student / teacher
+
+
+def ratio(by: dict[str, float | None]) -> str:
+    value, error = over(by), by["error"]
+    return with_error(value, None if value is None or error is None else value * error)
 
 
 def finds(recall: dict[str, Any]) -> bool:
@@ -99,22 +105,24 @@ def recalled(name: str, recall: dict[str, Any]) -> str:
 
 def forgotten(name: str, recall: dict[str, Any]) -> str:
     """The nearest distance at which the teacher still gains something and the student not half as much."""
-    gains = zip(recall["distance"], *(recall[who]["gain"] for who in WHO), strict=True)
-    for distance, teacher, student in gains:
-        if teacher is not None and teacher >= GAINS and (student is None or student < teacher / 2):
+    gains = zip(recall["distance"], *(recall[who]["gain"] for who in WHO), recall["teacher"]["error"], strict=True)
+    for distance, teacher, student, error in gains:
+        known = teacher is not None and teacher >= max(GAINS, 2 * (error or 0))
+        if known and (student is None or student < teacher / 2):
             told = f"gains {number(student)} nats a token, and the teacher {number(teacher)}"
             return f"From a {name} read {distance:,} tokens before it {told}."
     return ""
 
 
-def wanders(nats: dict[str, float | None]) -> bool:
+def wanders(nats: dict[str, float | None], error: float | None) -> bool:
+    """Whether that is more than what prompts differ by."""
     student, teacher = nats["student"], nats["teacher"]
-    return student is not None and teacher is not None and student - teacher > WANDERING
+    return student is not None and teacher is not None and student - teacher > max(WANDERING, 2 * (error or 0))
 
 
 def context_table(found: dict[str, Any]) -> Table:
     rows = [
-        [domain, f"{context:,}", *(number(by[str(context)][who]) for who in WHO), times(over(by[str(context)]))]
+        [domain, f"{context:,}", *(number(by[str(context)][who]) for who in WHO), ratio(by[str(context)])]
         for domain, by in found["ppl"].items()
         for context in found["contexts"]
     ]
@@ -128,13 +136,13 @@ def recall_tables(found: dict[str, Any]) -> list[Table]:
             name,
             f"{distance:,}",
             *(share(recall[who]["found"][place]) for who in WHO),
-            *(number(recall[who]["gain"][place]) for who in WHO),
+            *(with_error(recall[who]["gain"][place], recall[who]["error"][place]) for who in WHO),
         ]
         for name, recall in found["recall"].items()
         for place, distance in enumerate(recall["distance"])
     ]
     columns = ["Task", "Distance", "Teacher finds", "Student finds", "Teacher gains, nats", "Student gains, nats"]
-    caption = "Tokens found again, and how much likelier they are than they were the first time"
+    caption = "Tokens found again, and how much likelier they are than where there is nothing to be recalled"
     return [Table(caption, columns, rows, labels=2)] if rows else []
 
 
@@ -145,12 +153,14 @@ def generation_table(found: dict[str, Any]) -> Table:
             f"{number(told['until'])} of {told['tokens']}",
             share(told["identical"]),
             *(number(told["nats"][who]) for who in SAID),
+            number(told["error"]),
         ]
         for domain, told in found["generation"].items()
     ]
     heads = [f"{head}, nats" for head in SAID.values()]
     caption = "Going on by itself; nats per token under the teacher"
-    return Table(caption, ["Domain", "Alike, tokens", "Alike to the end", *heads], rows)
+    columns = ["Domain", "Alike, tokens", "Alike to the end", *heads, "± of student over teacher"]
+    return Table(caption, columns, rows)
 
 
 def position_figure(found: dict[str, Any], domain: str) -> Figure:

@@ -34,7 +34,7 @@ def section(run: Run) -> Section:
         "it is as bad as none; of perplexity it is that of the logarithm. Fixed frequencies stay as drawn, while all "
         f"else is fitted. {seeds_told(len(found['seeds']))}",
         data=found | {"retention": retained, "gap": gaps},
-        verdict=verdict(retained[judge], gaps, judge),
+        verdict=verdict(retained[judge], gaps, judge, len(found["seeds"])),
         numbers=[
             Fact(f"{source} → {domain}", share(mean(by_seed)), f"of the gain in {MEASURES[judge]} is kept")
             for (source, domain), by_seed in list(pairs(retained[judge]).items())[:SHOWN]
@@ -57,8 +57,8 @@ def seeds_told(seeds: int) -> str:
     return f"Mean of {seeds} seeds; ± is the sample standard deviation over them."
 
 
-def verdict(retained: dict[str, dict[str, BySeed]], gaps: dict[str, Any], judge: str) -> str:
-    """What a kernel keeps elsewhere, and what learning its frequencies gains there and in the gap."""
+def verdict(retained: dict[str, dict[str, BySeed]], gaps: dict[str, Any], judge: str, seeds: int) -> str:
+    """What a kernel keeps elsewhere; what learning its frequencies gains there and, by several seeds, in the gap."""
     each = {pair: kept for pair, by_seed in pairs(retained).items() if (kept := mean(by_seed)) is not None}
     said = []
     if each:
@@ -67,11 +67,14 @@ def verdict(retained: dict[str, dict[str, BySeed]], gaps: dict[str, Any], judge:
         said.append(f"Frozen on another domain, kernels keep {span} of what fitting there gains in {MEASURES[judge]}.")
     if "fixed" in gaps:
         learned, fixed = (tested(gaps[kind]) for kind in ("learned", "fixed"))
-        said.append(
+        compared = (
             f"Where they were fitted, {MEASURES[judge]} on held-out text is {number(learned)} with learned frequencies "
-            f"and {number(fixed)} with fixed ones; it is above that on the text trained on by "
-            f"{number(widened(gaps['learned']))} and {number(widened(gaps['fixed']))}."
+            f"and {number(fixed)} with fixed ones"
         )
+        if seeds > 1:
+            above = f"{number(widened(gaps['learned']))} and {number(widened(gaps['fixed']))}"
+            compared += f"; it is above that on the text trained on by {above}"
+        said.append(f"{compared}.")
     return " ".join(said)
 
 
