@@ -10,18 +10,18 @@ from omegaconf import DictConfig, OmegaConf
 from .errors import UserError
 
 
-def provenance(path: str) -> dict[str, Any]:
+def provenance(path: str, called: str = "student.path=") -> dict[str, Any]:
     """provenance.json beside the weights; UserError where `path` is no exported student."""
-    folder = Path(path).expanduser()
+    folder, named = Path(path).expanduser(), f"{called}{path}"
     if not folder.is_dir():
-        raise UserError(f"student.path={path}: no such directory")
+        raise UserError(f"{named}: no such directory")
     try:
         content = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
         assert isinstance(content["mixer"], dict) and isinstance(content["data"]["domains"], dict)
     except FileNotFoundError as error:
-        raise UserError(f"student.path={path} has no provenance.json: give the student/ that a run exported") from error
+        raise UserError(f"{named} has no provenance.json: give the student/ that a run exported") from error
     except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
-        raise UserError(f"student.path={path}/provenance.json is damaged or of an older version") from error
+        raise UserError(f"{named}/provenance.json is damaged or of an older version") from error
     found: dict[str, Any] = content
     return found
 

@@ -62,22 +62,20 @@ def serve(given: argparse.Namespace) -> None:
     for name in ("slots", "waiting", "longest", "chunk"):
         if getattr(given, name) < 1:
             raise UserError(f"--{name} has to be 1 at least")
-    listening = listen(given.host, given.port)
-
     import uvicorn
 
     from .app import build_app
 
-    served, closing = loaded(given)
-    server = uvicorn.Server(
-        uvicorn.Config(build_app(served, closing), log_level="warning", timeout_graceful_shutdown=given.grace)
-    )
-    for each in (signal.SIGINT, signal.SIGTERM):
-        # uvicorn stops at the first and then sends it once more, to whom it concerned before.
-        signal.signal(each, lambda *_: None)
-    host, port = listening.getsockname()[:2]
-    print(f"{served.name} answers at http://{host}:{port}/v1; Ctrl-C stops it", flush=True)
-    server.run(sockets=[listening])
+    with listen(given.host, given.port) as listening:
+        served, closing = loaded(given)
+        app = build_app(served, closing)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=given.grace))
+        for each in (signal.SIGINT, signal.SIGTERM):
+            # uvicorn stops at the first and then sends it once more, to whom it concerned before.
+            signal.signal(each, lambda *_: None)
+        host, port = listening.getsockname()[:2]
+        print(f"{served.name} answers at http://{host}:{port}/v1; Ctrl-C stops it", flush=True)
+        server.run(sockets=[listening])
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -106,7 +104,7 @@ def loaded(given: argparse.Namespace) -> tuple[Any, Any]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     path = given.checkpoint.expanduser()
-    if (task := provenance(str(path))["task"]) != "causal_lm":
+    if (task := provenance(str(path), "")["task"]) != "causal_lm":
         raise UserError(f"{path} is a student for {task}, which writes no text: load it with transformers")
     try:
         dtype, device = getattr(torch, given.dtype), torch.device(given.device or best_device())
