@@ -15,6 +15,7 @@ from distill.measure.replaced import CONTROLS, replaced
 from distill.measure.subject import NotMeasured, Subject
 from distill.rundir import RunDirectory
 from distill.student import build_student
+from distill.task import TASKS
 
 from . import tiny
 from .conftest import Compose
@@ -66,6 +67,12 @@ def subject(request: pytest.FixtureRequest, teachers: dict[str, Path]) -> Any:
     wanted = SimpleNamespace(batch_size=2, contribution=SimpleNamespace(blocks=BLOCKS))
     config: Any = SimpleNamespace(measure=wanted)
     return Subject(teacher, student, tiny.corpus(6), config, None, torch.device("cpu"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("task", "rows"), [("causal_lm", 2), ("sequence_classification", 4)])
+def test_rows_of_one_target_each_are_counted_in_batches(subject: Subject, task: str, rows: int):
+    teacher: Any = SimpleNamespace(task=TASKS[task])
+    assert len(replace(subject, teacher=teacher).held_out("random", 2).dataset) == rows  # type: ignore[arg-type]
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from distill.data import Corpus
 from distill.measure import length, recall
-from distill.measure.generation import go_on, measure_generation, parted
+from distill.measure.generation import go_on, measure_generation, nats, parted
 from distill.measure.subject import NotMeasured, Subject
 from distill.student import build_student
 from distill.task import TASKS
@@ -76,6 +76,17 @@ def test_perplexity_at_every_context_is_of_the_same_targets(subject: Subject):
         assert positions["from"] == [1, 16]
         late = [-log_p(model, tokens[i - i % 32 : i], tokens[i]) for i in range(len(tokens)) if i % 32 >= 16]
         assert positions[who][1] == pytest.approx(sum(late) / len(late), rel=1e-4)
+
+
+def test_the_error_is_that_of_the_gap_over_stretches(subject: Subject):
+    ppl, _ = length.read_lengths(subject, "random", [16, 32])
+    gaps = []
+    for begin in (0, 64):
+        row = text(subject)[begin : begin + 32]
+        places = [i for i in range(32) if i % 16]
+        told = [[-log_p(model, row[:i], row[i]) for i in places] for model in (subject.student, subject.teacher.model)]
+        gaps.append(statistics.mean(told[0]) - statistics.mean(told[1]))
+    assert ppl[32]["error"] == pytest.approx(statistics.stdev(gaps) / 2**0.5, rel=1e-3)
 
 
 def test_buckets_double():
@@ -167,6 +178,9 @@ def test_samples_are_judged_by_the_teacher(subject: Subject):
         for i in range(5)
     ]
     assert found["nats"]["student"] == pytest.approx(sum(told) / len(told), rel=1e-4)
+    own = go_on(subject.teacher.model, blocks[:, :8], 5, subject, True)
+    worse = nats(subject, blocks[:, :8], sampled) - nats(subject, blocks[:, :8], own)
+    assert found["error"] == pytest.approx(worse.std().item() / 2**0.5, rel=1e-6)
     assert 0 <= found["until"] <= 5 and 0 <= found["identical"] <= 1 and (found["tokens"], found["prompts"]) == (5, 2)
 
 

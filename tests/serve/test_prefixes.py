@@ -57,6 +57,7 @@ def test_rows_part_and_join(model: FlexformerForCausalLM):
     """Two texts of different length, joined, swapped, and gone on with."""
     one, two = tokens(1, 7)[0].tolist(), tokens(1, 3, seed=1)[0].tolist()
     both = rows(joined([state(model, one), state(model, two)]), [1, 0])
+    assert both.get_seq_length() == 7
     at = torch.tensor([[3], [7]])
     new = model(torch.tensor([[5], [6]]), position_ids=at, past_key_values=both, use_cache=True).logits[:, -1]
     for ids, last in (([*two, 5], new[0]), ([*one, 6], new[1])):

@@ -58,6 +58,11 @@ def test_a_stop_is_no_part_of_the_answer_and_ends_it(tokenizer: Any):
     assert "".join(items) == "one two" and more[-1] is False and stream.total_tokens == len(more)
 
 
+def test_what_could_have_become_a_stop_is_told_at_the_end(tokenizer: Any):
+    tokens = tokenizer("one two", add_special_tokens=False).input_ids
+    assert "".join(asyncio.run(written(tokens, tokenizer, ("two three",)))[0]) == "one two"
+
+
 @pytest.mark.parametrize("after", [0, 2])
 def test_the_end_of_a_text_ends_it_and_is_not_told(tokenizer: Any, after: int):
     tokens = [*tokenizer("one two", add_special_tokens=False).input_ids[:after], tokenizer.eos_token_id]
