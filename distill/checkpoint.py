@@ -11,10 +11,13 @@ from typing import Any
 
 from .config import Config
 from .data import Corpus
+from .errors import UserError
 from .flexformer.configuration import FlexformerConfig
 from .flexformer.model import Flexformer
 from .mixer import told
+from .parity import Apart, parity
 from .rundir import RunDirectory
+from .stages.fit import device_of
 from .task import TASKS
 from .teacher import Teacher
 
@@ -29,14 +32,20 @@ for each in TASKS.values():
 def export(student: Flexformer, teacher: Teacher, corpus: Corpus, config: Config, run: RunDirectory) -> Path:
     """Writes student/: configuration, weights, the flexformer files, tokenizer, model card, provenance.
 
-    Written under another name and renamed when whole, so that a student/ that exists is complete.
+    Written under another name and renamed when whole and found to say the same in every way, so that a student/ that
+    exists is complete and can be served. UserError where it does not; what was written then stays under the other name.
     """
     unfinished = run.student.with_suffix(".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    student.cpu().save_pretrained(unfinished)
+    student.save_pretrained(unfinished)
     teacher.tokenizer.save_pretrained(unfinished)
     teacher.task.save_beside(student, unfinished, config.data.context)
-    source = provenance(teacher, corpus, config)
+    try:
+        with run.timed("measure"):
+            agreed = parity(student, unfinished, corpus, teacher.task, device_of(config))
+    except Apart as apart:
+        raise UserError(f"{unfinished} is not fit to be served: {apart}") from apart
+    source = provenance(teacher, corpus, config) | {"parity": agreed}
     (unfinished / "provenance.json").write_text(json.dumps(source, indent=1), encoding="utf-8")
     (unfinished / "README.md").write_text(student_card(config, run), encoding="utf-8")
     unfinished.rename(run.student)

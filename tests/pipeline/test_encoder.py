@@ -322,6 +322,8 @@ def test_a_run_is_whole(run: Path):
     assert fidelity["comparable"] is not linformer and (kl[0][0] is None) is linformer
     assert all(each is not None for each in fidelity["domains"]["prose"]["output_error"][0])
     assert (run / "report" / "report.html").is_file()
+    agreed = json.loads((run / "student" / "provenance.json").read_text())["parity"]
+    assert list(agreed) == ["reloaded", "parallel"] and max(agreed.values()) < 1e-5
     card = (run / "student" / "README.md").read_text()
     assert "AutoModelForMaskedLM" in card and "masked token" in card and "generate" not in card
 
