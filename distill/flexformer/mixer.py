@@ -114,9 +114,8 @@ class Mixer(TokenMixer):
             out = self.normaliser(weighted.sums).to(value.dtype)
             recent = slice(keys.shape[2] - self.width, None)
             seen = memory.seen + new.sum(1)
-            # Cloned, or a window of no tokens would keep all of them in memory.
-            window = (keys[:, :, recent].clone(), values[:, :, recent].clone(), present[:, recent].clone())
-            return out, Memory(*state, seen, *window)
+            window = (keys[:, :, recent], values[:, :, recent], present[:, recent])
+            return out, Memory(*state, seen, *map(_alone, window))
 
     def features(
         self, query: Tensor, query_position: Tensor, key: Tensor, key_position: Tensor, present: Tensor
@@ -223,6 +222,12 @@ def _real(key: Tensor, padding: Tensor | None) -> Tensor:
 def _undelayed(x: Tensor, width: int, fill: float) -> Tensor:
     """(…, N) in the linear part's time, where token j stands in column j + w, to the tokens' own."""
     return torch.nn.functional.pad(x[..., width:], (0, min(width, x.shape[-1])), value=fill)
+
+
+def _alone(part: Tensor) -> Tensor:
+    """Cloned, or a window of no tokens would keep all of them in memory; with the strides that it has ever after, which
+    a compiled step looks at."""
+    return part.clone(memory_format=torch.contiguous_format)
 
 
 def _join(remembered: Tensor, new: Tensor) -> Tensor:

@@ -156,7 +156,7 @@ class FlexformerForCausalLM(Flexformer, GenerationMixin):
         use_cache = not self.training if use_cache is None else use_cache
         if past_key_values is None and use_cache:
             past_key_values = self.new_cache()
-        if past_key_values is not None and not hasattr(past_key_values, "nbytes"):
+        if past_key_values is not None and not hasattr(past_key_values, "memories"):
             raise ValueError(f"a flexformer keeps states, and cannot use a {type(past_key_values).__name__}")
         check_inputs(attention_mask, position_ids, kwargs)
         out = self.lm(

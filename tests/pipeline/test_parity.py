@@ -52,14 +52,16 @@ def test_all_ways_agree(student: Any, saved: Path):
 
 
 @pytest.mark.parametrize("way", ["parallel", "recurrent"])
-def test_one_that_differs_is_named(student: Any, saved: Path, way: str, monkeypatch: pytest.MonkeyPatch):
-    for mixer in student.mixers.values():
-
-        def wrong(*given: Any, right: Any = getattr(mixer.ways, way), **more: Any) -> Any:
+def test_one_that_differs_is_named(student: Any, saved: Path, way: str):
+    def spoilt(right: Any) -> Any:
+        def wrong(*given: Any, **more: Any) -> Any:
             weighted, state = right(*given, **more)
             return weighted._replace(sums=weighted.sums * torch.linspace(0.9, 1.1, weighted.sums.shape[-1])), state
 
-        mixer.ways = mixer.ways._replace(**{way: wrong})
+        return wrong
+
+    for mixer in student.mixers.values():
+        mixer.ways = mixer.ways._replace(**{way: spoilt(getattr(mixer.ways, way))})
     with pytest.raises(Apart, match=f"read whole: {way} by"):
         measured(student, saved)
 
