@@ -94,6 +94,7 @@ def loaded(given: argparse.Namespace) -> tuple[Any, Any]:
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
+    from ..device import best_device
     from ..flexformer.model import FlexformerForCausalLM
     from ..positions import within_positions
     from .batch import Batch
@@ -126,12 +127,6 @@ def loaded(given: argparse.Namespace) -> tuple[Any, Any]:
             states.save(given.states, student)
 
     return Served(name, model, tokenizer, batch, longest, given.waiting), closing
-
-
-def best_device() -> str:
-    import torch
-
-    return torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"  # type: ignore[union-attr]
 
 
 if __name__ == "__main__":

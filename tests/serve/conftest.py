@@ -36,7 +36,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("served") / "student"
     build_student(teacher, config.mixer).save_pretrained(path)
     teacher.tokenizer.save_pretrained(path)
-    told = {"task": "causal_lm", "mixer": config.mixer, "data": {"domains": {}}}
+    told = {"task": "causal_lm", "teacher": {"name": "pocket"}, "mixer": config.mixer, "data": {"domains": {}}}
     (path / "provenance.json").write_text(json.dumps(told))
     return path
 

@@ -1,0 +1,101 @@
+"""`python -m distill.bench decode|prefill CHECKPOINT`: a student's speed beside its exact teacher's, here and now."""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError, reason
+from ..exported import provenance
+from ..report.compare.case import mixer_words
+
+PROGRAM = "python -m distill.bench"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code: 0, or 2 with one line on stderr when the user can mend it."""
+    typed = sys.argv[1:] if arguments is None else arguments
+    given = parser().parse_args(typed)
+    try:
+        print(bench(given, shlex.join(["python", "-m", "distill.bench", *typed])))
+    except UserError as error:
+        print(f"distill: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(PROGRAM, description="Time a student beside its exact teacher.")
+    made.add_argument("what", choices=("decode", "prefill"), help="a token after so many, or so many at once")
+    made.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="the student/ that a run exported")
+    made.add_argument("--teacher", metavar="DIR", help="its teacher, by default where it was when it was distilled")
+    made.add_argument("--lengths", type=counts, default=[1024, 2048, 4096, 8192, 16384], help="tokens, 1024,2048,…")
+    made.add_argument("--batches", type=counts, default=[1, 8], help="rows decoded at a time, 1,8")
+    made.add_argument("--device", help="cpu, cuda (a GPU, if there is one)")
+    made.add_argument("--dtype", default="float32", help="of weights and keys; a state is float32 (%(default)s)")
+    made.add_argument("--graphs", action="store_true", help="capture both steps as CUDA graphs")
+    made.add_argument("--out", type=Path, metavar="OUT", default=Path("serving"), help="OUT.json, OUT.md, OUT-*.svg")
+    return made
+
+
+def counts(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def bench(given: argparse.Namespace, command: str) -> Path:
+    """Measures, and adds what was found to OUT.json; returns OUT.md."""
+    import torch
+
+    from ..checkpoint import git_commit
+    from ..device import best_device
+    from ..measure.origin import hardware
+    from ..positions import within_positions
+    from .serving import TIMED
+    from .table import rows, save
+
+    source = provenance(str(given.checkpoint), "")
+    if source["task"] != "causal_lm":
+        raise UserError(f"{given.checkpoint} is a student for {source['task']}, which does not decode")
+    device = torch.device(given.device or best_device())
+    if given.graphs and device.type != "cuda":
+        raise UserError(f"--graphs: CUDA graphs are for a GPU, and --device is {device.type}; leave it out")
+    models = loaded(given, source, device)
+    longest = within_positions(models["teacher"], max(given.lengths) + 1) - 1
+    lengths = sorted(length for length in given.lengths if length <= longest)
+    if not lengths:
+        raise UserError(f"--lengths: the teacher has positions for {longest + 1:,} tokens; give shorter ones")
+    found = TIMED[given.what](models, lengths, given.batches, given.graphs)
+    mixer = source["mixer"]
+    features = models["student"].config.mixer.get("features")
+    label = mixer_words(mixer["map"], mixer, features)
+    teacher = Path(source["teacher"]["name"]).name
+    try:
+        return save(given.out, rows(found, label, teacher, command, hardware(device), git_commit()))
+    except OSError as error:
+        raise UserError(f"--out {given.out} cannot be written: {reason(error)}") from error
+
+
+def loaded(given: argparse.Namespace, source: dict[str, Any], device: Any) -> dict[str, Any]:
+    """Teacher and student in the same precision."""
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    from ..config import Teacher
+    from ..flexformer.model import FlexformerForCausalLM
+    from ..loading import location
+
+    path = location(Teacher(given.teacher or source["teacher"]["name"], given.dtype, None, None))
+    try:
+        dtype = getattr(torch, given.dtype)
+        return {
+            "teacher": AutoModelForCausalLM.from_pretrained(path, dtype=dtype).eval().to(device),
+            "student": FlexformerForCausalLM.from_pretrained(given.checkpoint, dtype=dtype).eval().to(device),
+        }
+    except (OSError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{given.checkpoint} beside {path} cannot be loaded: {reason(error)}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""One step of decoding at some length, as a server takes it: what is kept stays in its place, and nothing is copied.
+
+Both sides are as strong as they get. The teacher's cache has its full size from the start, so that a step writes one
+key and value and attends to all, with no mask; the student's state is overwritten. On a GPU each can be captured as one
+graph.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from ..flexformer.cache import ExactLayer, StateLayer
+
+#: Something to be timed.
+Step = Callable[[], Any]
+#: Tokens that a student has read: a state is the same size after any number of them.
+READ = 128
+
+
+class FixedLayer(CacheLayerMixin):
+    """Keys and values of `length` tokens and of the one that comes, (B, K, length + 1, D)."""
+
+    is_sliding = False
+
+    def __init__(self, keys: Tensor, values: Tensor):
+        super().__init__()
+        self.keys, self.values, self.is_initialized = keys, values, True
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing is left to do."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        assert self.keys is not None and self.values is not None
+        self.keys[:, :, -1:], self.values[:, :, -1:] = key_states, value_states
+        return self.keys, self.values
+
+    def get_seq_length(self, *args: Any) -> int:
+        assert self.keys is not None
+        return self.keys.shape[2] - 1
+
+    def get_mask_sizes(self, query_length: Any) -> tuple[int, int]:
+        return self.get_seq_length() + 1, 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+    get_max_cache_shape = get_max_length
+
+
+def full(layer: Any, length: int) -> FixedLayer:
+    """A layer like this one, of `length` tokens: how long a step takes does not depend on which."""
+    shape = (*layer.keys.shape[:2], length + 1, layer.keys.shape[3])
+    return FixedLayer(*(torch.randn(shape, dtype=layer.keys.dtype, device=layer.keys.device) for _ in range(2)))
+
+
+def teacher_step(teacher: Any, batch: int, length: int) -> tuple[Step, int]:
+    """A step of the exact model after `length` tokens a row, and the bytes it keeps."""
+    small = teacher(input_ids=tokens(teacher, batch, 1), use_cache=True).past_key_values
+    layers: list[Any] = [full(layer, length) for layer in small.layers]
+    cache, ids, places = Cache(layers=layers), tokens(teacher, batch, 1), at(teacher, batch, length)
+
+    def step() -> Any:
+        return teacher(input_ids=ids, position_ids=places, past_key_values=cache, use_cache=True)
+
+    return step, sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
+
+
+def student_step(student: Any, batch: int, length: int) -> tuple[Step, int]:
+    """A step of the student after `length` tokens a row, and the bytes it keeps."""
+    cache: Any = student(input_ids=tokens(student, batch, READ), use_cache=True).past_key_values
+    for index, layer in enumerate(cache.layers):
+        if isinstance(layer, ExactLayer):
+            cache.layers[index] = cache.memories[index] = full(layer, length)
+    states: list[tuple[Any, Any]] = [(layer, layer.memory) for layer in cache.layers if isinstance(layer, StateLayer)]
+    ids, places = tokens(student, batch, 1), at(student, batch, length)
+
+    def step() -> Any:
+        for layer, kept in states:
+            layer.memory = kept
+        out = student(input_ids=ids, position_ids=places, past_key_values=cache, use_cache=True)
+        for layer, kept in states:
+            for old, new in zip(kept, layer.memory, strict=True):
+                old.copy_(new)
+        return out
+
+    exact: list[Any] = [layer for layer in cache.layers if isinstance(layer, FixedLayer)]
+    kept_bytes = sum(part.nbytes for _, memory in states for part in memory)
+    return step, kept_bytes + sum(layer.keys.nbytes + layer.values.nbytes for layer in exact)
+
+
+def captured(step: Step) -> Step:
+    """The step as one CUDA graph, replayed: no time goes into launching its kernels one by one."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+def tokens(model: Any, batch: int, length: int) -> Tensor:
+    generator = torch.Generator().manual_seed(length)
+    return torch.randint(model.config.vocab_size, (batch, length), generator=generator).to(model.device)
+
+
+def at(model: Any, batch: int, length: int) -> Tensor:
+    return torch.full((batch, 1), length, device=model.device)

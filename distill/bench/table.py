@@ -1,0 +1,163 @@
+"""Timings as rows of docs/results/NAME.json, and from these alone NAME.md and a figure for each kind and batch."""
+
+import re
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+
+from ..names import file_name
+from ..report.compare.build import figure_name, write
+from ..report.compare.case import Case, parse
+from ..report.compare.rows import Row, joined, read_rows, written
+from ..report.figures import standalone
+from ..report.pages import Page
+from ..report.plots import Line, curves
+from ..report.quantities import number, size, with_error
+from ..report.section import Figure, Section, Table
+from .serving import WHO, Timing
+
+#: The shortest and the longest length between which decoding is to take the same time.
+FLAT_FROM, FLAT_TO = 1024, 16384
+FLAT = "<= 1.15"
+#: How much faster than its teacher a student is to decode on a GPU, at this length and batch.
+FASTER, FASTER_AT = ">= 2", (16384, 8)
+
+
+def rows(found: list[Timing], mixer: str, teacher: str, command: str, hardware: str, commit: str | None) -> list[Row]:
+    """Every timing, and of each batch how flat decoding is."""
+
+    def row(
+        domain: str, metric: str, value: float, unit: str, goal: str | None = None, spread: float | None = None
+    ) -> Row:
+        case = str(Case(mixer, teacher, f"{domain}, {hardware}"))
+        return Row(case, metric, value, spread, [0], unit, goal, command, hardware, commit)
+
+    made = []
+    for each in found:
+        place, on_gpu = f"{each.what} at {each.length} tokens, batch {each.batch}", "CPU" not in hardware
+        goal = FASTER if each.what == "decode" and on_gpu and (each.length, each.batch) == FASTER_AT else None
+        made.append(row(place, "speedup", each.speedup, "teacher / student seconds", goal, each.error))
+        made += [row(place, f"{who}_ms", 1e3 * each.seconds[who], "ms") for who in WHO]
+        made += [row(place, f"{who}_bytes", kept, "bytes") for who, kept in (each.kept_bytes or {}).items()]
+    for batch in dict.fromkeys(each.batch for each in found if each.what == "decode"):
+        times = [
+            each.seconds["student"]
+            for each in found
+            if each.what == "decode" and each.batch == batch and FLAT_FROM <= each.length <= FLAT_TO
+        ]
+        if len(times) > 1:
+            most = max(times) / min(times)
+            made.append(row(f"decode from {FLAT_FROM} to {FLAT_TO} tokens, batch {batch}", "slowdown", most, "×", FLAT))
+    return made
+
+
+def save(out: Path, new: list[Row]) -> Path:
+    """OUT.json with these rows in the place of older ones of the same cases, OUT.md and figures; returns OUT.md."""
+    file = out.with_name(f"{out.name}.json")
+    all_rows = joined({file: read_rows(file)} if file.exists() else {}, new)
+    shown = page(all_rows, out)
+    texts = {file: written(all_rows), out.with_name(f"{out.name}.md"): shown.markdown()}
+    for part in shown.sections.values():
+        for figures in part.figures:
+            texts |= {out.parent / figure_name(out, figure): standalone(figure.svg) for figure in figures}
+    write(texts)
+    return out.with_name(f"{out.name}.md")
+
+
+def page(all_rows: list[Row], out: Path) -> Page:
+    """A section for every mixer, teacher and machine."""
+    parts: dict[str, list[Row]] = {}
+    for row in all_rows:
+        case = parse(row.case)
+        parts.setdefault(f"{case.mixer} | {case.teacher} | {row.hardware}", []).append(row)
+    sections = {name: section(name, there) for name, there in parts.items()}
+    return Page("Speed beside the teacher", [], sections, lambda *place: quote(figure_name(out, place[-1])))
+
+
+def section(name: str, there: list[Row]) -> Section:
+    places = sorted({found for row in there if (found := place_of(row))})
+    values = {(place_of(row), row.metric): row for row in there}
+    kinds = sorted({(what, batch) for what, batch, _ in places})
+    lines = [
+        [
+            what,
+            f"{batch}",
+            f"{length:,}",
+            *(number(values[(what, batch, length), f"{who}_ms"].value) for who in WHO),
+            with_error(*quotient(values[(what, batch, length), "speedup"])),
+            *(kept((what, batch, length), who, values) for who in WHO),
+        ]
+        for what, batch, length in places
+    ]
+    columns = [
+        "Of",
+        "Batch",
+        "Tokens",
+        "Teacher, ms",
+        "Student, ms",
+        "Teacher / student",
+        "Teacher keeps",
+        "Student keeps",
+    ]
+    goals = [
+        [parse(row.case).domain, row.metric, number(row.value), row.goal, "yes" if met(row) else "no"]
+        for row in there
+        if row.goal
+    ]
+    tables = [
+        Table("Side by side, the median of rounds; ± half of what lies between quartiles", columns, lines, labels=2)
+    ]
+    if goals:
+        tables.insert(0, Table("Goals", ["Of", "Measure", "Found", "Goal", "Reached"], goals, labels=2))
+    return Section(
+        title=name,
+        intro="Decoding is one token after so many in every row; prefill reads them whole and keeps what the next "
+        f"needs. {'; '.join(dict.fromkeys(row.command or '' for row in there))}",
+        data={},
+        tables=tables,
+        figures=[[figure(what, batch, name, places, values) for what, batch in kinds]],
+    )
+
+
+def quotient(row: Row) -> tuple[float | None, float | None]:
+    return row.value, row.spread
+
+
+def place_of(row: Row) -> tuple[str, int, int] | None:
+    """What, batch and length of a row; None of one that is of several lengths."""
+    found = re.match(r"(\w+) at (\d+) tokens, batch (\d+),", parse(row.case).domain)
+    return (found[1], int(found[3]), int(found[2])) if found else None
+
+
+def kept(place: tuple[str, int, int], who: str, values: dict[tuple[tuple[str, int, int] | None, str], Row]) -> str:
+    row = values.get((place, f"{who}_bytes"))
+    return size(row.value if row else None)
+
+
+def met(row: Row) -> bool:
+    assert row.goal is not None and row.value is not None
+    sign, bound = row.goal.split()
+    return row.value <= float(bound) if sign == "<=" else row.value >= float(bound)
+
+
+def figure(
+    what: str,
+    batch: int,
+    name: str,
+    places: list[tuple[str, int, int]],
+    values: dict[tuple[tuple[str, int, int] | None, str], Row],
+) -> Figure:
+    lengths = [length for kind, rows_, length in places if (kind, rows_) == (what, batch)]
+    lines = [
+        Line(
+            who,
+            np.array(lengths, dtype=float),
+            np.array([values[(what, batch, length), f"{who}_ms"].value for length in lengths], dtype=float),
+        )
+        for who in WHO
+    ]
+    title = f"{what}, batch {batch}, {name}"
+    alt = f"{title}: " + "; ".join(f"{line.label} {', '.join(map(number, line.y))} ms" for line in lines)
+    drawing = curves(lines, "tokens", "ms", alt, doubling=True)
+    return Figure(file_name(f"{what}-{batch}-{name}"), f"{title}; milliseconds.", alt, drawing)

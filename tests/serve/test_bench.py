@@ -1,0 +1,116 @@
+"""Timings become rows, and rows a table with goals."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from distill.bench.__main__ import main
+from distill.bench.serving import Timing, clocked, side_by_side
+from distill.bench.table import rows, save
+from distill.report.compare.rows import Row
+
+SECONDS = {1024: (0.01, 0.02), 4096: (0.02, 0.021), 16384: (0.05, 0.02)}
+
+
+def timings(batch: int = 8, slower: float = 1.0) -> list[Timing]:
+    return [
+        Timing(
+            what="decode",
+            batch=batch,
+            length=length,
+            seconds={"teacher": t, "student": s * slower},
+            speedup=t / s / slower,
+            error=0.1,
+            kept_bytes={"teacher": length, "student": 7},
+        )
+        for length, (t, s) in SECONDS.items()
+    ]
+
+
+def made(found: list[Timing], hardware: str = "one GPU", command: str = "c") -> dict[tuple[str, str], Row]:
+    return {(row.case, row.metric): row for row in rows(found, "hedgehog F=128", "pocket", command, hardware, "abc")}
+
+
+def test_every_timing_is_a_row_and_how_flat_decoding_is():
+    found = made([*timings(), Timing("prefill", 1, 64, {"teacher": 1.0, "student": 2.0}, 0.5, 0.1)])
+    case = "hedgehog F=128 | pocket | decode at 16384 tokens, batch 8, one GPU"
+    speedup = found[case, "speedup"]
+    assert (speedup.value, speedup.spread, speedup.goal) == (2.5, 0.1, ">= 2")
+    assert found[case, "teacher_ms"].value == 50 and found[case, "student_bytes"].value == 7
+    flat = found["hedgehog F=128 | pocket | decode from 1024 to 16384 tokens, batch 8, one GPU", "slowdown"]
+    assert flat.value == pytest.approx(1.05) and flat.goal == "<= 1.15"
+    assert len(found) == 3 * 5 + 1 + 3
+    # On a CPU, and of another batch, there is no goal for the speed.
+    assert not any(row.goal for (_, metric), row in made(timings(), "2 CPU cores").items() if metric == "speedup")
+    assert not any(row.goal for (_, metric), row in made(timings(1)).items() if metric == "speedup")
+
+
+def test_a_table_keeps_what_was_not_measured_anew(tmp_path: Path):
+    out = tmp_path / "results" / "serving"
+    save(out, list(made(timings()).values()))
+    save(out, list(made(timings(1), "2 CPU cores").values()))
+    page = save(out, list(made(timings(slower=3.0)).values())).read_text()
+    found = {(row["case"], row["metric"]): row["value"] for row in json.loads(out.with_suffix(".json").read_text())}
+    assert len(found) == 2 * (3 * 5 + 1)
+    assert found["hedgehog F=128 | pocket | decode at 16384 tokens, batch 8, one GPU", "student_ms"] == pytest.approx(
+        60
+    )
+    assert "| decode | 8 | 16,384 | 50.0 | 60.0 | 0.833 ± 0.100 | 16 KiB | 7 B |" in page.replace(
+        "\N{NO-BREAK SPACE}", " "
+    )
+    assert "speedup | 0.833 | &gt;= 2 | no |" in page and "slowdown | 1.05 | &lt;= 1.15 | yes |" in page
+    figures = sorted(path.name for path in out.parent.glob("*.svg"))
+    assert len(figures) == 2 and all(name in page for name in figures)
+
+
+def test_both_have_their_turn_in_every_round(monkeypatch: pytest.MonkeyPatch):
+    turns: list[str] = []
+    monkeypatch.setattr("distill.bench.serving.clocked", lambda step, times, device: step())
+    slow = iter(range(1, 100))
+    steps: dict[str, Any] = {
+        "teacher": lambda: turns.append("teacher") or 2.0 * next(slow),
+        "student": lambda: turns.append("student") or 1.0,
+    }
+    seconds, speedup, error = side_by_side(steps, 1, torch.device("cpu"))
+    assert turns == ["teacher", "student"] * 18
+    # Rounds 4 to 18 count: 8 to 36, of which 22 is the middle, and 14 and 30 are the quartiles.
+    assert seconds == {"teacher": 22.0, "student": 1.0} and speedup == 22.0 and error == 8.0
+    turns.clear()
+    monkeypatch.undo()
+    assert clocked(lambda: turns.append("step"), 4, torch.device("cpu")) >= 0 and len(turns) == 4
+
+
+@pytest.mark.parametrize("what", ["decode", "prefill"])
+def test_the_command_measures_a_student(checkpoint: Path, tmp_path: Path, what: str):
+    command = [sys.executable, "-m", "distill.bench", what, str(checkpoint), "--lengths", "32,64", "--batches", "1,2"]
+    more = ["--device", "cpu", "--teacher", "pocket", "--out", str(tmp_path / "speed")]
+    done = subprocess.run(
+        [*command, *more], capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert done.stdout == f"{tmp_path / 'speed.md'}\n"
+    found = json.loads((tmp_path / "speed.json").read_text())
+    assert all(row["value"] > 0 for row in found) and found[0]["command"].startswith(f"python -m distill.bench {what}")
+    places = {row["case"].split(" | ")[2].rsplit(",", 1)[0] for row in found}
+    assert places == {f"{what} at {length} tokens, batch {batch}" for length in (32, 64) for batch in (1, 2)}
+
+
+def test_mistakes_are_one_line(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "encoder").mkdir()
+    told = json.loads((checkpoint / "provenance.json").read_text()) | {"task": "embedding"}
+    (tmp_path / "encoder/provenance.json").write_text(json.dumps(told))
+    for arguments, said in (
+        (["decode", str(tmp_path)], "no provenance.json"),
+        (["decode", str(tmp_path / "encoder")], "embedding, which does not decode"),
+        (["decode", str(checkpoint), "--graphs", "--device", "cpu"], "--graphs"),
+        (["decode", str(checkpoint), "--device", "cpu", "--teacher", str(tmp_path / "none")], "cannot be loaded"),
+        (["decode", str(checkpoint), "--device", "cpu", "--dtype", "float7", "--teacher", "pocket"], "float7"),
+    ):
+        assert main(arguments) == 2
+        printed = capsys.readouterr().err.splitlines()[-1]
+        assert printed.startswith("distill: ") and said in printed

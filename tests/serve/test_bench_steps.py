@@ -1,0 +1,55 @@
+"""A step that is timed computes what a step of decoding computes."""
+
+import pytest
+import torch
+from flexformer.tiny import KINDS, LLAMA, student, tokens
+from transformers import AutoModelForCausalLM
+from transformers.cache_utils import Cache
+
+from distill.bench import steps
+from distill.bench.steps import FixedLayer, student_step, teacher_step
+
+
+@pytest.fixture
+def teacher() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(LLAMA).double().eval()
+
+
+@torch.no_grad()
+def test_a_cache_of_full_size_gives_what_one_that_grows_does(teacher):
+    ids = tokens(2, 9)
+    grown = teacher(input_ids=ids[:, :-1], use_cache=True).past_key_values
+    room = [torch.nn.functional.pad(part, (0, 0, 0, 1)) for each in grown.layers for part in (each.keys, each.values)]
+    fixed = Cache(layers=[FixedLayer(*pair) for pair in zip(room[::2], room[1::2], strict=True)])
+    places = torch.full((2, 1), 8)
+    for _ in range(2):
+        # The same step again and again: the last place is overwritten.
+        out = teacher(input_ids=ids[:, -1:], position_ids=places, past_key_values=fixed, use_cache=True)
+        assert torch.allclose(out.logits[:, -1], teacher(input_ids=ids).logits[:, -1], atol=1e-12)
+    assert fixed.get_seq_length() == 8
+
+
+@torch.no_grad()
+def test_a_teacher_keeps_every_token(teacher):
+    # Two layers of two key-value heads of 4, keys and values in float64.
+    assert [teacher_step(teacher, 3, length)[1] for length in (10, 20)] == [3 * 2 * 2 * 4 * 2 * 8 * n for n in (11, 21)]
+    assert teacher_step(teacher, 3, 10)[0]().logits.shape == (3, 1, 50)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_a_students_step_goes_on_in_place(kind: str, monkeypatch: pytest.MonkeyPatch):
+    """Step after step, as the same tokens read one after another would."""
+    monkeypatch.setattr(steps, "READ", 6)
+    model = student(kind)
+    step, kept = student_step(model, 2, 6)
+    cache = model(input_ids=steps.tokens(model, 2, 6), use_cache=True).past_key_values
+    again = steps.tokens(model, 2, 1)
+    for _ in range(3):
+        expected = model(input_ids=again, position_ids=torch.full((2, 1), 6), past_key_values=cache, use_cache=True)
+        found = step()
+        if not KINDS[kind].exact:
+            assert torch.allclose(found.logits, expected.logits, atol=1e-10)
+    lengths = [student_step(model, 2, length)[1] for length in (50, 100)]
+    assert lengths[0] < lengths[1] if KINDS[kind].exact else {*lengths, kept} == {cache.nbytes}
