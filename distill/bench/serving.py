@@ -2,9 +2,9 @@
 
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import product
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from tqdm import tqdm
@@ -17,6 +17,7 @@ ROUNDS, WARM = 15, 3
 #: Steps of decoding to a round.
 STEPS = 4
 WHO = ("teacher", "student")
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -36,19 +37,19 @@ class Timing:
 
 @torch.no_grad()
 def time_decode(models: dict[str, Any], lengths: list[int], batches: list[int], graphs: bool) -> list[Timing]:
-    """A token after each length. graphs: both as CUDA graphs. Ends a batch before the length there is no memory for."""
+    """A token after each length. graphs: all steps as CUDA graphs."""
     make, found = {"teacher": teacher_step, "student": student_step}, []
-    for batch, length in tqdm(list(product(batches, lengths)), "decode", unit="length"):
-        try:
+    for batch in batches:
+
+        def both(length: int, batch: int = batch) -> dict[str, tuple[Step, int]]:
             made = {who: make[who](models[who], batch, length) for who in WHO}
-            steps = {who: captured(step) if graphs else step for who, (step, _) in made.items()}
-            seconds, speedup, error = side_by_side(steps, STEPS, models["teacher"].device)
-        except RuntimeError as problem:
-            if not out_of_memory(problem):
-                raise
-            continue
-        kept = {who: kept for who, (_, kept) in made.items()}
-        found.append(Timing("decode", batch, length, seconds, speedup, error, kept))
+            return {who: (captured(step) if graphs else step, kept) for who, (step, kept) in made.items()}
+
+        made = while_there_is_room(sorted(lengths), both)
+        steps = {length: {who: step for who, (step, _) in each.items()} for length, each in made.items()}
+        for length, seconds in in_turn(steps, STEPS, models["teacher"].device, f"decode, batch {batch}").items():
+            kept = {who: held for who, (_, held) in made[length].items()}
+            found.append(timing("decode", batch, length, seconds, kept))
     return found
 
 
@@ -56,13 +57,10 @@ def time_decode(models: dict[str, Any], lengths: list[int], batches: list[int], 
 def time_prefill(models: dict[str, Any], lengths: list[int], batches: list[int], graphs: bool) -> list[Timing]:
     """A text of each length read whole, and what its first new token needs is kept: the time to the first token."""
     found = []
-    for batch, length in tqdm(list(product(batches, lengths)), "prefill", unit="length"):
-        steps = {who: reading(models[who], batch, length) for who in WHO}
-        try:
-            found.append(Timing("prefill", batch, length, *side_by_side(steps, 1, models["teacher"].device)))
-        except RuntimeError as problem:
-            if not out_of_memory(problem):
-                raise
+    for batch in batches:
+        steps = {length: {who: reading(models[who], batch, length) for who in WHO} for length in lengths}
+        for length, seconds in in_turn(steps, 1, models["teacher"].device, f"prefill, batch {batch}").items():
+            found.append(timing("prefill", batch, length, seconds))
     return found
 
 
@@ -71,15 +69,47 @@ def reading(model: Any, batch: int, length: int) -> Step:
     return lambda: model(input_ids=ids, use_cache=True, logits_to_keep=1)
 
 
-def side_by_side(steps: dict[str, Step], times: int, device: torch.device) -> tuple[dict[str, float], float, float]:
-    """Median seconds of each, the median of their quotients by round, and half the span of its quartiles."""
-    rounds: list[dict[str, float]] = []
-    for _ in range(WARM + ROUNDS):
-        rounds.append({who: clocked(step, times, device) for who, step in steps.items()})
-    rounds = rounds[WARM:]
-    quotients = [each["teacher"] / each["student"] for each in rounds]
+def in_turn(
+    steps: dict[int, dict[str, Step]], times: int, device: torch.device, told: str
+) -> dict[int, dict[str, list[float]]]:
+    """Seconds of each step, of every round, by length and who: all have their turn in each, so that a machine that is
+    faster at one time than at another is so for all. Lengths from that on which there is no memory for are left out."""
+
+    def tried(length: int) -> dict[str, list[float]]:
+        for step in steps[length].values():
+            step()
+        return {who: [] for who in WHO}
+
+    found = while_there_is_room(sorted(steps), tried)
+    for number in tqdm(range(WARM + ROUNDS), told, unit="round"):
+        for length, seconds in found.items():
+            for who in WHO:
+                taken = clocked(steps[length][who], times, device)
+                if number >= WARM:
+                    seconds[who].append(taken)
+    return found
+
+
+def while_there_is_room(lengths: list[int], work: Callable[[int], Made]) -> dict[int, Made]:
+    """What is made for each length, until there is no memory for one."""
+    made: dict[int, Made] = {}
+    for length in lengths:
+        try:
+            made[length] = work(length)
+        except RuntimeError as problem:
+            if not out_of_memory(problem):
+                raise
+            break
+    return made
+
+
+def timing(
+    what: str, batch: int, length: int, seconds: dict[str, list[float]], kept: dict[str, int] | None = None
+) -> Timing:
+    quotients = [teacher / student for teacher, student in zip(seconds["teacher"], seconds["student"], strict=True)]
     low, middle, high = statistics.quantiles(quotients, n=4)
-    return {who: statistics.median(each[who] for each in rounds) for who in WHO}, middle, (high - low) / 2
+    medians = {who: statistics.median(seconds[who]) for who in WHO}
+    return Timing(what, batch, length, medians, middle, (high - low) / 2, kept)
 
 
 def clocked(step: Step, times: int, device: torch.device) -> float:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from distill.bench.__main__ import main
-from distill.bench.serving import Timing, clocked, side_by_side
+from distill.bench.serving import Timing, in_turn, timing
 from distill.bench.table import rows, save
 from distill.report.compare.rows import Row
 
@@ -69,21 +69,31 @@ def test_a_table_keeps_what_was_not_measured_anew(tmp_path: Path):
     assert len(figures) == 2 and all(name in page for name in figures)
 
 
-def test_both_have_their_turn_in_every_round(monkeypatch: pytest.MonkeyPatch):
-    turns: list[str] = []
-    monkeypatch.setattr("distill.bench.serving.clocked", lambda step, times, device: step())
-    slow = iter(range(1, 100))
-    steps: dict[str, Any] = {
-        "teacher": lambda: turns.append("teacher") or 2.0 * next(slow),
-        "student": lambda: turns.append("student") or 1.0,
-    }
-    seconds, speedup, error = side_by_side(steps, 1, torch.device("cpu"))
-    assert turns == ["teacher", "student"] * 18
-    # Rounds 4 to 18 count: 8 to 36, of which 22 is the middle, and 14 and 30 are the quartiles.
-    assert seconds == {"teacher": 22.0, "student": 1.0} and speedup == 22.0 and error == 8.0
-    turns.clear()
-    monkeypatch.undo()
-    assert clocked(lambda: turns.append("step"), 4, torch.device("cpu")) >= 0 and len(turns) == 4
+def test_all_have_their_turn_in_every_round(monkeypatch: pytest.MonkeyPatch):
+    turns: list[Any] = []
+
+    def step(who: str, length: int) -> Any:
+        def work() -> None:
+            if (who, length) == ("student", 64):
+                raise torch.OutOfMemoryError
+            turns.append((who, length))
+
+        return work
+
+    steps = {length: {who: step(who, length) for who in ("teacher", "student")} for length in (32, 16, 64, 128)}
+    found = in_turn(steps, 2, torch.device("cpu"), "told")
+    assert list(found) == [16, 32] and all(len(each) == 15 for by in found.values() for each in by.values())
+    tried = [("teacher", 16), ("student", 16), ("teacher", 32), ("student", 32), ("teacher", 64)]
+    each = [place for place in tried[:4] for _ in range(2)]
+    assert turns == tried + each * 18
+
+
+def test_quotients_are_of_the_same_round():
+    seconds = {"teacher": [2.0 * i for i in range(4, 19)], "student": [1.0] * 15}
+    found = timing("decode", 1, 64, seconds)
+    # 8 to 36, of which 22 is the middle, and 14 and 30 are the quartiles.
+    assert found.seconds == {"teacher": 22.0, "student": 1.0} and (found.speedup, found.error) == (22.0, 8.0)
+    assert timing("decode", 1, 64, {"teacher": [1.0, 3.0, 9.0], "student": [1.0, 1.0, 3.0]}).speedup == 3.0
 
 
 @pytest.mark.parametrize("what", ["decode", "prefill"])
