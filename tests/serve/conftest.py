@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+import distill.checkpoint  # noqa: F401  # so that the student's files travel with it
 from distill.__main__ import register_recipes
 from distill.config import read
 from distill.flexformer.model import FlexformerForCausalLM
