@@ -109,8 +109,14 @@ def test_a_section_not_asked_for_says_so_but_provenance_is_always_there(make_run
     assert content["provenance"]["teacher"]["name"] == "books-6x512"
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes most of the time of a report."""
+    monkeypatch.setattr("distill.report.plots.draw", lambda paint, height, alt: "<svg></svg>")
+
+
 @pytest.mark.parametrize("name", [name for name in CONTRACT if name != "provenance"])
-def test_a_missing_artefact_is_the_reason(make_run: MakeRun, name: str) -> None:
+def test_a_missing_artefact_is_the_reason(make_run: MakeRun, name: str, undrawn: None) -> None:
     run, others = make_run(), [each for each in CONTRACT if each != name]
     (run / f"measurements/{name}.json").unlink()
     report = render(run, list(CONTRACT))
@@ -121,7 +127,7 @@ def test_a_missing_artefact_is_the_reason(make_run: MakeRun, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in CONTRACT if name != "provenance"])
-def test_a_truncated_artefact_is_named(make_run: MakeRun, name: str) -> None:
+def test_a_truncated_artefact_is_named(make_run: MakeRun, name: str, undrawn: None) -> None:
     run, others = make_run(), [each for each in CONTRACT if each != name]
     file = run / f"measurements/{name}.json"
     file.write_text(file.read_text()[:150])

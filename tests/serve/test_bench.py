@@ -1,15 +1,13 @@
 """Timings become rows, and rows a table with goals."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from distill.bench import serving
 from distill.bench.__main__ import main
 from distill.bench.serving import Timing, in_turn, timing
 from distill.bench.table import rows, save
@@ -97,13 +95,13 @@ def test_quotients_are_of_the_same_round():
 
 
 @pytest.mark.parametrize("what", ["decode", "prefill"])
-def test_the_command_measures_a_student(checkpoint: Path, tmp_path: Path, what: str):
-    command = [sys.executable, "-m", "distill.bench", what, str(checkpoint), "--lengths", "32,64", "--batches", "1,2"]
-    more = ["--device", "cpu", "--teacher", "pocket", "--out", str(tmp_path / "speed")]
-    done = subprocess.run(
-        [*command, *more], capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-    assert done.stdout == f"{tmp_path / 'speed.md'}\n"
+def test_the_command_measures_a_student(
+    checkpoint: Path, tmp_path: Path, what: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(serving, "ROUNDS", 3)
+    command = [what, str(checkpoint), "--lengths", "32,64", "--batches", "1,2"]
+    assert main([*command, "--device", "cpu", "--teacher", "pocket", "--out", str(tmp_path / "speed")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'speed.md'}\n"
     found = json.loads((tmp_path / "speed.json").read_text())
     assert all(row["value"] > 0 for row in found) and found[0]["command"].startswith(f"python -m distill.bench {what}")
     places = {row["case"].split(" | ")[2].rsplit(",", 1)[0] for row in found}

@@ -11,8 +11,6 @@ import pytest
 import torch
 import yaml
 
-pytestmark = pytest.mark.xdist_group("serve")
-
 QUESTIONS = [
     {"question": "import", "choices": [" os", " quite something else"], "answer": 0},
     {"question": "def read(self,", "choices": [" size):", "((("], "answer": 0},
