@@ -10,7 +10,7 @@ install: .venv/installed  ## Create .venv and install what the lock file pins
 
 .venv/installed: pyproject.toml requirements.lock
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --no-compile --constraint requirements.lock --editable '.[test]'
 	@touch $@
 
 run: install  ## Distil the embedded teacher on the embedded corpus (args="key=value …" to override)
