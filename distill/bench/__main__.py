@@ -71,7 +71,8 @@ def bench(given: argparse.Namespace, command: str) -> Path:
     label = mixer_words(mixer["map"], mixer, features)
     teacher = Path(source["teacher"]["name"]).name
     try:
-        return save(given.out, rows(found, label, teacher, command, hardware(device), git_commit()))
+        made = rows(found, label, teacher, command, hardware(device), git_commit(), device.type == "cuda")
+        return save(given.out, made)
     except OSError as error:
         raise UserError(f"--out {given.out} cannot be written: {reason(error)}") from error
 

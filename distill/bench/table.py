@@ -7,10 +7,10 @@ from urllib.parse import quote
 import numpy as np
 
 from ..names import file_name
-from ..report.compare.build import figure_name, write
+from ..report.compare.build import beside, figure_name, files, write
 from ..report.compare.case import Case, parse
-from ..report.compare.rows import Row, joined, read_rows, written
-from ..report.figures import standalone
+from ..report.compare.rows import Row, joined, read_rows
+from ..report.compare.tables import goal_table
 from ..report.pages import Page
 from ..report.plots import Line, curves
 from ..report.quantities import number, size, with_error
@@ -24,7 +24,9 @@ FLAT = "<= 1.15"
 FASTER, FASTER_AT = ">= 2", (16384, 8)
 
 
-def rows(found: list[Timing], mixer: str, teacher: str, command: str, hardware: str, commit: str | None) -> list[Row]:
+def rows(
+    found: list[Timing], mixer: str, teacher: str, command: str, hardware: str, commit: str | None, on_gpu: bool
+) -> list[Row]:
     """Every timing, and of each batch how flat decoding is."""
 
     def row(
@@ -35,7 +37,7 @@ def rows(found: list[Timing], mixer: str, teacher: str, command: str, hardware: 
 
     made = []
     for each in found:
-        place, on_gpu = f"{each.what} at {each.length} tokens, batch {each.batch}", "CPU" not in hardware
+        place = f"{each.what} at {each.length} tokens, batch {each.batch}"
         goal = FASTER if each.what == "decode" and on_gpu and (each.length, each.batch) == FASTER_AT else None
         made.append(row(place, "speedup", each.speedup, "teacher / student seconds", goal, each.error))
         made += [row(place, f"{who}_ms", 1e3 * each.seconds[who], "ms") for who in WHO]
@@ -54,15 +56,10 @@ def rows(found: list[Timing], mixer: str, teacher: str, command: str, hardware: 
 
 def save(out: Path, new: list[Row]) -> Path:
     """OUT.json with these rows in the place of older ones of the same cases, OUT.md and figures; returns OUT.md."""
-    file = out.with_name(f"{out.name}.json")
+    file = beside(out, ".json")
     all_rows = joined({file: read_rows(file)} if file.exists() else {}, new)
-    shown = page(all_rows, out)
-    texts = {file: written(all_rows), out.with_name(f"{out.name}.md"): shown.markdown()}
-    for part in shown.sections.values():
-        for figures in part.figures:
-            texts |= {out.parent / figure_name(out, figure): standalone(figure.svg) for figure in figures}
-    write(texts)
-    return out.with_name(f"{out.name}.md")
+    write(files(all_rows, page(all_rows, out), out))
+    return beside(out, ".md")
 
 
 def page(all_rows: list[Row], out: Path) -> Page:
@@ -85,7 +82,7 @@ def section(name: str, there: list[Row]) -> Section:
             f"{batch}",
             f"{length:,}",
             *(number(values[(what, batch, length), f"{who}_ms"].value) for who in WHO),
-            with_error(*quotient(values[(what, batch, length), "speedup"])),
+            with_error(values[(what, batch, length), "speedup"].value, values[(what, batch, length), "speedup"].spread),
             *(kept((what, batch, length), who, values) for who in WHO),
         ]
         for what, batch, length in places
@@ -100,16 +97,8 @@ def section(name: str, there: list[Row]) -> Section:
         "Teacher keeps",
         "Student keeps",
     ]
-    goals = [
-        [parse(row.case).domain, row.metric, number(row.value), row.goal, "yes" if met(row) else "no"]
-        for row in there
-        if row.goal
-    ]
-    tables = [
-        Table("Side by side, the median of rounds; ± half of what lies between quartiles", columns, lines, labels=2)
-    ]
-    if goals:
-        tables.insert(0, Table("Goals", ["Of", "Measure", "Found", "Goal", "Reached"], goals, labels=2))
+    goals, caption = goal_table(there), "Side by side, the median of rounds; ± half of what lies between quartiles"
+    tables = [*([goals] if goals.rows else []), Table(caption, columns, lines, labels=2)]
     return Section(
         title=name,
         intro="Decoding is one token after so many in every row; prefill reads them whole and keeps what the next "
@@ -118,10 +107,6 @@ def section(name: str, there: list[Row]) -> Section:
         tables=tables,
         figures=[[figure(what, batch, name, places, values) for what, batch in kinds]],
     )
-
-
-def quotient(row: Row) -> tuple[float | None, float | None]:
-    return row.value, row.spread
 
 
 def place_of(row: Row) -> tuple[str, int, int] | None:
@@ -133,12 +118,6 @@ def place_of(row: Row) -> tuple[str, int, int] | None:
 def kept(place: tuple[str, int, int], who: str, values: dict[tuple[tuple[str, int, int] | None, str], Row]) -> str:
     row = values.get((place, f"{who}_bytes"))
     return size(row.value if row else None)
-
-
-def met(row: Row) -> bool:
-    assert row.goal is not None and row.value is not None
-    sign, bound = row.goal.split()
-    return row.value <= float(bound) if sign == "<=" else row.value >= float(bound)
 
 
 def figure(

@@ -53,7 +53,7 @@ class Asked(BaseModel):
 
     def longest(self) -> int:
         """How many tokens the answer may have."""
-        raise NotImplementedError
+        return self.max_tokens or SHORT
 
     def wanted(self, defaults: GenerationConfig) -> Wanted:
         """defaults: the student's own, where the request is silent."""
@@ -82,9 +82,6 @@ class Completion(Asked):
     echo: Literal[False] | None = None
     best_of: Literal[1] | None = None
     logprobs: None = None
-
-    def longest(self) -> int:
-        return self.max_tokens or SHORT
 
 
 class Part(BaseModel):

@@ -20,7 +20,7 @@ from .states import fixed_size, joined, rows
 from .stream import Stream
 
 
-@dataclass
+@dataclass(eq=False)
 class Row:
     """A request on its way: its tokens, prompt and answer, of which the first `read` are in its state."""
 
@@ -124,8 +124,8 @@ class Batch:
         except Exception as error:
             if concerned is self.decoding:
                 self.decoding, self.state = [], None
-            else:
-                self.reading.remove(concerned[0])
+            # One whose prompt was read may have left already, and failed to join the others.
+            self.reading = deque(row for row in self.reading if row not in concerned)
             for row in concerned:
                 row.stream.end(error)
 

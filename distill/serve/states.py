@@ -13,10 +13,10 @@ from ..flexformer.cache import ExactLayer, FlexformerCache, StateLayer
 from ..flexformer.memory import Memory
 
 
-def like(state: FlexformerCache, memories: Iterable[Memory | None], seen: int) -> FlexformerCache:
+def like(state: FlexformerCache, found: Iterable[Memory], seen: int) -> FlexformerCache:
     """A state of the same layers that remembers something else; only of students without exact layers."""
     made = FlexformerCache([False] * len(state.memories))
-    for layer, memory in zip(made.memories, memories, strict=True):
+    for layer, memory in zip(made.memories, found, strict=True):
         assert isinstance(layer, StateLayer)
         layer.memory, layer.seen, layer.is_initialized = memory, seen, True
     return made
@@ -35,9 +35,9 @@ def joined(states: list[FlexformerCache]) -> FlexformerCache:
 
 def rows(state: FlexformerCache, kept: list[int]) -> FlexformerCache:
     """Some of the rows, copied, so that what the others take can be freed."""
-    at = torch.tensor(kept, device=memories(state)[0].sums.device)
-    found = [Memory(*(part.index_select(0, at) for part in memory)) for memory in memories(state)]
-    return like(state, found, state.get_seq_length())
+    made = like(state, memories(state), state.get_seq_length())
+    made.batch_select_indices(torch.tensor(kept))
+    return made
 
 
 def tensors(state: FlexformerCache) -> dict[str, Tensor]:

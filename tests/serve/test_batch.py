@@ -137,6 +137,22 @@ def test_a_step_fails_and_the_next_request_is_answered(monkeypatch: pytest.Monke
     assert str(rows[0].stream.error) == "out of memory" and rows[1].stream.tokens == alone(model, [3, 4], 5)
 
 
+def test_one_that_cannot_join_ends_and_the_next_is_answered(monkeypatch: pytest.MonkeyPatch):
+    model = student("llama", seed=2)
+
+    def full(states: list[FlexformerCache]) -> FlexformerCache:
+        monkeypatch.undo()
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("distill.serve.batch.joined", full)
+    rows = [row([1, 2], 30), row([3, 4], 5), row([5, 6], 5)]
+    answered(model, rows, slots=2)
+    assert str(rows[1].stream.error) == "out of memory"
+    for each in (rows[0], rows[2]):
+        assert each.stream.error is None
+        assert each.stream.tokens == alone(model, each.prompt, each.wanted.max_new_tokens)
+
+
 def test_who_is_not_answered_when_it_stops_is_told():
     batch = Batch(student("llama"), Prefixes(ROOM), 1, chunk=4)
     rows = [row([1, 2], 10**6), row([3], 2)]
@@ -154,8 +170,3 @@ def test_draws_with_a_seed_are_the_same_in_any_company(model: FlexformerForCausa
         return rows[0].stream.tokens
 
     assert said(0) == said(4)
-
-
-def test_padding_is_not_what_rows_are_joined_by(model: FlexformerForCausalLM):
-    """A state has one size: rows of any length stand side by side as they are."""
-    assert isinstance(model.new_cache(), FlexformerCache)

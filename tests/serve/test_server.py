@@ -286,6 +286,23 @@ def test_a_conversation_goes_on_after_a_restart(
         assert server.stop(signal.SIGINT) == (0, "")
 
 
+def test_who_finds_no_place_to_wait_is_told_so(checkpoint: Path, arguments: list[str]):
+    """One is answered, one waits, and the third may not."""
+    with Server(checkpoint, *arguments, "--slots", "1", "--waiting", "1") as server:
+        body = json.dumps({"model": "student", "prompt": "def ", "max_tokens": 30000}).encode()
+        callers = [http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE) for _ in range(2)]
+        for caller, place in zip(callers, ("decoding", "waiting"), strict=True):
+            caller.request("POST", TEXT, body)
+            until = time.monotonic() + PATIENCE
+            while not server.load()[place]:
+                assert time.monotonic() < until
+        status, content = server.ask("POST", TEXT, {"model": "student", "prompt": "x"})
+        assert status == 429 and content["error"]["type"] == "rate_limit_error"
+        for caller in callers:
+            caller.close()
+        idle(server)
+
+
 def test_mistakes_in_the_command_are_one_line(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], server: Server
 ):

@@ -53,17 +53,23 @@ def compare(
         write(texts)
     except OSError as error:
         raise UserError(f"{error.filename or out}: cannot be written, {error.strerror}; set --out elsewhere") from error
-    return html or _beside(out, ".md")
+    return html or beside(out, ".md")
 
 
 def rendered(rows: list[Row], out: Path, html: Path | None) -> dict[Path, str]:
     """The files of a table by their paths."""
     shown = page(rows, out)
-    texts = {_beside(out, ".json"): written(rows), _beside(out, ".md"): shown.markdown()}
+    texts = files(rows, shown, out)
+    return texts if html is None else texts | {html: shown.html()}
+
+
+def files(rows: list[Row], shown: Page, out: Path) -> dict[Path, str]:
+    """OUT.json, OUT.md and its figures, by their paths."""
+    texts = {beside(out, ".json"): written(rows), beside(out, ".md"): shown.markdown()}
     for part in shown.sections.values():
         for figures in part.figures:
             texts |= {out.parent / figure_name(out, figure): standalone(figure.svg) for figure in figures}
-    return texts if html is None else texts | {html: shown.html()}
+    return texts
 
 
 def page(rows: list[Row], out: Path) -> Page:
@@ -100,5 +106,5 @@ def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8", newline="\n")
 
 
-def _beside(out: Path, suffix: str) -> Path:
+def beside(out: Path, suffix: str) -> Path:
     return out.with_name(out.name + suffix)

@@ -92,13 +92,13 @@ def gap_table(found: Compared) -> Table:
     return Table("Share left of another's log ratio", ["Mixer", "Other", *found.domains], rows, labels=2)
 
 
-def goal_table(found: Compared) -> Table:
-    rows = [
+def goal_table(rows: Iterable[Row]) -> Table:
+    lines = [
         [row.case, row.metric, row.goal, told_apart(row), {True: "kept", False: "missed", None: DASH}[kept(row)]]
-        for row in found.rows
+        for row in rows
         if row.goal
     ]
-    return Table("Goals", ["Case", "Metric", "Goal", "Value", "It is"], rows, labels=5)
+    return Table("Goals", ["Case", "Metric", "Goal", "Value", "It is"], lines, labels=5)
 
 
 def origin_table(found: Compared) -> Table:

@@ -22,7 +22,7 @@ def sections(found: Compared) -> dict[str, Section]:
     """By name: the comparison itself, and what is known beside it."""
     name = file_name(found.teacher)
     shares = gap_table(found)
-    detail = [shares, beside_table(found), goal_table(found), origin_table(found)]
+    detail = [shares, beside_table(found), goal_table(found.rows), origin_table(found)]
     comparison = Section(
         title=found.teacher,
         intro=f"{setting(found)} The ratio is student over teacher perplexity, same text and context, so 1 loses "
