@@ -2,8 +2,8 @@
 
 import json
 import os
-import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ def test_it_reads_and_writes_as_the_student_does(checkpoint: Path, student: Any,
         file.parent.mkdir(exist_ok=True)
         file.write_text(yaml.safe_dump(task | data | {"test_split": "test", "doc_to_text": "{{question}}"}))
     command = [
-        shutil.which("lm_eval"),
+        *(sys.executable, "-m", "lm_eval"),
         *("--model", "hf", "--model_args", f"pretrained={checkpoint},trust_remote_code=True,dtype=float32"),
         *("--tasks", "which,writing", "--include_path", str(tmp_path / "tasks"), "--device", "cpu"),
         *("--output_path", str(tmp_path / "out"), "--log_samples"),
