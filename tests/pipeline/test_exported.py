@@ -211,7 +211,7 @@ def test_the_door_for_evaluating(made: Path, tmp_path: Path):
     assert arguments(["a b", "data.context=3"]) == ["goal=evaluate", "student.path='a b'", "data.context=3"]
     assert arguments([]) is None and arguments(["data.path=x"]) is None and arguments(["--help"]) is None
     command = [sys.executable, "-m", "distill.evaluate", str(made / "student"), f"run_dir={tmp_path / 'seen'}"]
-    typed = ["data.validation_blocks=6", "trainer.accelerator=cpu"]
+    typed = ["data.validation_blocks=6", "trainer.accelerator=cpu", "report=brief"]
     ran = subprocess.run([*command, *typed], capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stderr
     assert f"student  {made / 'student'}" in ran.stdout and "swapped" not in ran.stdout
