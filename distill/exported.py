@@ -3,11 +3,14 @@
 import json
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from .errors import UserError
+from .errors import UserError, reason
+
+if TYPE_CHECKING:
+    from .flexformer.model import FlexformerForCausalLM
 
 
 def provenance(path: str, called: str = "student.path=") -> dict[str, Any]:
@@ -23,6 +26,24 @@ def provenance(path: str, called: str = "student.path=") -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
         raise UserError(f"{named}/provenance.json is damaged or of an older version") from error
     found: dict[str, Any] = content
+    return found
+
+
+def load_decoder(path: Path, dtype: str = "float32", device: str = "cpu") -> "FlexformerForCausalLM":
+    """A student that writes text, as it was exported; UserError where it is none or cannot be loaded."""
+    # Late: torch and transformers take seconds, and a mistyped path needs neither.
+    import torch
+    from safetensors import SafetensorError
+
+    from .flexformer.model import FlexformerForCausalLM
+
+    if (task := provenance(str(path), "")["task"]) != "causal_lm":
+        raise UserError(f"{path} is a student for {task}, which writes no text: load it with transformers")
+    try:
+        loaded = FlexformerForCausalLM.from_pretrained(path.expanduser(), dtype=getattr(torch, dtype)).eval()
+        found: FlexformerForCausalLM = loaded.to(torch.device(device))
+    except (OSError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be loaded: {reason(error)}") from error
     return found
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, reason
-from ..exported import provenance
+from ..exported import load_decoder, provenance
 from ..report.compare.case import mixer_words
 
 PROGRAM = "python -m distill.bench"
@@ -55,8 +55,6 @@ def bench(given: argparse.Namespace, command: str) -> Path:
     from .table import rows, save
 
     source = provenance(str(given.checkpoint), "")
-    if source["task"] != "causal_lm":
-        raise UserError(f"{given.checkpoint} is a student for {source['task']}, which does not decode")
     device = torch.device(given.device or best_device())
     if given.graphs and device.type != "cuda":
         raise UserError(f"--graphs: CUDA graphs are for a GPU, and --device is {device.type}; leave it out")
@@ -84,18 +82,15 @@ def loaded(given: argparse.Namespace, source: dict[str, Any], device: Any) -> di
     from transformers import AutoModelForCausalLM
 
     from ..config import Teacher
-    from ..flexformer.model import FlexformerForCausalLM
     from ..loading import location
 
+    student = load_decoder(given.checkpoint, given.dtype, str(device))
     path = location(Teacher(given.teacher or source["teacher"]["name"], given.dtype, None, None))
     try:
-        dtype = getattr(torch, given.dtype)
-        return {
-            "teacher": AutoModelForCausalLM.from_pretrained(path, dtype=dtype).eval().to(device),
-            "student": FlexformerForCausalLM.from_pretrained(given.checkpoint, dtype=dtype).eval().to(device),
-        }
-    except (OSError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{given.checkpoint} beside {path} cannot be loaded: {reason(error)}") from error
+        teacher = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, given.dtype)).eval().to(device)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be loaded: {reason(error)}") from error
+    return {"teacher": teacher, "student": student}
 
 
 if __name__ == "__main__":

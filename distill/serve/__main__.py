@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, reason
-from ..exported import provenance
+from ..exported import load_decoder
 
 PROGRAM = "python -m distill.serve"
 #: What transformers' server is built on.
@@ -89,13 +89,10 @@ def listen(host: str, port: int) -> socket.socket:
 
 def loaded(given: argparse.Namespace) -> tuple[Any, Any]:
     """What is served, with the states it had when it was stopped; and what is to be done when it is stopped again."""
-    import torch
-    from safetensors import SafetensorError
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
     from ..device import best_device
-    from ..flexformer.model import FlexformerForCausalLM
     from ..positions import within_positions
     from .batch import Batch
     from .host import Served
@@ -105,15 +102,12 @@ def loaded(given: argparse.Namespace) -> tuple[Any, Any]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     path = given.checkpoint.expanduser()
-    if (task := provenance(str(path), "")["task"]) != "causal_lm":
-        raise UserError(f"{path} is a student for {task}, which writes no text: load it with transformers")
+    model = load_decoder(path, given.dtype, given.device or best_device())
     try:
-        dtype, device = getattr(torch, given.dtype), torch.device(given.device or best_device())
-        model = FlexformerForCausalLM.from_pretrained(path, dtype=dtype).eval().to(device)
         tokenizer = AutoTokenizer.from_pretrained(path, config=model.lm.config)
         if given.chat_template is not None:
             tokenizer.chat_template = given.chat_template.read_text(encoding="utf-8")
-    except (OSError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be served: {reason(error)}") from error
 
     states, student = Prefixes(given.room * 2**20), fingerprint(path)

@@ -115,7 +115,7 @@ def test_mistakes_are_one_line(checkpoint: Path, tmp_path: Path, capsys: pytest.
     (tmp_path / "encoder/provenance.json").write_text(json.dumps(told))
     for arguments, said in (
         (["decode", str(tmp_path)], "no provenance.json"),
-        (["decode", str(tmp_path / "encoder")], "embedding, which does not decode"),
+        (["decode", str(tmp_path / "encoder")], "embedding, which writes no text"),
         (["decode", str(checkpoint), "--graphs", "--device", "cpu"], "--graphs"),
         (["decode", str(checkpoint), "--device", "cpu", "--teacher", str(tmp_path / "none")], "cannot be loaded"),
         (["decode", str(checkpoint), "--device", "cpu", "--dtype", "float7", "--teacher", "pocket"], "float7"),
