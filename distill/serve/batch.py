@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ..flexformer.cache import FlexformerCache
 from ..flexformer.model import FlexformerForCausalLM
+from ..states import fixed_size, joined, rows
 from .choice import Choice, Wanted
 from .prefixes import Prefixes
-from .states import fixed_size, joined, rows
 from .stream import Stream
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..flexformer.cache import FlexformerCache
 from ..flexformer.model import FlexformerForCausalLM
-from .states import restored, tensors
+from ..states import restored, tensors
 
 
 class Prefixes:

@@ -10,7 +10,7 @@ from distill.errors import UserError
 from distill.flexformer.cache import FlexformerCache
 from distill.flexformer.model import FlexformerForCausalLM
 from distill.serve.prefixes import Prefixes, cost, fingerprint, written
-from distill.serve.states import joined, rows, tensors
+from distill.states import joined, rows, tensors
 
 PURE = [name for name, kind in KINDS.items() if not kind.exact]
 

@@ -9,8 +9,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from ..flexformer.cache import ExactLayer, FlexformerCache, StateLayer
-from ..flexformer.memory import Memory
+from .flexformer.cache import ExactLayer, FlexformerCache, StateLayer
+from .flexformer.memory import Memory
 
 
 def like(state: FlexformerCache, found: Iterable[Memory], seen: int) -> FlexformerCache:
