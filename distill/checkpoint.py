@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from .companions import name_companions
 from .config import Config
 from .data import Corpus
 from .errors import UserError
@@ -38,6 +39,7 @@ def export(student: Flexformer, teacher: Teacher, corpus: Corpus, config: Config
     unfinished = run.student.with_suffix(".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     student.save_pretrained(unfinished)
+    name_companions(unfinished)
     teacher.tokenizer.save_pretrained(unfinished)
     teacher.task.save_beside(student, unfinished, config.data.context)
     try:

@@ -23,9 +23,13 @@ class StateLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Counts the new tokens and hands them on: the mixer itself folds them into the state."""
+        """Counts the new tokens and hands them on: the mixer itself folds them into the state.
+
+        The keys say where they come from, as some models keep further arguments from their attention.
+        """
         self.is_initialized = True
         self.seen += key_states.shape[-2]
+        key_states.flexformer_layer = self  # type: ignore[attr-defined]
         return key_states, value_states
 
     def get_seq_length(self, *args: Any) -> int:

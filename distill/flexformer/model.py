@@ -39,17 +39,25 @@ def attend(
         if attention_mask.dim() != 2:
             raise ValueError("a flexformer takes a 2-D padding mask (batch, tokens), no other")
         attention_mask = attention_mask[:, -key.shape[2] :]
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scaling = own_scaling(module, query.shape[-1]) if scaling is None else scaling
     if not hasattr(module, "mixer"):
         out = exact_attention(query, key, value, scaling, attention_mask, is_causal(module))
         return out.transpose(1, 2).contiguous(), None
     # Known by what it has: where the files of several students are loaded, its class is not of this file's siblings.
-    layer: Any = None if flexformer_cache is None else flexformer_cache.memories[module.layer_idx]
+    layer: Any = getattr(key, "flexformer_layer", None)
+    if layer is None and flexformer_cache is not None:
+        layer = flexformer_cache.memories[module.layer_idx]
     remembered = None if layer is None else layer.memory
     out, memory = module.mixer(query, key, value, scaling, attention_mask, remembered)
     if layer is not None:
         layer.memory = memory
     return out.transpose(1, 2).contiguous(), None
+
+
+def own_scaling(module: Any, head_dim: int) -> float:
+    """What softmax's logits are multiplied with where an attention does not say: some releases leave it to GPT-2's."""
+    scaling = head_dim**-0.5 if getattr(module, "scale_attn_weights", True) else 1.0
+    return scaling / (module.layer_idx + 1) if getattr(module, "scale_attn_by_inverse_layer_idx", False) else scaling
 
 
 def padding_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:

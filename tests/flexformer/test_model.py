@@ -137,6 +137,8 @@ def test_configuration_round_trip(model: FlexformerForCausalLM):
     for name in ("base", "mixer", "layers", "exact_layers"):
         assert getattr(again, name) == getattr(model.config, name)
     assert again.vocab_size == 50 and again.num_hidden_layers == 2 and again.hidden_size == 16
+    assert (again.num_attention_heads, again.head_dim) == (4, 4)
+    assert again.num_key_value_heads == again.layers[0]["kv_heads"]
     assert again.pad_token_id == 0 and not again.tie_word_embeddings
     assert type(again.base_config()) is type(model.lm.config)
 
@@ -180,14 +182,32 @@ def test_refuses_what_another_model_says(model: FlexformerForCausalLM):
 
 
 def test_a_state_that_does_not_arrive_is_refused(monkeypatch: pytest.MonkeyPatch):
-    """Where a family's layers keep an argument to themselves, every token would be read as if it were the first."""
+    """Where a family's layers keep what they are given from their attention, every token would be read as the first."""
     made = student("llama")
     layer = made.lm.model.layers[1].self_attn
     forward = layer.forward
-    monkeypatch.setattr(layer, "forward", lambda *args, flexformer_cache=None, **kwargs: forward(*args, **kwargs))
+
+    def keeps(*args, flexformer_cache=None, past_key_values=None, **kwargs):
+        return forward(*args, past_key_values=None, **kwargs)
+
+    monkeypatch.setattr(layer, "forward", keeps)
     with pytest.raises(ValueError, match="does not hand llama's attention its state"):
         made(tokens(1, 3), use_cache=True)
     with pytest.raises(ValueError, match="use_cache=False"):
         made.generate(tokens(1, 3), max_new_tokens=2)
     assert made(tokens(1, 3)).past_key_values is None
     made(tokens(1, 3), use_cache=False)
+
+
+def test_a_state_arrives_with_the_keys(monkeypatch: pytest.MonkeyPatch):
+    """Where a release of transformers keeps an argument that it does not know from a family's layers."""
+    made, ids = student("llama"), tokens(1, 3)
+    expected = made.generate(ids, max_new_tokens=9, do_sample=False)
+    for layer in made.lm.model.layers:
+        forward = layer.self_attn.forward
+
+        def keeps(*args, flexformer_cache=None, forward=forward, **kwargs):
+            return forward(*args, **kwargs)
+
+        monkeypatch.setattr(layer.self_attn, "forward", keeps)
+    assert torch.equal(made.generate(ids, max_new_tokens=9, do_sample=False), expected)
