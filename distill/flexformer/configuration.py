@@ -18,6 +18,9 @@ SHARED = (
     "problem_type",
 )
 
+#: The same of a layer's heads.
+HEADS = {"num_attention_heads": "heads", "num_key_value_heads": "kv_heads", "head_dim": "head_dim"}
+
 
 class FlexformerConfig(PretrainedConfig):
     """base: the teacher's configuration as a dictionary.
@@ -45,6 +48,9 @@ class FlexformerConfig(PretrainedConfig):
         # Off the configuration object and not the dictionary: GPT-2 calls its hidden_size n_embd.
         base_config = self.base_config() if self.base else None
         shared = {name: getattr(base_config, name) for name in SHARED if hasattr(base_config, name)}
+        # Of the attention that was swapped, whatever the base calls them.
+        for layer in self.layers[:1]:
+            shared |= {to: layer[own] for to, own in HEADS.items()}
         # Tied by the base model itself; the wrapper owns no embedding.
         super().__init__(**{"tie_word_embeddings": False, **shared, **kwargs})
 
