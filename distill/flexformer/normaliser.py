@@ -55,4 +55,4 @@ def build_normaliser(shape: HeadShape, form: str, epsilon: float) -> nn.Module:
 def divide(sums: Tensor, epsilon: float) -> Tensor:
     """[Σ S v, z] (…, D+1) → Σ S v / z, with |z| < ε replaced by ±ε; a row without keys gives 0."""
     numerator, z = sums[..., :-1], sums[..., -1:]
-    return numerator / torch.where(z.abs() >= epsilon, z, torch.copysign(torch.full_like(z, epsilon), z))
+    return numerator / torch.where(z.abs() >= epsilon, z, torch.where(z < 0, -epsilon, epsilon))

@@ -1,0 +1,1 @@
+"""A student for runtimes that know neither transformers nor Python: a step of decoding and its state."""

@@ -1,0 +1,38 @@
+"""What a runtime makes of a step says the same, token for token."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from distill.export.agreement import WRITTEN, agree
+from distill.export.runtimes import RUNTIMES
+from distill.export.step import Step, start
+from distill.parity import Apart
+
+from .tiny import KINDS, student
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_a_program_writes_what_the_student_writes(name: str, kind: str, tmp_path: Path):
+    runtime, model = RUNTIMES[name], student(kind, seed=2, exact=[]).float()
+    state = start(model, 2)
+    runtime.write(Step(model), torch.zeros(2, 1, dtype=torch.long), state, tmp_path / runtime.file)
+    program = runtime.load(tmp_path / runtime.file)
+    assert agree(program, model, state, 2) == WRITTEN
+    # And what it was made from is needed no more.
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(-1)
+    with pytest.raises(Apart, match="differ from the student's by "):
+        agree(program, model, state, 2)
+
+
+def test_a_number_that_is_none_is_no_agreement():
+    model = student("gpt2", exact=[]).float()
+
+    def broken(token, state):
+        return torch.full((2, model.config.vocab_size), torch.nan), state
+
+    with pytest.raises(Apart, match="by nan"):
+        agree(broken, model, start(model, 2), 2)
