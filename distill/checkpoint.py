@@ -21,6 +21,7 @@ from .rundir import RunDirectory
 from .stages.fit import device_of
 from .task import TASKS
 from .teacher import Teacher
+from .weights import save_weights
 
 #: Whose versions a result depends on.
 PACKAGES = ("distill", "torch", "transformers", "datasets", "lightning", "hydra-core", "peft")
@@ -38,7 +39,7 @@ def export(student: Flexformer, teacher: Teacher, corpus: Corpus, config: Config
     """
     unfinished = run.student.with_suffix(".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    student.save_pretrained(unfinished)
+    save_weights(student, unfinished, config.student)
     name_companions(unfinished)
     teacher.tokenizer.save_pretrained(unfinished)
     teacher.task.save_beside(student, unfinished, config.data.context)

@@ -1,5 +1,6 @@
 """What can be refused before anything slow begins or anything is written."""
 
+import re
 from typing import Any
 
 from . import config
@@ -15,6 +16,7 @@ from .task import TASKS
 CHOICES = {
     "task": tuple(TASKS),
     "teacher.dtype": ("float32", "bfloat16"),
+    "student.dtype": ("float32", "bfloat16"),
     "matmul_precision": ("highest", "high", "medium"),
     "stages.attention.loss": ("kl", "output", "both"),
     "stages.logits.train": tuple(TRAIN),
@@ -53,6 +55,8 @@ def check(wanted: config.Config) -> None:
             raise UserError(f"{key}={number} must be a whole number of at least {least}")
     if wanted.stages.logits.temperature <= 0:
         raise UserError(f"stages.logits.temperature={wanted.stages.logits.temperature} must be above 0")
+    if not re.fullmatch(r"\d+(\.\d+)?[KMGT]B", wanted.student.shard_size):
+        raise UserError(f"student.shard_size={wanted.student.shard_size} must be a size, as 5GB or 500MB")
     check_cache(wanted)
     check_pairs(wanted)
     if wanted.teacher.quantization is not None and (wanted.goal == "teacher" or wanted.measure.teacher_tuned):

@@ -30,11 +30,13 @@ class Teacher:
 @dataclass
 class Student:
     """path: an exported student to go on from, with its mixer. kernels: fitted mixers to start from, a file or a run
-    that has them.
+    that has them. dtype: of the weights as they are handed on, and measured. shard_size: of a file of them, as "5GB".
     """
 
     path: str | None
     kernels: str | None
+    dtype: str
+    shard_size: str
 
 
 @dataclass

@@ -40,6 +40,7 @@ from .student import start_student
 from .summary import summary
 from .task import TASKS, Task
 from .teacher import Teacher, load_teacher
+from .weights import round_weights
 
 
 def distil(config: Config) -> Path:
@@ -77,6 +78,7 @@ def distil(config: Config) -> Path:
     if config.stages.finetune.max_steps:
         readings["matched"] = read_domains(student, corpus, config, run)
         tokens["finetune"] = finetune(student, task, corpus, config, run)
+    round_weights(student, config.student.dtype)
     readings["student"] = read_domains(student, corpus, config, run, teacher)
     readings |= read_parts(student, corpus, config, run)
     if config.measure.teacher_tuned:
@@ -105,6 +107,7 @@ def evaluate(config: Config) -> Path:
     run.create()
     write_origin(config, run, device)
 
+    round_weights(student, config.student.dtype)
     readings = {"teacher": read_domains(teacher.model, corpus, config, run)}
     if student.mixers and matches_maps(config.mixer):
         with run.timed("measure"):

@@ -137,7 +137,7 @@ def test_a_run_goes_on_from_a_student(made: Path, small: Compose, tmp_path: Path
     assert headline(again)["swapped_ppl"] == headline(made)["student_ppl"]
     assert "allocation" not in headline(again)["tokens"] and headline(again)["tokens"]["logits"]
     source = json.loads((again / "student/provenance.json").read_text())
-    assert source["student"] == {"path": str(made / "student"), "kernels": None}
+    assert source["student"].items() >= {"path": str(made / "student"), "kernels": None}.items()
 
 
 def test_a_student_of_another_teacher(made: Path, small: Compose, teachers: dict[str, Path]):
