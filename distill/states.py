@@ -11,6 +11,8 @@ from torch import Tensor
 
 from .flexformer.cache import ExactLayer, FlexformerCache, StateLayer
 from .flexformer.memory import Memory
+from .flexformer.mixer import Mixer
+from .flexformer.model import FlexformerForCausalLM
 
 
 def like(state: FlexformerCache, found: Iterable[Memory], seen: int) -> FlexformerCache:
@@ -20,6 +22,16 @@ def like(state: FlexformerCache, found: Iterable[Memory], seen: int) -> Flexform
         assert isinstance(layer, StateLayer)
         layer.memory, layer.seen, layer.is_initialized = memory, seen, True
     return made
+
+
+def empty(student: FlexformerForCausalLM, batch: int) -> FlexformerCache:
+    """What there is before the first token; only of students without exact layers."""
+    found = []
+    for mixer in student.mixers.values():
+        assert isinstance(mixer, Mixer)
+        none = next(student.parameters()).new_zeros(batch, mixer.shape.kv_heads, 0, mixer.shape.head_dim)
+        found.append(mixer.no_memory(none, none))
+    return like(student.new_cache(), found, 0)
 
 
 def memories(state: FlexformerCache) -> list[Memory]:

@@ -2,9 +2,8 @@
 
 from torch import Tensor, nn
 
-from ..flexformer.mixer import Mixer
 from ..flexformer.model import FlexformerForCausalLM
-from ..states import like, memories, restored, tensors
+from ..states import empty, memories, restored, tensors
 
 #: What the layers remember, by their index and the part's name: "0.sums". Every tensor has a fixed shape.
 State = dict[str, Tensor]
@@ -21,7 +20,7 @@ class Step(nn.Module):
         self.student = student
 
     def forward(self, token: Tensor, state: State) -> tuple[Tensor, State]:
-        whole = nothing_read(self.student, len(token)) | state
+        whole = tensors(empty(self.student, len(token))) | state
         cache = restored(whole, self.student.new_cache(), 1, token.device)
         place = memories(cache)[0].seen[:, None]
         out = self.student(input_ids=token, position_ids=place, past_key_values=cache, use_cache=True)
@@ -31,14 +30,4 @@ class Step(nn.Module):
 
 def start(student: FlexformerForCausalLM, batch: int) -> State:
     """The state before the first token, of `batch` rows; without parts of no numbers, as a window of no tokens."""
-    return {name: part for name, part in nothing_read(student, batch).items() if part.numel()}
-
-
-def nothing_read(student: FlexformerForCausalLM, batch: int) -> State:
-    found = []
-    for mixer in student.mixers.values():
-        assert isinstance(mixer, Mixer)
-        shape = mixer.shape
-        none = next(student.parameters()).new_zeros(batch, shape.kv_heads, 0, shape.head_dim)
-        found.append(mixer.no_memory(none, none))
-    return tensors(like(student.new_cache(), found, 0))
+    return {name: part for name, part in tensors(empty(student, batch)).items() if part.numel()}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..flexformer.cache import FlexformerCache
 from ..flexformer.model import FlexformerForCausalLM
-from ..states import fixed_size, joined, rows
+from ..states import empty, fixed_size, joined, rows
 from .choice import Choice, Wanted
 from .prefixes import Prefixes
 from .stream import Stream
@@ -40,6 +40,11 @@ class Row:
         """The tokens in its state."""
         return (self.prompt + self.stream.tokens)[: self.read]
 
+    @property
+    def next(self) -> int:
+        """The token that is read next."""
+        return (self.prompt + self.stream.tokens)[self.read]
+
     def hear(self, logits: Tensor) -> bool:
         """Takes the next token; whether another is wanted."""
         if self.stream.cancelled:
@@ -59,7 +64,7 @@ class Row:
 class Batch:
     """At most `slots` answers at a time; others wait. Prompts are read `chunk` tokens between two steps of decoding.
 
-    States are kept where a prompt ends, at multiples of `chunk` inside it, and where an answer ends.
+    States are kept before the last token of a prompt, at multiples of `chunk` inside it, and where an answer ends.
     """
 
     def __init__(self, model: FlexformerForCausalLM, prefixes: Prefixes, slots: int, chunk: int):
@@ -130,7 +135,8 @@ class Batch:
                 row.stream.end(error)
 
     def _read(self) -> None:
-        """The next chunk of the prompt that came first, and after its last the first token of the answer."""
+        """The next chunk of the prompt that came first; the last of its tokens is the first that is read as an answer's
+        are, with those of others, and is asked what comes after it."""
         row = self.reading[0]
         if row.stream.cancelled:
             self.reading.popleft()
@@ -138,25 +144,26 @@ class Batch:
             return
         if row.state is None:
             row.read, row.state = self._known(row.prompt)
-        until = min(len(row.prompt), (row.read // self.chunk + 1) * self.chunk)
-        logits, row.state = self._forward([row.prompt[row.read : until]], [row.read], row.state)
-        row.read = until
-        self._keep(row, row.state)
-        if until < len(row.prompt):
+        end = len(row.prompt) - 1
+        if row.read < end:
+            until = min(end, (row.read // self.chunk + 1) * self.chunk)
+            _, row.state = self._forward([row.prompt[row.read : until]], [row.read], row.state)
+            row.read = until
+            self._keep(row, row.state)
+        if row.read < end:
             return
         self.reading.popleft()
-        if not row.hear(logits[0]):
-            row.end()
-            return
         self.state = row.state if self.state is None else joined([self.state, row.state])
         row.state = None
         self.decoding.append(row)
 
     def _known(self, prompt: list[int]) -> tuple[int, FlexformerCache]:
-        read, state = self.prefixes.longest(prompt) if self.joins else (0, None)
+        if not self.joins:
+            return 0, self.model.new_cache()
+        read, state = self.prefixes.longest(prompt)
         self.reused += read
         # The layers of a state count tokens in place: a kept one must not.
-        return read, self.model.new_cache() if state is None else rows(state, [0])
+        return read, empty(self.model, 1) if state is None else rows(state, [0])
 
     def _keep(self, row: Row, state: FlexformerCache, index: int = 0) -> None:
         if self.joins:
@@ -165,8 +172,8 @@ class Batch:
     def _step(self) -> None:
         """One more token for every answer; those that end leave the batch."""
         assert self.state is not None
-        last = [[row.stream.tokens[-1]] for row in self.decoding]
-        logits, self.state = self._forward(last, [row.read for row in self.decoding], self.state)
+        tokens, at = [[row.next] for row in self.decoding], [row.read for row in self.decoding]
+        logits, self.state = self._forward(tokens, at, self.state)
         going = []
         for index, row in enumerate(self.decoding):
             row.read += 1

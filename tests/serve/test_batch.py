@@ -84,8 +84,17 @@ def test_what_was_read_before_is_not_read_again(model: FlexformerForCausalLM):
     batch = answered(model, [second, other], prefixes)
     for each in (second, other):
         assert each.stream.tokens == alone(model, each.prompt, 5)
-    # 10 + 5 of the first, whose last token was said and not read; 8 of the other, two chunks of 4.
-    assert batch.reused == (15 + 8 if batch.joins else 0)
+    # 10 + 5 of the first, whose last token was said and not read; 9 of the other, all that it shares with a prompt of 10.
+    assert batch.reused == (15 + 9 if batch.joins else 0)
+
+
+def test_the_same_prompt_again_is_read_no_more(model: FlexformerForCausalLM):
+    prefixes, prompt = Prefixes(ROOM), tokens(1, 11)[0].tolist()
+    for turn in range(3):
+        again = row(prompt, 6)
+        batch = answered(model, [again], prefixes)
+        assert again.stream.tokens == alone(model, prompt, 6)
+        assert batch.reused == (10 if turn and batch.joins else 0)
 
 
 def test_a_kept_state_is_not_changed_by_those_who_go_on_from_it(model: FlexformerForCausalLM):
