@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, GPT2Config
 from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
 
 from distill.flexformer.mixer import Mixer
-from distill.flexformer.model import FlexformerForCausalLM
+from distill.flexformer.model import FlexformerForCausalLM, own_scaling
 
 from . import reference
 from .tiny import KERNELS, KINDS, padding, student, tokens
@@ -211,3 +211,11 @@ def test_a_state_arrives_with_the_keys(monkeypatch: pytest.MonkeyPatch):
 
         monkeypatch.setattr(layer.self_attn, "forward", keeps)
     assert torch.equal(made.generate(ids, max_new_tokens=9, do_sample=False), expected)
+
+
+def test_a_scaling_that_is_not_told_is_the_modules_own():
+    """What GPT-2's attention hands on in newer releases."""
+    for options in ({}, {"scale_attn_by_inverse_layer_idx": True}, {"scale_attn_weights": False}):
+        attention = GPT2Attention(GPT2Config(n_embd=16, n_head=4, **options), layer_idx=2)
+        assert own_scaling(attention, 4) == pytest.approx(attention.scaling)
+    assert own_scaling(torch.nn.Identity(), 16) == 0.25

@@ -7,7 +7,7 @@ import torch
 
 from distill.export.agreement import WRITTEN, agree
 from distill.export.runtimes import RUNTIMES
-from distill.export.step import Step, start
+from distill.export.step import State, Step, start
 from distill.parity import Apart
 
 from .tiny import KINDS, student
@@ -26,6 +26,23 @@ def test_a_program_writes_what_the_student_writes(name: str, kind: str, tmp_path
         model.get_output_embeddings().weight.mul_(-1)
     with pytest.raises(Apart, match="differ from the student's by "):
         agree(program, model, state, 2)
+
+
+def test_tokens_that_are_others_are_not_counted():
+    """Of two that are as likely, the student takes the first, and this program the second."""
+    model = student("llama").float()
+    with torch.no_grad():
+        head = model.get_output_embeddings().weight
+        head[1::2] = head[::2]
+    step = Step(model)
+
+    def other(token: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
+        logits, state = step(token, state)
+        logits[:, 1::2] += 1e-5
+        return logits, state
+
+    assert agree(step, model, start(model, 2), 2) == WRITTEN
+    assert agree(other, model, start(model, 2), 2) == 0
 
 
 def test_a_number_that_is_none_is_no_agreement():

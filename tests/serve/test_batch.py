@@ -68,7 +68,7 @@ def alone(model: FlexformerForCausalLM, prompt: list[int], new: int) -> list[int
 @pytest.mark.parametrize("slots", [1, 3, 8])
 def test_each_row_is_what_it_is_alone(model: FlexformerForCausalLM, slots: int):
     """Of many lengths, joining and leaving at different times, more of them than there are slots."""
-    prompts = [tokens(1, 1 + (5 * i) % 11, seed=i)[0].tolist() for i in range(7)]
+    prompts = [tokens(1, 1 + (5 * i) % 10, seed=i)[0].tolist() for i in range(7)]
     rows = [row(prompt, 2 + 3 * i % 13) for i, prompt in enumerate(prompts)]
     answered(model, rows, slots=slots)
     for prompt, each in zip(prompts, rows, strict=True):
@@ -84,7 +84,7 @@ def test_what_was_read_before_is_not_read_again(model: FlexformerForCausalLM):
     batch = answered(model, [second, other], prefixes)
     for each in (second, other):
         assert each.stream.tokens == alone(model, each.prompt, 5)
-    # 10 + 5 of the first, whose last token was said and not read; 9 of the other, all that it shares with a prompt of 10.
+    # 10 + 5 of the first, whose last token was said and not read; 9 of the other, all that it shares.
     assert batch.reused == (15 + 9 if batch.joins else 0)
 
 
