@@ -34,7 +34,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--batches", type=counts, default=[1, 8], help="rows decoded at a time, 1,8")
     made.add_argument("--device", help="cpu, cuda (a GPU, if there is one)")
     made.add_argument("--dtype", default="float32", help="of weights and keys; a state is float32 (%(default)s)")
-    made.add_argument("--graphs", action="store_true", help="capture both steps as CUDA graphs")
+    made.add_argument("--compile", action="store_true", help="decode: let the compiler fuse both steps")
+    made.add_argument("--graphs", action="store_true", help="decode: capture both steps as CUDA graphs")
     made.add_argument("--out", type=Path, metavar="OUT", default=Path("serving"), help="OUT.json, OUT.md, OUT-*.svg")
     return made
 
@@ -51,11 +52,14 @@ def bench(given: argparse.Namespace, command: str) -> Path:
     from ..device import best_device
     from ..measure.origin import hardware
     from ..positions import within_positions
-    from .serving import TIMED
+    from .serving import time_decode, time_prefill
+    from .steps import captured, compiled
     from .table import rows, save
 
     source = provenance(str(given.checkpoint), "")
     device = torch.device(given.device or best_device())
+    if given.what == "prefill" and (given.graphs or given.compile):
+        raise UserError("--graphs, --compile: only steps of decoding are compiled and captured; leave them out")
     if given.graphs and device.type != "cuda":
         raise UserError(f"--graphs: CUDA graphs are for a GPU, and --device is {device.type}; leave it out")
     models = loaded(given, source, device)
@@ -63,13 +67,20 @@ def bench(given: argparse.Namespace, command: str) -> Path:
     lengths = sorted(length for length in given.lengths if length <= longest)
     if not lengths:
         raise UserError(f"--lengths: the teacher has positions for {longest + 1:,} tokens; give shorter ones")
-    found = TIMED[given.what](models, lengths, given.batches, given.graphs)
+    ways = {"compiled": compiled} if given.compile else {}
+    ways |= {"as CUDA graphs": captured} if given.graphs else {}
+    found = (
+        time_decode(models, lengths, given.batches, list(ways.values()))
+        if given.what == "decode"
+        else time_prefill(models, lengths, given.batches)
+    )
     mixer = source["mixer"]
     features = models["student"].config.mixer.get("features")
     label = mixer_words(mixer["map"], mixer, features)
     teacher = Path(source["teacher"]["name"]).name
     try:
-        made = rows(found, label, teacher, command, hardware(device), git_commit(), device.type == "cuda")
+        where = ", ".join([hardware(device), *ways])
+        made = rows(found, label, teacher, command, where, git_commit(), device.type == "cuda")
         return save(given.out, made)
     except OSError as error:
         raise UserError(f"--out {given.out} cannot be written: {reason(error)}") from error

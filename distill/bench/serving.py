@@ -4,13 +4,14 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, TypeVar
 
 import torch
 from tqdm import tqdm
 
 from ..measure.cost import out_of_memory, wait
-from .steps import Step, captured, student_step, teacher_step, tokens
+from .steps import Step, student_step, teacher_step, tokens
 
 #: Rounds that are timed, after so many to warm up. In every one both sides have their turn.
 ROUNDS, WARM = 15, 3
@@ -18,6 +19,7 @@ ROUNDS, WARM = 15, 3
 STEPS = 4
 WHO = ("teacher", "student")
 Made = TypeVar("Made")
+Faster = Callable[[Step], Step]
 
 
 @dataclass(frozen=True)
@@ -36,14 +38,14 @@ class Timing:
 
 
 @torch.no_grad()
-def time_decode(models: dict[str, Any], lengths: list[int], batches: list[int], graphs: bool) -> list[Timing]:
-    """A token after each length. graphs: all steps as CUDA graphs."""
+def time_decode(models: dict[str, Any], lengths: list[int], batches: list[int], faster: list[Faster]) -> list[Timing]:
+    """A token after each length. faster: what is done to the steps of both sides, one after the other."""
     make, found = {"teacher": teacher_step, "student": student_step}, []
     for batch in batches:
 
         def both(length: int, batch: int = batch) -> dict[str, tuple[Step, int]]:
             made = {who: make[who](models[who], batch, length) for who in WHO}
-            return {who: (captured(step) if graphs else step, kept) for who, (step, kept) in made.items()}
+            return {who: (reduce(lambda a, way: way(a), faster, step), kept) for who, (step, kept) in made.items()}
 
         made = while_there_is_room(sorted(lengths), both)
         steps = {length: {who: step for who, (step, _) in each.items()} for length, each in made.items()}
@@ -54,7 +56,7 @@ def time_decode(models: dict[str, Any], lengths: list[int], batches: list[int], 
 
 
 @torch.no_grad()
-def time_prefill(models: dict[str, Any], lengths: list[int], batches: list[int], graphs: bool) -> list[Timing]:
+def time_prefill(models: dict[str, Any], lengths: list[int], batches: list[int]) -> list[Timing]:
     """A text of each length read whole, and what its first new token needs is kept: the time to the first token."""
     found = []
     for batch in batches:
@@ -119,7 +121,3 @@ def clocked(step: Step, times: int, device: torch.device) -> float:
         step()
     wait(device)
     return (time.perf_counter() - start) / times
-
-
-#: What can be timed, by name.
-TIMED = {"decode": time_decode, "prefill": time_prefill}

@@ -1,8 +1,8 @@
 """One step of decoding at some length, as a server takes it: what is kept stays in its place, and nothing is copied.
 
 Both sides are as strong as they get. The teacher's cache has its full size from the start, so that a step writes one
-key and value and attends to all, with no mask; the student's state is overwritten. On a GPU each can be captured as one
-graph.
+key and value and attends to all, with no mask; the student's state is overwritten. Both can be compiled, and on a
+GPU captured as one graph each.
 """
 
 from collections.abc import Callable
@@ -79,7 +79,8 @@ def student_step(student: Any, batch: int, length: int) -> tuple[Step, int]:
 
     def step() -> Any:
         for layer, kept in states:
-            layer.memory = kept
+            # A number that grew would be compiled anew.
+            layer.memory, layer.seen = kept, READ
         out = student(input_ids=ids, position_ids=places, past_key_values=cache, use_cache=True)
         for layer, kept in states:
             for old, new in zip(kept, layer.memory, strict=True):
@@ -89,6 +90,14 @@ def student_step(student: Any, batch: int, length: int) -> tuple[Step, int]:
     exact: list[Any] = [layer for layer in cache.layers if isinstance(layer, FixedLayer)]
     kept_bytes = sum(part.nbytes for _, memory in states for part in memory)
     return step, kept_bytes + sum(layer.keys.nbytes + layer.values.nbytes for layer in exact)
+
+
+def compiled(step: Step) -> Step:
+    """The step as the compiler fuses it, in one graph and for its own shapes alone."""
+    # Every step is a shape of its own, and all are the same lines of this file.
+    torch._dynamo.config.recompile_limit = 256  # type: ignore[attr-defined]
+    made: Step = torch.compile(step, fullgraph=True, dynamic=False)
+    return made
 
 
 def captured(step: Step) -> Step:

@@ -1,5 +1,7 @@
 """A step that is timed computes what a step of decoding computes."""
 
+from functools import partial
+
 import pytest
 import torch
 from flexformer.tiny import KINDS, LLAMA, student, tokens
@@ -7,7 +9,7 @@ from transformers import AutoModelForCausalLM
 from transformers.cache_utils import Cache
 
 from distill.bench import steps
-from distill.bench.steps import FixedLayer, student_step, teacher_step
+from distill.bench.steps import FixedLayer, compiled, student_step, teacher_step
 
 
 @pytest.fixture
@@ -35,6 +37,25 @@ def test_a_teacher_keeps_every_token(teacher):
     # Two layers of two key-value heads of 4, keys and values in float64.
     assert [teacher_step(teacher, 3, length)[1] for length in (10, 20)] == [3 * 2 * 2 * 4 * 2 * 8 * n for n in (11, 21)]
     assert teacher_step(teacher, 3, 10)[0]().logits.shape == (3, 1, 50)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_a_step_is_compiled_whole_and_once(kind: str, teacher, monkeypatch: pytest.MonkeyPatch):
+    # Graphs are captured as for any other backend, and run as they are.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    model = student(kind)
+    for make, one in ((teacher_step, teacher), (student_step, model)):
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        torch.manual_seed(0)
+        step = make(one, 2, 6)[0]
+        torch.manual_seed(0)
+        fast = compiled(make(one, 2, 6)[0])
+        for _ in range(3):
+            assert torch.allclose(fast().logits, step().logits, atol=1e-10)
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("kind", KINDS)
