@@ -3,10 +3,11 @@
 import math
 from typing import Any
 
+from torch import Tensor
 from tqdm import tqdm
 
 from ..flexformer.token_mixer import TokenMixer
-from .perplexity import read
+from .perplexity import Reading, read
 from .replaced import CONTROLS, replaced
 from .subject import NotMeasured, Subject
 
@@ -19,7 +20,8 @@ def measure_contribution(subject: Subject) -> dict[str, Any]:
     they are, and in all of them. A control that a layer's mixer does not have is left out.
 
     {"nats": {layer or "all": {control: {domain: nats}}}, "error": the same of their standard errors over blocks,
-    "student": {domain: nats}, "blocks": {domain: count}}
+    "student": {domain: nats}, "blocks": {domain: count}, "accuracy": {"student" or control in all layers: {domain:
+    share}}, None of a task without right answers}
     """
     student = subject.student
     if not student.mixers:
@@ -28,9 +30,13 @@ def measure_contribution(subject: Subject) -> dict[str, Any]:
     own = readings(subject)
     nats: dict[str, Any] = {}
     errors: dict[str, Any] = {}
+    right = {"student": shares(own)}
     for (where, name), mixers in tqdm(controls.items(), "contribution", unit="control", leave=False):
         with replaced(student, mixers):
-            lost = {domain: each - own[domain] for domain, each in readings(subject).items()}
+            left = readings(subject)
+        if where == WHOLE:
+            right[name] = shares(left)
+        lost = {domain: losses(each) - losses(own[domain]) for domain, each in left.items()}
         nats.setdefault(where, {})[name] = {domain: each.mean().item() for domain, each in lost.items()}
         spread = {
             domain: (each.std() / len(each) ** 0.5).item() if len(each) > 1 else math.nan
@@ -40,8 +46,9 @@ def measure_contribution(subject: Subject) -> dict[str, Any]:
     return {
         "nats": nats,
         "error": errors,
-        "student": {domain: each.mean().item() for domain, each in own.items()},
-        "blocks": {domain: len(each) for domain, each in own.items()},
+        "student": {domain: losses(each).mean().item() for domain, each in own.items()},
+        "blocks": {domain: len(each.nll) for domain, each in own.items()},
+        "accuracy": right if subject.task.scored else None,
     }
 
 
@@ -62,11 +69,20 @@ def made(mixers: dict[int, TokenMixer]) -> dict[tuple[str, str], dict[int, Token
     return whole | single
 
 
-def readings(subject: Subject) -> dict[str, Any]:
-    """−log p of every block, mean over its targets and weighted by their number: (blocks,), by domain."""
-    found = {}
-    for domain in subject.domains:
-        batches = subject.held_out(domain, subject.config.measure.contribution.blocks)
-        reading = read(subject.student, batches, subject.device, subject.task)
-        found[domain] = reading.nll * reading.weights
-    return found
+def readings(subject: Subject) -> dict[str, Reading]:
+    """What the student makes of every domain as it is now."""
+    blocks = subject.config.measure.contribution.blocks
+    return {
+        domain: read(subject.student, subject.held_out(domain, blocks), subject.device, subject.task)
+        for domain in subject.domains
+    }
+
+
+def losses(reading: Reading) -> Tensor:
+    """−log p of every block, mean over its targets and weighted by their number: (blocks,)."""
+    return reading.nll * reading.weights
+
+
+def shares(found: dict[str, Reading]) -> dict[str, float]:
+    """How often what was to be found is, by domain."""
+    return {domain: (each.predicted == each.targets).double().mean().item() for domain, each in found.items()}

@@ -332,6 +332,35 @@ def test_a_run_is_whole(run: Path):
     assert 0 < fidelity["tokens"] < 3 * tiny.CONTEXT
 
 
+class Silent(torch.nn.Module):
+    """Attention that says nothing."""
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, None]:
+        return torch.zeros_like(query), None
+
+
+@torch.no_grad()
+def test_what_attention_contributes_is_told_in_right_answers(run: Path, corpus: Corpus):
+    right = json.loads((run / "measurements" / "contribution.json").read_text())["accuracy"]
+    headline = json.loads((run / "measurements" / "headline.json").read_text())
+    assert right["student"]["words"] == headline["scores"]["words"]["accuracy"]["student"]
+    student = CLASSIFIER.student.from_pretrained(run / "student").eval()
+    for layer in student.config.layers:
+        student.lm.get_submodule(layer["module"]).mixer = Silent()
+    texts = batch_of(corpus, 15)
+    answers = CLASSIFIER.predict(student, texts).argmax(-1)
+    assert right["zero"]["words"] == pytest.approx((answers == texts["labels"]).double().mean().item())
+    assert right["zero"]["words"] < right["student"]["words"] and set(right) == {
+        "student",
+        "zero",
+        "uniform",
+        "key_weight",
+    }
+    page = (run / "report" / "report.md").read_text()
+    told = " against ".join(f"{100 * right[who]['words']:.1f}\N{NO-BREAK SPACE}%" for who in ("zero", "student"))
+    assert f"accuracy would be {told} on words" in page
+
+
 def test_everything_tells_the_scores(run: Path):
     headline = json.loads((run / "measurements" / "headline.json").read_text())
     accuracy = headline["scores"]["words"]["accuracy"]

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ..plots import heat_map
-from ..quantities import number, times, with_error
+from ..quantities import number, share, times, with_error
 from ..run import Run
 from ..section import Fact, Figure, Section, Table
 from ..verdict import each, listed
@@ -29,6 +29,8 @@ WHOLE = "all"
 def section(run: Run) -> Section:
     found = run.measurement("contribution")
     nats, errors, domains = found["nats"], found["error"], list(found["student"])
+    # A run of before has none.
+    right = found.get("accuracy") or {}
     whole = {name: nats[WHOLE][name] for name in NAMES if name in nats[WHOLE]}
     layers = [layer for layer in nats if layer != WHOLE]
     return Section(
@@ -39,9 +41,9 @@ def section(run: Run) -> Section:
         "and linear only: one part of a hybrid without the other. In nats per target, and as a multiple of the "
         "student's perplexity; nothing is trained anew, so that a student made without it could be better than this.",
         data=found,
-        verdict=verdict(nats, errors, domains),
+        verdict=" ".join([*found_said(right), verdict(nats, errors, domains)]),
         numbers=[Fact(NAMES[name], times(factor(by[domains[0]])), told(by)) for name, by in whole.items()],
-        tables=[whole_table(whole, errors[WHOLE], domains), layer_table(nats, layers, domains)],
+        tables=[whole_table(whole, errors[WHOLE], domains, right), layer_table(nats, layers, domains)],
         figures=[[layer_figure(nats, layers, domain) for domain in domains]],
     )
 
@@ -71,6 +73,16 @@ def verdict(nats: dict[str, Any], errors: dict[str, Any], domains: list[str]) ->
     return " ".join(said)
 
 
+def found_said(right: dict[str, dict[str, float | None]]) -> list[str]:
+    """Of a task with right answers, how many more there are with attention than without."""
+    if not right:
+        return []
+    pairs = [
+        f"{share(right['zero'][domain])} against {share(own)} on {domain}" for domain, own in right["student"].items()
+    ]
+    return [f"Without attention its accuracy would be {listed(pairs)}."]
+
+
 def part_said(part: str, nats: dict[str, float | None], errors: dict[str, float | None]) -> str:
     known = {domain: value for domain, value in nats.items() if value is not None}
     nothing = [domain for domain, value in known.items() if least(value, errors[domain])]
@@ -94,19 +106,26 @@ def idle(nats: dict[str, Any], errors: dict[str, Any], layer: str, domain: str) 
     return lost is not None and least(lost, error)
 
 
-def whole_table(whole: dict[str, Any], errors: dict[str, Any], domains: list[str]) -> Table:
+def whole_table(
+    whole: dict[str, Any], errors: dict[str, Any], domains: list[str], right: dict[str, dict[str, float | None]]
+) -> Table:
     rows = [
         [
             NAMES[name],
             *(
                 cell
                 for domain in domains
-                for cell in (with_error(by[domain], errors[name][domain]), times(factor(by[domain])))
+                for cell in (
+                    with_error(by[domain], errors[name][domain]),
+                    times(factor(by[domain])),
+                    *([share(right[name][domain])] if right else []),
+                )
             ),
         ]
         for name, by in whole.items()
     ]
-    columns = ["In all layers", *(head for domain in domains for head in (f"{domain}, nats", f"{domain}, perplexity"))]
+    told = ["nats", "perplexity", *(["accuracy"] if right else [])]
+    columns = ["In all layers", *(f"{domain}, {each}" for domain in domains for each in told)]
     return Table(
         "What the whole student loses, in nats and as a multiple of its perplexity; ± one standard error", columns, rows
     )
