@@ -21,7 +21,7 @@ from .rundir import RunDirectory
 from .stages.fit import device_of
 from .task import TASKS
 from .teacher import Teacher
-from .weights import save_weights
+from .weights import readable, save_weights
 
 #: Whose versions a result depends on.
 PACKAGES = ("distill", "torch", "transformers", "datasets", "lightning", "hydra-core", "peft")
@@ -51,6 +51,7 @@ def export(student: Flexformer, teacher: Teacher, corpus: Corpus, config: Config
     source = provenance(teacher, corpus, config) | {"parity": agreed}
     (unfinished / "provenance.json").write_text(json.dumps(source, indent=1), encoding="utf-8")
     (unfinished / "README.md").write_text(student_card(config, run), encoding="utf-8")
+    readable(unfinished, like="README.md")
     unfinished.rename(run.student)
     return run.student
 
@@ -140,8 +141,8 @@ A linear-attention student of `{teacher}`, made by `distill` with recipe `{recip
 |---|---|---|---|---|
 {rows}
 {scores}
-Perplexity is exp of the mean cross-entropy of {tokens} {predicted}s of held-out text, at context {context}; the text is
-named in `provenance.json`.
+Perplexity is exp of the mean cross-entropy of the {predicted}s of held-out text, {tokens:,} of them in all, at context
+{context}; the text is named in `provenance.json`.
 
 ```python
 from transformers import {auto}, AutoTokenizer

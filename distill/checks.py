@@ -55,7 +55,7 @@ def check(wanted: config.Config) -> None:
             raise UserError(f"{key}={number} must be a whole number of at least {least}")
     if wanted.stages.logits.temperature <= 0:
         raise UserError(f"stages.logits.temperature={wanted.stages.logits.temperature} must be above 0")
-    if not re.fullmatch(r"\d+(\.\d+)?[KMGT]B", wanted.student.shard_size):
+    if not re.fullmatch(r"[1-9]\d*[KMGT]B", wanted.student.shard_size):
         raise UserError(f"student.shard_size={wanted.student.shard_size} must be a size, as 5GB or 500MB")
     check_cache(wanted)
     check_pairs(wanted)

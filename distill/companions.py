@@ -17,7 +17,7 @@ TOLD = '''
 def name_companions(folder: Path) -> None:
     """Adds to each file that config.json says a class is in the names of all that it comes to need.
 
-    Before 5.12, transformers copies the files of a local folder to where it imports them from, and of those that the
+    Before 5.11, transformers copies the files of a local folder to where it imports them from, and of those that the
     first one imports, it does not look what they import in turn. It looks for lines, and not for what is executed.
     """
     named = json.loads((folder / "config.json").read_text(encoding="utf-8"))["auto_map"].values()

@@ -29,6 +29,10 @@ def provenance(path: str, called: str = "student.path=") -> dict[str, Any]:
     return found
 
 
+#: What the weights of a student that is run can be held in.
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
 def load_decoder(path: Path, dtype: str = "float32", device: str = "cpu") -> "FlexformerForCausalLM":
     """A student that writes text, as it was exported; UserError where it is none or cannot be loaded."""
     # Late: torch and transformers take seconds, and a mistyped path needs neither.
@@ -40,11 +44,14 @@ def load_decoder(path: Path, dtype: str = "float32", device: str = "cpu") -> "Fl
     if (task := provenance(str(path), "")["task"]) != "causal_lm":
         raise UserError(f"{path} is a student for {task}, which writes no text: load it with transformers")
     try:
-        loaded = FlexformerForCausalLM.from_pretrained(path.expanduser(), dtype=getattr(torch, dtype)).eval()
-        found: FlexformerForCausalLM = loaded.to(torch.device(device))
-    except (OSError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:
+        found = FlexformerForCausalLM.from_pretrained(path.expanduser(), dtype=getattr(torch, dtype)).eval()
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{path} cannot be loaded: {reason(error)}") from error
-    return found
+    try:
+        placed: FlexformerForCausalLM = found.to(torch.device(device))
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {device}: {reason(error)}") from error
+    return placed
 
 
 def inherit(composed: DictConfig, overrides: Collection[str]) -> None:
@@ -62,6 +69,11 @@ def inherit(composed: DictConfig, overrides: Collection[str]) -> None:
     OmegaConf.set_struct(composed, False)
     # Not merged: a key of the mixer that was composed would stay.
     composed.mixer = source["mixer"]
+    if not said("student.dtype", typed):
+        # Students of before have no other.
+        composed.student.dtype = source.get("student", {}).get("dtype", "float32")
+    elif composed.goal == "evaluate":
+        raise UserError(f"student.path={path} is measured as it is; leave student.dtype={composed.student.dtype} out")
     for key, value in as_made(source).items() if composed.goal == "evaluate" else ():
         if not said(key, typed) and not (key == "data.domains" and said("data.path", typed)):
             OmegaConf.update(composed, key, value, merge=False)

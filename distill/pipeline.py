@@ -107,7 +107,6 @@ def evaluate(config: Config) -> Path:
     run.create()
     write_origin(config, run, device)
 
-    round_weights(student, config.student.dtype)
     readings = {"teacher": read_domains(teacher.model, corpus, config, run)}
     if student.mixers and matches_maps(config.mixer):
         with run.timed("measure"):

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from .flexformer.cache import ExactLayer, FlexformerCache, StateLayer
+from .flexformer.engine import NO_KEYS
 from .flexformer.memory import Memory
-from .flexformer.mixer import Mixer
 from .flexformer.model import FlexformerForCausalLM
 
 
@@ -24,14 +24,18 @@ def like(state: FlexformerCache, found: Iterable[Memory], seen: int) -> Flexform
     return made
 
 
+@torch.no_grad()
 def empty(student: FlexformerForCausalLM, batch: int) -> FlexformerCache:
-    """What there is before the first token; only of students without exact layers."""
-    found = []
-    for mixer in student.mixers.values():
-        assert isinstance(mixer, Mixer)
-        none = next(student.parameters()).new_zeros(batch, mixer.shape.kv_heads, 0, mixer.shape.head_dim)
-        found.append(mixer.no_memory(none, none))
-    return like(student.new_cache(), found, 0)
+    """What there is before the first token; only of students without exact layers.
+
+    A token is read and forgotten, for only the model knows what shape its values have.
+    """
+    read = student(input_ids=torch.zeros(batch, 1, dtype=torch.long, device=student.device), use_cache=True)
+    nothing = [
+        Memory(*(torch.full_like(part, NO_KEYS if name == "maximum" else 0) for name, part in each._asdict().items()))
+        for each in memories(read.past_key_values)
+    ]
+    return like(read.past_key_values, nothing, 0)
 
 
 def memories(state: FlexformerCache) -> list[Memory]:

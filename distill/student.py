@@ -47,6 +47,8 @@ def build_student(teacher: Teacher, mixer: dict[str, Any]) -> Flexformer:
     base = teacher.model.config.to_dict()
     base["dtype"] = "float32"
     base.pop("quantization_config", None)
+    # Where the teacher lay on this machine is no part of the student.
+    base.pop("_name_or_path", None)
     options, kept = swapped_options(mixer), exact_layers(mixer, len(teacher.layers))
     try:
         config = FlexformerConfig(base, options, copy.deepcopy(teacher.layers), kept, teacher.task.causal)

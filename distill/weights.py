@@ -25,12 +25,20 @@ def save_weights(student: Flexformer, folder: Path, wanted: Student) -> None:
     """
     dtype = getattr(torch, wanted.dtype)
     # Weights that are shared stay so, and are saved once.
-    cast: dict[int, Tensor] = {}
-    for each in (weights := student.state_dict()).values():
-        cast.setdefault(each.data_ptr(), each.to(dtype) if each.is_floating_point() else each)
-    weights = {name: cast[each.data_ptr()] for name, each in weights.items()}
+    cast: dict[tuple[int, torch.Size], Tensor] = {}
+    weights = {
+        name: cast.setdefault((each.data_ptr(), each.shape), each.to(dtype) if each.is_floating_point() else each)
+        for name, each in student.state_dict().items()
+    }
     student.save_pretrained(folder, state_dict=weights, max_shard_size=wanted.shard_size)
-    # It says what the model is held in.
+    # Which says what the model is held in here.
     file = folder / "config.json"
     told = json.loads(file.read_text(encoding="utf-8")) | {"dtype": wanted.dtype}
     file.write_text(json.dumps(told, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def readable(folder: Path, like: str) -> None:
+    """Lets everybody read all files who may read one of them; safetensors' are their owner's alone."""
+    mode = (folder / like).stat().st_mode
+    for file in folder.iterdir():
+        file.chmod(mode)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, reason
-from ..exported import load_decoder, provenance
+from ..exported import DTYPES, load_decoder, provenance
 from ..report.compare.case import mixer_words
 
 PROGRAM = "python -m distill.bench"
@@ -33,15 +33,22 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--lengths", type=counts, default=[1024, 2048, 4096, 8192, 16384], help="tokens, 1024,2048,…")
     made.add_argument("--batches", type=counts, default=[1, 8], help="rows decoded at a time, 1,8")
     made.add_argument("--device", help="cpu, cuda (a GPU, if there is one)")
-    made.add_argument("--dtype", default="float32", help="of weights and keys; a state is float32 (%(default)s)")
+    made.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="of weights and keys; a state is float32 (%(default)s)"
+    )
     made.add_argument("--compile", action="store_true", help="decode: let the compiler fuse both steps")
     made.add_argument("--graphs", action="store_true", help="decode: capture both steps as CUDA graphs")
-    made.add_argument("--out", type=Path, metavar="OUT", default=Path("serving"), help="OUT.json, OUT.md, OUT-*.svg")
+    made.add_argument(
+        "--out", type=Path, metavar="OUT", default=Path("serving"), help="OUT.json, OUT.md, OUT-*.svg (%(default)s)"
+    )
     return made
 
 
 def counts(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
+    found = [int(part) for part in text.split(",")]
+    if min(found) < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be numbers of at least 1")
+    return found
 
 
 def bench(given: argparse.Namespace, command: str) -> Path:

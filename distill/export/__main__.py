@@ -11,36 +11,42 @@ from ..errors import UserError, reason
 from ..exported import load_decoder
 
 if TYPE_CHECKING:
-    from ..flexformer.model import FlexformerForCausalLM
     from .runtimes import Runtime
-    from .step import State
+    from .step import Step
 
 PROGRAM = "python -m distill.export"
 
 CARD = """# One step of decoding
 
-(token, state) → (logits, state) of `{student}`, {batch} at a time, without transformers and with shapes that never
-change: `{file}` is the program, `start.safetensors` the state before the first token, {size:.2f} MiB for each text, and
-`tokenizer.json` the tokenizer. Of {written} tokens that the program wrote when it was made, {same} were those that the
-student would write.
+(token, state) → (logits, state) of `{student}`, {batch} at a time, in float32, without transformers and with shapes
+that never change: `{file}` is the program{data}, `start.safetensors` the state before the first token, {size:.2f} MiB
+for each text, and `tokenizer.json` the tokenizer. Of {written} tokens that the program wrote when it was made, {same}
+were those that the student would write.
+
+```sh
+pip install {packages}
+```
 
 ```python
 {usage}
 ```
 
 A prompt is read a token at a time, as an answer is written. Rows are independent: a row begins a text anew when its
-part of the state is that of `start.safetensors` again.
+part of the state is that of `start.safetensors` again.{longest}
 """
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0, or 2 with one line on stderr when the user can mend it."""
+    """Exit code: 0, 2 with one line on stderr when the user can mend it, or 130 when the user stopped it."""
     given = parser().parse_args(arguments)
     try:
         print(export(given))
     except UserError as error:
         print(f"distill: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("distill: stopped, and nothing was written", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -54,60 +60,81 @@ def parser() -> argparse.ArgumentParser:
 
 
 def export(given: argparse.Namespace) -> Path:
-    """Writes OUT under another name, and renames it once the program has written what the student writes."""
+    """Writes OUT under another name, and renames it once what the program says is what the student says."""
+    checkpoint, out = given.checkpoint.expanduser(), given.out.expanduser()
+    if given.batch < 1:
+        raise UserError("--batch has to be 1 at least")
+    if out.exists():
+        raise UserError(f"{out} is there already; name another folder, or remove it")
+
     from ..parity import Apart
     from .runtimes import RUNTIMES
-    from .step import start
+    from .step import Step
 
     runtime = RUNTIMES[given.runtime]
     for name in runtime.needs:
         if importlib.util.find_spec(name) is None:
             raise UserError(f"{name} is not installed: pip install 'distill[onnx]'")
-    if given.batch < 1:
-        raise UserError("--batch has to be 1 at least")
-    if given.out.exists():
-        raise UserError(f"{given.out} is there already; name another folder, or remove it")
-    student = load_decoder(given.checkpoint)
+    student = load_decoder(checkpoint)
     if kept := student.config.exact_layers:
         raise UserError(
-            f"{given.checkpoint} keeps layers {', '.join(map(str, kept))} exact, whose keys grow with the text: "
+            f"{checkpoint} keeps layers {', '.join(map(str, kept))} exact, whose keys grow with the text: "
             "no step of a fixed size can be made of it"
         )
-    unfinished = given.out.with_name(f"{given.out.name}.unfinished")
+    if not (checkpoint / "tokenizer.json").exists():
+        raise UserError(f"{checkpoint} has no tokenizer.json, without which nobody can write a text with the program")
+    unfinished = out.with_name(f"{out.name}.unfinished")
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        write(runtime, student, start(student, given.batch), unfinished, given)
-        unfinished.rename(given.out)
+        write(runtime, Step(student, given.batch), unfinished, checkpoint)
+        unfinished.rename(out)
+    except KeyboardInterrupt:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
     except Apart as apart:
         raise UserError(f"{unfinished} is not fit to be used: {apart}") from apart
     except OSError as error:
-        raise UserError(f"{given.out} cannot be written: {reason(error)}") from error
-    return given.out
+        raise UserError(f"{out} cannot be written: {reason(error)}") from error
+    return out
 
 
-def write(
-    runtime: "Runtime", student: "FlexformerForCausalLM", state: "State", folder: Path, given: argparse.Namespace
-) -> None:
+def write(runtime: "Runtime", step: "Step", folder: Path, checkpoint: Path) -> None:
     """The program, the state that it starts from, the tokenizer, and a card that says how to use them."""
     import torch
     from safetensors.torch import save_file
 
-    from .agreement import WRITTEN, agree
-    from .step import Step
+    from ..positions import learned_positions
+    from ..weights import readable
+    from .agreement import agree
 
-    file = folder / runtime.file
-    runtime.write(Step(student), torch.zeros(given.batch, 1, dtype=torch.long), state, file)
-    same = agree(runtime.load(file), student, state, given.batch)
-    save_file(state, folder / "start.safetensors")
-    if (tokenizer := given.checkpoint.expanduser() / "tokenizer.json").exists():
-        shutil.copy(tokenizer, folder)
-    size = sum(part.nbytes for part in state.values()) / given.batch / 2**20
+    file, batch = folder / runtime.file, len(step.start["0.seen"])
+    try:
+        runtime.write(step, torch.zeros(batch, 1, dtype=torch.long), file)
+    except Exception as error:
+        # Of a trace that fails, whatever the reason, the user can do nothing but take something else.
+        shutil.rmtree(folder)
+        raise UserError(f"{checkpoint} cannot be written as {runtime.file}: {reason(error)}") from error
+    beside = [f"`{each.name}`" for each in sorted(folder.iterdir()) if each != file]
+    written, same = agree(runtime.load(file), step.student, step.start)
+    save_file(step.start, folder / "start.safetensors")
+    shutil.copy(checkpoint / "tokenizer.json", folder)
+    model = step.student.lm
+    most = model.config.max_position_embeddings if learned_positions(model) else None
     card = CARD.format(
-        **{"student": given.checkpoint, "batch": given.batch, "file": runtime.file, "size": size, "written": WRITTEN},
-        **{"same": same, "usage": runtime.usage.format(batch=given.batch)},
+        student=checkpoint,
+        batch=batch,
+        file=runtime.file,
+        data=f" (its weights in {', '.join(beside)})" if beside else "",
+        size=sum(part.nbytes for part in step.start.values()) / batch / 2**20,
+        written=written,
+        same=same,
+        packages=runtime.packages,
+        usage=runtime.usage.format(batch=batch),
+        longest=f" A text has {most:,} tokens at most: no more positions were learned." if most else "",
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
+    readable(folder, like="README.md")
 
 
 if __name__ == "__main__":

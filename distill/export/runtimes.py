@@ -2,7 +2,8 @@
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,20 +19,21 @@ Program = Callable[[Tensor, State], tuple[Tensor, State]]
 
 @dataclass(frozen=True)
 class Runtime:
-    """write: a step, with arguments of the shapes that it will have, into a file. load: that file, to be run.
+    """write: a step, with a token of the shape that it will have, into a file. load: that file, to be run.
 
-    usage: Python that reads a prompt and goes on with it, for those who find the folder.
+    needs: what it takes to write it. packages: what pip installs to run it. usage: Python that goes on with a prompt.
     """
 
     file: str
     needs: tuple[str, ...]
-    write: Callable[[Step, Tensor, State, Path], None]
+    write: Callable[[Step, Tensor, Path], None]
     load: Callable[[Path], Program]
+    packages: str
     usage: str
 
 
-def write_torch(step: Step, token: Tensor, state: State, path: Path) -> None:
-    torch.export.save(torch.export.export(step, (token, state)), path)
+def write_torch(step: Step, token: Tensor, path: Path) -> None:
+    torch.export.save(torch.export.export(step, (token, step.start)), path)
 
 
 def load_torch(path: Path) -> Program:
@@ -39,20 +41,31 @@ def load_torch(path: Path) -> Program:
     return program
 
 
-def write_onnx(step: Step, token: Tensor, state: State, path: Path) -> None:
-    program = torch.export.export(step, (token, state))
-    # The exporter tells of packages that it does without, and uses what Python will not have one day.
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
+def write_onnx(step: Step, token: Tensor, path: Path) -> None:
+    program = torch.export.export(step, (token, step.start))
+    # The exporter tells of packages that it does without, and makes calls that are deprecated.
+    with quiet("torch.onnx"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made: Any = torch.onnx.export(
             program,
-            input_names=["token", *state],
-            output_names=["logits", *(f"next.{name}" for name in state)],
+            input_names=["token", *step.start],
+            output_names=["logits", *(f"next.{name}" for name in step.start)],
             dynamo=True,
             verbose=False,
         )
     made.save(path)
+
+
+@contextmanager
+def quiet(name: str) -> Iterator[None]:
+    """Without what a logger says below an error."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def load_onnx(path: Path) -> Program:
@@ -68,6 +81,8 @@ def load_onnx(path: Path) -> Program:
     return program
 
 
+# Of another release a program may not be readable.
+TORCH_PACKAGES = f"torch=={torch.__version__.partition('+')[0]} safetensors tokenizers"
 TORCH_USAGE = """import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
@@ -82,6 +97,7 @@ for place in range(len(tokens) + 39):
     logits, state = step(torch.full(({batch}, 1), tokens[place]), state)
 print(tokenizer.decode(tokens))"""
 
+ONNX_PACKAGES = "onnxruntime numpy safetensors tokenizers"
 ONNX_USAGE = """import numpy
 import onnxruntime
 from safetensors.numpy import load_file
@@ -101,6 +117,8 @@ for place in range(len(tokens) + 39):
 print(tokenizer.decode(tokens))"""
 
 RUNTIMES = {
-    "torch": Runtime("step.pt2", (), write_torch, load_torch, TORCH_USAGE),
-    "onnx": Runtime("step.onnx", ("onnx", "onnxscript", "onnxruntime"), write_onnx, load_onnx, ONNX_USAGE),
+    "torch": Runtime("step.pt2", (), write_torch, load_torch, TORCH_PACKAGES, TORCH_USAGE),
+    "onnx": Runtime(
+        "step.onnx", ("onnx", "onnxscript", "onnxruntime"), write_onnx, load_onnx, ONNX_PACKAGES, ONNX_USAGE
+    ),
 }

@@ -25,7 +25,7 @@ class StateLayer(CacheLayerMixin):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Counts the new tokens and hands them on: the mixer itself folds them into the state.
 
-        The keys say where they come from, as some models keep further arguments from their attention.
+        The keys say whose they are: some releases keep GPT-2's attention from further arguments.
         """
         self.is_initialized = True
         self.seen += key_states.shape[-2]

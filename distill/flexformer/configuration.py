@@ -18,7 +18,7 @@ SHARED = (
     "problem_type",
 )
 
-#: The same of a layer's heads.
+#: The same of its heads, by what a layer calls them.
 HEADS = {"num_attention_heads": "heads", "num_key_value_heads": "kv_heads", "head_dim": "head_dim"}
 
 
@@ -48,7 +48,7 @@ class FlexformerConfig(PretrainedConfig):
         # Off the configuration object and not the dictionary: GPT-2 calls its hidden_size n_embd.
         base_config = self.base_config() if self.base else None
         shared = {name: getattr(base_config, name) for name in SHARED if hasattr(base_config, name)}
-        # Of the attention that was swapped, whatever the base calls them.
+        # Of the first layer, whatever the base calls them.
         for layer in self.layers[:1]:
             shared |= {to: layer[own] for to, own in HEADS.items()}
         # Tied by the base model itself; the wrapper owns no embedding.

@@ -125,6 +125,7 @@ DELTA = Ways(parallel, chunked, recurrent)
 
 def _read(out: Tensor, features: Features, state: State) -> tuple[Weighted, State]:
     """What each query reads, and the state after the last token; `maximum` is 0 from the first key on."""
+    # A running sum and not a running maximum, which ONNX has no word for.
     keys = (features.log_weight.detach() > -torch.inf).cumsum(-1)
     seen = torch.where((keys > 0) | (state.maximum == 0), 0.0, NO_KEYS).to(state.maximum.dtype)
     # Cloned, or the state would keep those of all tokens in memory.

@@ -46,6 +46,7 @@ def attend(
     # Known by what it has: where the files of several students are loaded, its class is not of this file's siblings.
     layer: Any = getattr(key, "flexformer_layer", None)
     if layer is None and flexformer_cache is not None:
+        # DeepSeek makes the keys of what the cache hands it.
         layer = flexformer_cache.memories[module.layer_idx]
     remembered = None if layer is None else layer.memory
     out, memory = module.mixer(query, key, value, scaling, attention_mask, remembered)

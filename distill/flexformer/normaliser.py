@@ -55,4 +55,6 @@ def build_normaliser(shape: HeadShape, form: str, epsilon: float) -> nn.Module:
 def divide(sums: Tensor, epsilon: float) -> Tensor:
     """[Σ S v, z] (…, D+1) → Σ S v / z, with |z| < ε replaced by ±ε; a row without keys gives 0."""
     numerator, z = sums[..., :-1], sums[..., -1:]
-    return numerator / torch.where(z.abs() >= epsilon, z, torch.where(z < 0, -epsilon, epsilon))
+    # Not copysign, which ONNX has no word for.
+    least = torch.full_like(z, epsilon)
+    return numerator / torch.where(z.abs() >= epsilon, z, torch.where(z < 0, -least, least))

@@ -41,7 +41,7 @@ def hardware(device: torch.device) -> str:
         return f"one {torch.cuda.get_device_name(device)}"
     if device.type != "cpu":
         return f"one {device.type} device"
-    cores = cpu_cores()
+    cores = min(cpu_cores(), torch.get_num_threads())
     return f"{cores} CPU core{'s' if cores > 1 else ''}"
 
 

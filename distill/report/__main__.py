@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         print(compared(given[1:]) if given[:1] == ["compare"] else rebuilt(given))
     except UserError as error:
-        print(error, file=sys.stderr)
+        print(f"distill: {error}", file=sys.stderr)
         return 2
     return 0
 

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import os
 import signal
 import socket
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, reason
-from ..exported import load_decoder
+from ..exported import DTYPES, load_decoder
 
 PROGRAM = "python -m distill.serve"
 #: What transformers' server is built on.
@@ -34,12 +35,17 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (%(default)s)")
     parser.add_argument("--name", help="what the model is called in requests (the name of its folder)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (the first GPU, if there is one)")
-    parser.add_argument("--dtype", default="float32", help="of the weights; the state is float32 (%(default)s)")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="of the weights; the state is float32 (%(default)s)"
+    )
     parser.add_argument("--chat-template", type=Path, metavar="FILE", help="for a student that has none")
     parser.add_argument("--slots", type=int, default=32, help="answers that are written at a time (%(default)s)")
     parser.add_argument("--waiting", type=int, default=1024, help="requests that may wait for a slot (%(default)s)")
     parser.add_argument(
-        "--longest", type=int, default=32768, help="tokens of prompt and answer, at most the positions (%(default)s)"
+        "--longest",
+        type=int,
+        default=32768,
+        help="tokens of prompt and answer, at most the positions where these were learned (%(default)s)",
     )
     parser.add_argument("--chunk", type=int, default=512, help="tokens of a prompt read at a time (%(default)s)")
     parser.add_argument(
@@ -105,10 +111,12 @@ def loaded(given: argparse.Namespace) -> tuple[Any, Any]:
     model = load_decoder(path, given.dtype, given.device or best_device())
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, config=model.lm.config)
-        if given.chat_template is not None:
-            tokenizer.chat_template = given.chat_template.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be served: {reason(error)}") from error
+    if given.chat_template is not None:
+        tokenizer.chat_template = template(given.chat_template, tokenizer)
+    if given.states is not None and not os.access(given.states.absolute().parent, os.W_OK):
+        raise UserError(f"--states {given.states} cannot be written: name a file in a folder that can")
 
     states, student = Prefixes(given.room * 2**20), fingerprint(path)
     if given.states is not None and given.states.exists():
@@ -119,8 +127,21 @@ def loaded(given: argparse.Namespace) -> tuple[Any, Any]:
     def closing() -> None:
         if given.states is not None:
             states.save(given.states, student)
+            print(f"{len(states.states)} states in {given.states}")
 
     return Served(name, model, tokenizer, batch, longest, given.waiting), closing
+
+
+def template(file: Path, tokenizer: Any) -> str:
+    """A chat template that a conversation can be written with."""
+    import jinja2
+
+    try:
+        read = file.read_text(encoding="utf-8")
+        tokenizer.apply_chat_template([{"role": "user", "content": "?"}], chat_template=read, tokenize=False)
+    except (OSError, ValueError, TypeError, jinja2.TemplateError) as error:
+        raise UserError(f"--chat-template {file} cannot be used: {reason(error)}") from error
+    return read
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from .api import Refused
@@ -77,7 +77,26 @@ async def answered(request: Request, handle: Callable[[dict[str, Any], str], Awa
             task.cancel()
             await asyncio.wait({task})
             return Response(status_code=499)
-    return task.result()
+    return ended(task.result())
+
+
+def ended(answer: Response) -> Response:
+    """The answer; where it is streamed, with the line that the API ends a stream with."""
+    if not isinstance(answer, StreamingResponse):
+        return answer
+    events: Any = answer.body_iterator
+
+    async def to_the_end() -> AsyncIterator[Any]:
+        try:
+            async for event in events:
+                yield event
+            yield "data: [DONE]\n\n"
+        finally:
+            # Now, and not when it is collected, so that nobody writes on for who has gone.
+            await events.aclose()
+
+    answer.body_iterator = to_the_end()
+    return answer
 
 
 async def read(request: Request) -> dict[str, Any]:

@@ -43,7 +43,8 @@ class Row:
     @property
     def next(self) -> int:
         """The token that is read next."""
-        return (self.prompt + self.stream.tokens)[self.read]
+        beyond = self.read - len(self.prompt)
+        return self.prompt[self.read] if beyond < 0 else self.stream.tokens[beyond]
 
     def hear(self, logits: Tensor) -> bool:
         """Takes the next token; whether another is wanted."""
@@ -71,6 +72,7 @@ class Batch:
         self.model, self.prefixes, self.chunk = model, prefixes, chunk
         self.joins = fixed_size(model.new_cache())
         self.slots = slots if self.joins else 1
+        self.empty = empty(model, 1) if self.joins else model.new_cache()
         self.waiting: deque[Row] = deque()
         self.reading: deque[Row] = deque()
         self.decoding: list[Row] = []
@@ -163,7 +165,7 @@ class Batch:
         read, state = self.prefixes.longest(prompt)
         self.reused += read
         # The layers of a state count tokens in place: a kept one must not.
-        return read, empty(self.model, 1) if state is None else rows(state, [0])
+        return read, rows(self.empty if state is None else state, [0])
 
     def _keep(self, row: Row, state: FlexformerCache, index: int = 0) -> None:
         if self.joins:

@@ -82,8 +82,10 @@ class Served:
                 f"{wanted.max_new_tokens:,} are asked for",
                 "context_length_exceeded",
             )
-        if beyond := [token for token in wanted.logit_bias if not 0 <= token < self.model.config.vocab_size]:
-            raise Refused(400, f"logit_bias: there is no token {beyond[0]}", param="logit_bias")
+        for param, tokens in (("prompt", prompt), ("logit_bias", wanted.logit_bias)):
+            # A tokenizer may know more than its model, and a step is of the whole batch.
+            if beyond := [token for token in tokens if not 0 <= token < self.model.config.vocab_size]:
+                raise Refused(400, f"{param}: the student has no token {beyond[0]}", param=param)
         if len(self.batch.waiting) >= self.waiting:
             raise Refused(429, f"{self.waiting:,} requests are waiting; try again later", "rate_limit_exceeded")
         return prompt
@@ -123,3 +125,8 @@ class Chats(Narrowed, ChatCompletionHandler):
     """POST /v1/chat/completions."""
 
     kind = Chat
+
+    def _validate_request(self, body: dict[str, Any]) -> None:
+        super()._validate_request(body)
+        if body.get("tools") and "tools" not in str(self.generation_state.tokenizer.chat_template):
+            raise Refused(400, "tools: the chat template has no place for them; leave them out", param="tools")

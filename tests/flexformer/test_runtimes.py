@@ -7,7 +7,7 @@ import torch
 
 from distill.export.agreement import WRITTEN, agree
 from distill.export.runtimes import RUNTIMES
-from distill.export.step import State, Step, start
+from distill.export.step import State, Step
 from distill.parity import Apart
 
 from .tiny import KINDS, student
@@ -17,15 +17,15 @@ from .tiny import KINDS, student
 @pytest.mark.parametrize("name", RUNTIMES)
 def test_a_program_writes_what_the_student_writes(name: str, kind: str, tmp_path: Path):
     runtime, model = RUNTIMES[name], student(kind, seed=2, exact=[]).float()
-    state = start(model, 2)
-    runtime.write(Step(model), torch.zeros(2, 1, dtype=torch.long), state, tmp_path / runtime.file)
+    step = Step(model, 2)
+    runtime.write(step, torch.zeros(2, 1, dtype=torch.long), tmp_path / runtime.file)
     program = runtime.load(tmp_path / runtime.file)
-    assert agree(program, model, state, 2) == WRITTEN
+    assert agree(program, model, step.start) == (WRITTEN, WRITTEN)
     # And what it was made from is needed no more.
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(-1)
     with pytest.raises(Apart, match="differ from the student's by "):
-        agree(program, model, state, 2)
+        agree(program, model, step.start)
 
 
 def test_tokens_that_are_others_are_not_counted():
@@ -34,15 +34,15 @@ def test_tokens_that_are_others_are_not_counted():
     with torch.no_grad():
         head = model.get_output_embeddings().weight
         head[1::2] = head[::2]
-    step = Step(model)
+    step = Step(model, 2)
 
     def other(token: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
         logits, state = step(token, state)
         logits[:, 1::2] += 1e-5
         return logits, state
 
-    assert agree(step, model, start(model, 2), 2) == WRITTEN
-    assert agree(other, model, start(model, 2), 2) == 0
+    assert agree(step, model, step.start) == (WRITTEN, WRITTEN)
+    assert agree(other, model, step.start) == (WRITTEN, 0)
 
 
 def test_a_number_that_is_none_is_no_agreement():
@@ -52,4 +52,4 @@ def test_a_number_that_is_none_is_no_agreement():
         return torch.full((2, model.config.vocab_size), torch.nan), state
 
     with pytest.raises(Apart, match="by nan"):
-        agree(broken, model, start(model, 2), 2)
+        agree(broken, model, Step(model, 2).start)

@@ -119,7 +119,6 @@ def test_mistakes_are_one_line(checkpoint: Path, tmp_path: Path, capsys: pytest.
         (["decode", str(checkpoint), "--graphs", "--device", "cpu"], "--graphs"),
         (["prefill", str(checkpoint), "--compile", "--device", "cpu"], "only steps of decoding are compiled"),
         (["decode", str(checkpoint), "--device", "cpu", "--teacher", str(tmp_path / "none")], "cannot be loaded"),
-        (["decode", str(checkpoint), "--device", "cpu", "--dtype", "float7", "--teacher", "pocket"], "float7"),
     ):
         assert main(arguments) == 2
         printed = capsys.readouterr().err.splitlines()[-1]

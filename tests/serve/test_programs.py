@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,9 @@ def test_the_card_says_how_to_use_it(
         *(RUNTIMES[runtime].file, "start.safetensors", "tokenizer.json", "README.md")
     }
     card = (out / "README.md").read_text()
-    assert "Of 64 tokens that the program wrote when it was made, 64 were" in card and "2 at a time" in card
+    words = " ".join(card.split())
+    assert "Of 64 tokens that the program wrote when it was made, 64 were" in words and "2 at a time" in words
+    assert len({path.stat().st_mode for path in out.iterdir()}) == 1
     code = re.search(r"```python\n(.*?)```", card, re.DOTALL)
     assert code is not None
     told = f"{code[1]}\nimport sys\nprint([name for name in {OURS} if name in sys.modules])"
@@ -78,7 +81,29 @@ def test_what_cannot_be_is_told(
     assert "embedding, which writes no text" in refused(capsys, "torch", str(encoder), out)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else name)
     assert "onnxscript is not installed: pip install 'distill[onnx]'" in refused(capsys, "onnx", str(checkpoint), out)
+    monkeypatch.undo()
+    (exact / "config.json").write_text((checkpoint / "config.json").read_text())
+    (exact / "tokenizer.json").unlink()
+    assert "has no tokenizer.json" in refused(capsys, "torch", str(exact), out)
     assert {path.name for path in tmp_path.iterdir()} == {"there", "file", "exact", "encoder"}
+
+
+def test_what_cannot_be_traced_and_who_stops_leave_nothing(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    def fails(step: Any, token: Any, path: Path) -> None:
+        raise RuntimeError("no such operator\nand more")
+
+    def stopped(step: Any, token: Any, path: Path) -> None:
+        raise KeyboardInterrupt
+
+    out = str(tmp_path / "step")
+    monkeypatch.setitem(RUNTIMES, "torch", replace(RUNTIMES["torch"], write=fails))
+    assert "cannot be written as step.pt2: no such operator" in refused(capsys, "torch", str(checkpoint), out)
+    monkeypatch.setitem(RUNTIMES, "torch", replace(RUNTIMES["torch"], write=stopped))
+    assert main(["torch", str(checkpoint), out]) == 130
+    assert capsys.readouterr().err.endswith("distill: stopped, and nothing was written\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_program_that_says_something_else_is_not_handed_over(

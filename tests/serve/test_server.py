@@ -311,15 +311,17 @@ def test_mistakes_in_the_command_are_one_line(
     told = json.loads((checkpoint / "provenance.json").read_text())
     (encoder / "provenance.json").write_text(json.dumps(told | {"task": "masked_lm"}))
     (tmp_path / "states").write_text("nothing")
+    (tmp_path / "broken").write_text("{{ broken")
     for command, said in (
         ([str(tmp_path / "nowhere")], "no such directory"),
         ([str(tmp_path)], "no provenance.json"),
         ([str(encoder)], "masked_lm, which writes no text"),
         ([str(checkpoint), "--port", str(server.port)], "cannot be listened at"),
-        ([str(checkpoint), "--dtype", "float99"], "float99"),
         ([str(checkpoint), "--device", "abacus"], "abacus"),
         ([str(checkpoint), "--slots", "0"], "--slots"),
-        ([str(checkpoint), "--chat-template", str(tmp_path / "none")], "none"),
+        ([str(checkpoint), "--chat-template", str(tmp_path / "none")], "--chat-template"),
+        ([str(checkpoint), "--chat-template", str(tmp_path / "broken")], "broken cannot be used: unexpected end"),
+        ([str(checkpoint), "--states", str(tmp_path / "no" / "states")], "states cannot be written"),
         ([str(checkpoint), "--states", str(tmp_path / "states")], "cannot be read as states"),
     ):
         assert main(command if "--port" in command else [*command, "--port", "0"]) == 2

@@ -128,7 +128,11 @@ def facts(data: dict[str, Any]) -> list[Fact]:
     trained = total(data["tokens"])
     decoding = [
         Fact("State", size(data["state_bytes"]), "one sequence, any length" + kept_cache(data)),
-        Fact("Teacher's cache", size(cache * data["context"]), f"at {data['context']:,} tokens; {size(cache)} each"),
+        Fact(
+            "Teacher's cache",
+            size(cache * data["context"]),
+            f"at {data['context']:,} tokens; {size(cache)} each, as precise as its checkpoint",
+        ),
         Fact("State is smaller from", f"{tokens:,} tokens" if tokens else DASH, "of context"),
     ]
     # An encoder keeps neither.
