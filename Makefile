@@ -2,8 +2,6 @@
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
-# The oldest release that runs an exported student; to make one takes what pyproject.toml says.
-OLDEST := 5.0.0
 
 help:  ## List every target
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -23,14 +21,14 @@ browser:  ## See that there is a Chromium to open reports in; Debian's is instal
 		apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } > /dev/null || { \
 		echo "the tests open a report in a browser: install Chromium (apt-get install chromium)"; exit 1; }
 
-older: .venv/older/transformers  ## Put the oldest transformers that runs a student beside what is installed
+oldest: .venv/oldest/installed  ## Put the oldest transformers that runs a student beside what is installed
 
-.venv/older/transformers: .venv/installed
-	$(BIN)/python -m pip install --quiet --no-compile --no-warn-conflicts --upgrade --target .venv/older \
-		transformers==$(OLDEST)
+.venv/oldest/installed: .venv/installed tests/oldest.lock
+	rm -rf .venv/oldest
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps --requirement tests/oldest.lock --target .venv/oldest
 	@touch $@
 
-test: install lint types browser older  ## Lint, check types, run every test
+test: install lint types browser oldest  ## Lint, check types, run every test
 	$(BIN)/python -m pytest
 
 lint: install  ## Check style
@@ -46,4 +44,4 @@ lock: install  ## Write down what is installed now
 clean:  ## Remove the virtual environment and caches; outputs/ stays
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache
 
-.PHONY: help install run browser older test lint types lock clean
+.PHONY: help install run browser oldest test lint types lock clean

@@ -1,6 +1,7 @@
 """What a run leaves is a thing to use: kernels to start from, a student to go on from, and one to be measured."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -128,6 +129,23 @@ def test_files_that_are_no_kernels(teachers: dict[str, Path], tmp_path: Path):
     ):
         with pytest.raises(UserError, match=rf"^student\.kernels=.*{says}"):
             load_kernels(student, str(tmp_path / name))
+
+
+def test_a_student_stays_as_precise_as_it_is(made: Path, small: Compose, tmp_path: Path):
+    shutil.copytree(made / "student", tmp_path / "half")
+    source = json.loads((made / "student/provenance.json").read_text())
+    source["student"]["dtype"] = "bfloat16"
+    (tmp_path / "half/provenance.json").write_text(json.dumps(source))
+    path = str(tmp_path / "half")
+    assert inherited(small(), path=path).student.dtype == "bfloat16"
+    assert inherited(small(), "student.dtype=float32", path=path).student.dtype == "float32"
+    assert inherited(small("goal=evaluate"), path=path).student.dtype == "bfloat16"
+    with pytest.raises(UserError, match=r"is measured as it is; leave student\.dtype=float32 out"):
+        inherited(small("goal=evaluate"), "student.dtype=float32", path=path)
+    # One from before there was a choice.
+    del source["student"]["dtype"]
+    (tmp_path / "half/provenance.json").write_text(json.dumps(source))
+    assert inherited(small(), path=path).student.dtype == "float32"
 
 
 def test_a_run_goes_on_from_a_student(made: Path, small: Compose, tmp_path: Path):

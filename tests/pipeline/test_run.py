@@ -161,6 +161,12 @@ def test_the_student_comes_with_all_it_needs(run: Path, config: Config, exported
     assert {"config.json", "model.safetensors", "model.py", "README.md", "provenance.json"} <= set(
         path.name for path in folder.iterdir()
     )
+    # Every file is named by the first one, for releases that look no further.
+    named = re.findall(r"^from \.(\w+) import", (folder / "model.py").read_text(), re.MULTILINE)
+    assert {path.stem for path in folder.glob("*.py")} == {*named, "model"}
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
+    told = json.loads((folder / "config.json").read_text())
+    assert not {"_name_or_path"} & (told.keys() | told["base"].keys())
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer("abc def").input_ids == AutoTokenizer.from_pretrained(config.teacher.path)("abc def").input_ids
     generated = exported.generate(**tokenizer("abc", return_tensors="pt"), max_new_tokens=5, do_sample=False)

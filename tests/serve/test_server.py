@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import openai
@@ -19,6 +20,9 @@ import pytest
 import torch
 
 from distill.serve.__main__ import main
+from distill.serve.api import Refused
+from distill.serve.choice import Wanted
+from distill.serve.host import Served
 
 from .conftest import TEMPLATE
 
@@ -211,6 +215,7 @@ MISTAKES: dict[str, tuple[str, Any, int, str | None, str]] = {
     "temperature": (TEXT, {"model": "student", "prompt": "x", "temperature": -1}, 400, None, "temperature"),
     "tokens": (TEXT, {"model": "student", "prompt": "x", "max_tokens": 0}, 400, None, "max_tokens"),
     "stops": (TEXT, {"model": "student", "prompt": "x", "stop": list("abcde")}, 400, None, "stop"),
+    "tools": (CHAT, {"model": "student", "messages": HELLO, "tools": [{"type": "function"}]}, 400, None, "no place"),
     "a bias": (TEXT, {"model": "student", "prompt": "x", "logit_bias": {"99999": 1}}, 400, None, "no token 99999"),
     "unknown field": (TEXT, {"model": "student", "prompt": "x", "min_p": 0.1}, 400, None, "min_p: unknown"),
     "format": (
@@ -230,6 +235,26 @@ def test_a_mistake_is_told_in_the_apis_own_form(server: Server, name: str):
     assert found == status and list(content) == ["error"]
     assert set(content["error"]) == {"message", "type", "param", "code"}
     assert said in content["error"]["message"] and content["error"]["code"] == code
+
+
+@pytest.mark.parametrize(("path", "asked"), [(TEXT, {"prompt": "x"}), (CHAT, {"messages": HELLO})])
+def test_a_stream_ends_as_the_api_says(server: Server, path: str, asked: dict[str, Any]):
+    body = json.dumps({"model": "student", "max_tokens": 3, "stream": True, **asked})
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
+    connection.request("POST", path, body)
+    events = connection.getresponse().read().decode().strip().split("\n\n")
+    connection.close()
+    assert events[-1] == "data: [DONE]" and all(event.startswith("data: {") for event in events[:-1])
+
+
+def test_a_token_that_the_student_lacks_is_refused(student: Any, tokenizer: Any):
+    """Not left to the next step, which is of the whole batch."""
+    batch: Any = SimpleNamespace(waiting=[])
+    served = Served("student", student, tokenizer, batch, 100, 100)
+    known = student.config.vocab_size
+    assert served.bounded({"input_ids": torch.tensor([[known - 1]])}, Wanted(1)) == [known - 1]
+    with pytest.raises(Refused, match=f"prompt: the student has no token {known}"):
+        served.bounded({"input_ids": torch.tensor([[5, known]])}, Wanted(1))
 
 
 @pytest.mark.parametrize(("method", "path", "status"), [("GET", "/v1/nothing", 404), ("GET", CHAT, 405)])
