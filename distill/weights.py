@@ -40,5 +40,6 @@ def save_weights(student: Flexformer, folder: Path, wanted: Student) -> None:
 def readable(folder: Path, like: str) -> None:
     """Lets everybody read all files who may read one of them; safetensors' are their owner's alone."""
     mode = (folder / like).stat().st_mode
-    for file in folder.iterdir():
-        file.chmod(mode)
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(mode)

@@ -384,6 +384,8 @@ def test_a_run_is_whole(run: Path):
     assert set(scores) == {"accuracy", "cosine"} and headline["state_bytes"] is None
     assert headline["stage1_ppl"]["words"] > 1 and 0 < headline["kl"]["words"] < math.inf
     card, report = (run / "student/README.md").read_text(), (run / "report/report.md").read_text()
+    folders = [path for path in (run / "student").iterdir() if path.is_dir()]
+    assert folders and all(path.stat().st_mode & 0o100 for path in folders)
     assert f"| words | cosine | 100.0% | {scores['cosine']['student']:.1%} |" in card and "same partner" in card
     assert "embeddings' cosine to the teacher's" in report and "cosine to teacher" in report
     steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
