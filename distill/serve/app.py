@@ -27,6 +27,7 @@ def build_app(served: Served, closing: Callable[[], None]) -> Starlette:
     host: Any = served
     chats, completions = Chats(host, host), Completions(host, host)
     entry = {"id": served.name, "object": "model", "created": 0, "owned_by": "distill"}
+    entry["max_model_len"] = served.longest
 
     async def chat(request: Request) -> Response:
         if not served.tokenizer.chat_template:

@@ -64,7 +64,7 @@ def test_what_is_kept(subject: Subject):
     subject.student(input_ids=torch.zeros(1, 1, dtype=torch.long), past_key_values=cache)
     assert set(found["kept_bytes"]["student"]) == {cache.nbytes}
     assert all(value > 0 for name in ("prefill", "decode") for who in found[name].values() for value in who)
-    assert found["peak_bytes"] is None and found["hardware"].endswith("CPU cores")
+    assert found["peak_bytes"] is None and found["hardware"].endswith(("CPU core", "CPU cores"))
 
 
 def test_operations_are_two_for_each_weight_that_a_token_meets(subject: Subject):

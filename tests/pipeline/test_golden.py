@@ -1,12 +1,12 @@
 """Golden metrics: what a short run of the embedded teacher came to, so that quality is not lost unseen.
 
-The text is a package of the running Python's own library, which the teacher knows. The marks are those of Python 3.11;
-with another, students have to have learned all the same.
+The text is a package of the running Python's own library, which the teacher knows, and one that releases of Python 3.11
+leave as it is. The marks are theirs; with another, students have to have learned all the same.
 """
 
-import asyncio
 import json
 import sys
+import xml.dom
 from pathlib import Path
 
 import pytest
@@ -26,7 +26,8 @@ SHORT = [
     "stages.attention.batch_size=2",
     "stages.logits.max_steps=24",
     "stages.logits.batch_size=2",
-    "stages.allocation.max_steps=10",
+    # Which of two layers has a few features more may turn on a rounding.
+    "mixer.split=even",
     # At the recipe's own rate so few steps unlearn more than they mend.
     "stages.logits.learning_rate=3e-5",
 ]
@@ -34,22 +35,22 @@ SHORT = [
 #: differ by has to say why; one that gains as much sets a new mark here. Hybrids have to stay ahead of their window
 #: alone.
 GOLDEN = {
-    "exponential-window": (1.025, 0.063),
-    "stationary-delta-window": (1.074, 0.098),
-    "window-only": (1.087, 0.118),
-    "stationary-delta": (2.080, 0.773),
-    "exponential": (1.355, 0.304),
+    "exponential-window": (1.0209, 0.0302),
+    "stationary-delta-window": (1.0345, 0.0425),
+    "window-only": (1.0384, 0.0479),
+    "stationary-delta": (2.062, 0.730),
+    "exponential": (1.425, 0.319),
 }
 
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_a_short_run_ends_as_it_did(name: str, tmp_path: Path):
-    text = tmp_path / "asyncio.txt"
-    text.write_text("\n".join(file.read_text() for file in sorted(Path(asyncio.__file__).parent.glob("*.py"))))
+    text = tmp_path / "dom.txt"
+    text.write_text("\n".join(file.read_text() for file in sorted(Path(xml.dom.__file__).parent.glob("*.py"))))
     run = distil(compose("recipe=pocket", f"mixer={name}", f"data.path={text}", *SHORT, f"run_dir={tmp_path / 'run'}"))
     found = json.loads((run / "measurements" / "headline.json").read_text())
-    assert found["student_ppl"]["asyncio"] < found["swapped_ppl"]["asyncio"]
+    assert found["student_ppl"]["dom"] < found["swapped_ppl"]["dom"]
     if sys.version_info[:2] == (3, 11):
         ratio, kl = GOLDEN[name]
-        assert found["ratio"]["asyncio"] == pytest.approx(ratio, rel=0.015)
-        assert found["kl"]["asyncio"] == pytest.approx(kl, rel=0.04)
+        assert found["ratio"]["dom"] == pytest.approx(ratio, rel=0.015)
+        assert found["kl"]["dom"] == pytest.approx(kl, rel=0.04)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
@@ -155,6 +156,10 @@ def test_loss_curves_survive_a_line_cut_off_and_go_without_a_log(make_run: MakeR
     shown = load("headline")(Run(run))
     assert [figure.name for row in shown.figures for figure in row] == ["staircase"]
     assert shown.notes == ["No loss curves: metrics.jsonl is missing."]
+    # Nor are there any of a student that is only measured, and nobody misses them.
+    settings = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(f"{settings}\ngoal: evaluate\n")
+    assert load("headline")(Run(run)).notes == []
 
 
 def test_the_worst_heads_come_first(make_run: MakeRun) -> None:
@@ -162,7 +167,10 @@ def test_the_worst_heads_come_first(make_run: MakeRun) -> None:
     found = json.loads((run / FIDELITY).read_text())
     found["domains"]["prose"]["kl"][2][1] = 9.87
     found["domains"]["code"]["kl"][0][0] = 8.76
-    rows = section("fidelity", run, domains=found["domains"]).tables[0].rows
+    table = section("fidelity", run, domains=found["domains"]).tables[0]
+    rows = table.rows
+    layers, heads = np.shape(found["domains"]["code"]["kl"])
+    assert table.caption.startswith(f"The 10 worst of {layers * heads} heads on 2 domains by ")
     assert [row[:4] for row in rows[:2]] == [["prose", "2", "1", "9.87"], ["code", "0", "0", "8.76"]]
     assert len(rows) == 10
 

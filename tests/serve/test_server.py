@@ -263,13 +263,14 @@ def test_what_is_not_there_is_told_likewise(server: Server, method: str, path: s
     assert found == status and content["error"]["type"] == "invalid_request_error"
 
 
-def test_the_client_knows_the_errors(client: openai.OpenAI):
+def test_the_client_knows_the_errors(client: openai.OpenAI, server: Server):
     with pytest.raises(openai.NotFoundError, match="there is no model"):
         client.completions.create(model="other", prompt="x")
     with pytest.raises(openai.BadRequestError, match="temperature"):
         client.completions.create(model="student", prompt="x", temperature=3)
     assert [model.id for model in client.models.list()] == ["student"]
     assert client.models.retrieve("student").id == "student"
+    assert server.ask("GET", "/v1/models/student")[1]["max_model_len"] == 32768
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("other")
 

@@ -115,7 +115,8 @@ def worst_heads(heads: Heads, order: str, width: int) -> Table:
         row += [share(at["far_teacher"]), share(at["far_student"]), number(at["gate"])] if width else []
         rows.append([domain, str(layer), str(head), *row])
     columns = ["Domain", "Layer", "Head", "KL", "Output error", "Teacher's entropy", "Student's entropy"]
-    caption = f"The {len(rows)} worst of {len(every)} heads by {TITLES[order]}; KL and entropies in nats"
+    count = f"{len(every) // len(heads)} heads" + (f" on {len(heads)} domains" if len(heads) > 1 else "")
+    caption = f"The {len(rows)} worst of {count} by {TITLES[order]}; KL and entropies in nats"
     columns += ["Negative weights", "Smallest denominator"]
     columns += ["Teacher beyond window", "Student beyond window", "Gate"] if width else []
     return Table(caption, columns, rows, labels=3)

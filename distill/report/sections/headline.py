@@ -41,10 +41,11 @@ def section(run: Run) -> Section:
         tables += allocation_tables(run, data)
     except ArtefactError as error:
         notes.append(f"No features by layer: {error}.")
-    try:
-        figures += loss_figures(run)
-    except ArtefactError as error:
-        notes.append(f"No loss curves: {error}.")
+    if run.setting("goal") != "evaluate":
+        try:
+            figures += loss_figures(run)
+        except ArtefactError as error:
+            notes.append(f"No loss curves: {error}.")
     if not data["teacher_tuned_ppl"]:
         notes.append(f"No control, the teacher trained on the same tokens: {why_untuned(run)}.")
     return Section(
@@ -138,7 +139,7 @@ def facts(data: dict[str, Any]) -> list[Fact]:
     # An encoder keeps neither.
     return [
         *(decoding if data["state_bytes"] is not None or cache else []),
-        *([Fact("Trained on", f"{count(trained)} tokens", "all stages")] if trained else []),
+        *([Fact("Trained on", f"{count(trained)} tokens", "all stages of this run")] if trained else []),
         Fact("Took", duration(total(data["seconds"])), "from data to this headline" + held(data["peak_bytes"])),
         Fact(
             "Parameters",
