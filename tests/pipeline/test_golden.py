@@ -53,4 +53,4 @@ def test_a_short_run_ends_as_it_did(name: str, tmp_path: Path):
     if sys.version_info[:2] == (3, 11):
         ratio, kl = GOLDEN[name]
         assert found["ratio"]["dom"] == pytest.approx(ratio, rel=0.015)
-        assert found["kl"]["dom"] == pytest.approx(kl, rel=0.04)
+        assert found["kl"]["dom"] == pytest.approx(kl, rel=0.06)
