@@ -1,8 +1,27 @@
-"""The one kind of error that is the user's to mend."""
+"""The one kind of error that is the user's to mend, and how a command tells of it."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
 
 
 class UserError(Exception):
     """A mistake in what was asked for: one line that names the key or file and what to do. Exit code 2."""
+
+
+def exit_code(work: Callable[[], Any]) -> int:
+    """Prints what the work returns, if anything. Exit code: 0, 2 with one line on stderr for a UserError, or 130 where
+    Ctrl-C ended it."""
+    try:
+        if (made := work()) is not None:
+            print(made)
+    except UserError as error:
+        print(f"distill: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("distill: stopped", file=sys.stderr)
+        return 130
+    return 0
 
 
 def reason(error: Exception) -> str:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError, reason
+from ..errors import UserError, exit_code, reason
 from ..exported import DTYPES, load_decoder, provenance
 from ..report.compare.case import mixer_words
 
@@ -14,15 +14,10 @@ PROGRAM = "python -m distill.bench"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0, or 2 with one line on stderr when the user can mend it."""
+    """Exit code, see `errors.exit_code`."""
     typed = sys.argv[1:] if arguments is None else arguments
     given = parser().parse_args(typed)
-    try:
-        print(bench(given, shlex.join(["python", "-m", "distill.bench", *typed])))
-    except UserError as error:
-        print(f"distill: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: bench(given, shlex.join(["python", "-m", "distill.bench", *typed])))
 
 
 def parser() -> argparse.ArgumentParser:

@@ -4,7 +4,6 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any, TypeVar
 
 import torch
@@ -44,8 +43,13 @@ def time_decode(models: dict[str, Any], lengths: list[int], batches: list[int], 
     for batch in batches:
 
         def both(length: int, batch: int = batch) -> dict[str, tuple[Step, int]]:
-            made = {who: make[who](models[who], batch, length) for who in WHO}
-            return {who: (reduce(lambda a, way: way(a), faster, step), kept) for who, (step, kept) in made.items()}
+            made = {}
+            for who in WHO:
+                step, kept = make[who](models[who], batch, length)
+                for way in faster:
+                    step = way(step)
+                made[who] = step, kept
+            return made
 
         made = while_there_is_room(sorted(lengths), both)
         steps = {length: {who: step for who, (step, _) in each.items()} for length, each in made.items()}

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import UserError, reason
+from ..errors import UserError, exit_code, reason
 from ..exported import load_decoder
 
 if TYPE_CHECKING:
@@ -37,17 +37,9 @@ part of the state is that of `start.safetensors` again.{longest}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0, 2 with one line on stderr when the user can mend it, or 130 when the user stopped it."""
+    """Exit code, see `errors.exit_code`."""
     given = parser().parse_args(arguments)
-    try:
-        print(export(given))
-    except UserError as error:
-        print(f"distill: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("distill: stopped, and nothing was written", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(lambda: export(given))
 
 
 def parser() -> argparse.ArgumentParser:

@@ -9,6 +9,7 @@ from tqdm import tqdm
 from ..flexformer.token_mixer import TokenMixer
 from .perplexity import Reading, read
 from .replaced import CONTROLS, replaced
+from .scores import score
 from .subject import NotMeasured, Subject
 
 #: What stands for all swapped layers at once among the single ones.
@@ -30,11 +31,11 @@ def measure_contribution(subject: Subject) -> dict[str, Any]:
     own = readings(subject)
     nats: dict[str, Any] = {}
     errors: dict[str, Any] = {}
-    right = {"student": shares(own)}
+    right = {"student": shares(own)} if subject.task.scored else None
     for (where, name), mixers in tqdm(controls.items(), "contribution", unit="control", leave=False):
         with replaced(student, mixers):
             left = readings(subject)
-        if where == WHOLE:
+        if where == WHOLE and right is not None:
             right[name] = shares(left)
         lost = {domain: losses(each) - losses(own[domain]) for domain, each in left.items()}
         nats.setdefault(where, {})[name] = {domain: each.mean().item() for domain, each in lost.items()}
@@ -48,7 +49,7 @@ def measure_contribution(subject: Subject) -> dict[str, Any]:
         "error": errors,
         "student": {domain: losses(each).mean().item() for domain, each in own.items()},
         "blocks": {domain: len(each.nll) for domain, each in own.items()},
-        "accuracy": right if subject.task.scored else None,
+        "accuracy": right,
     }
 
 
@@ -85,4 +86,4 @@ def losses(reading: Reading) -> Tensor:
 
 def shares(found: dict[str, Reading]) -> dict[str, float]:
     """How often what was to be found is, by domain."""
-    return {domain: (each.predicted == each.targets).double().mean().item() for domain, each in found.items()}
+    return {domain: score(each, classes=0, positive=0)["accuracy"] for domain, each in found.items()}

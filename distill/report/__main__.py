@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..errors import UserError
+from ..errors import exit_code
 from .build import render
 from .compare import compare
 from .run import Run
@@ -18,14 +18,9 @@ PROGRAM = "python -m distill.report"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0, or 2 with one line on stderr when the user can mend it."""
+    """Exit code, see `errors.exit_code`."""
     given = sys.argv[1:] if arguments is None else arguments
-    try:
-        print(compared(given[1:]) if given[:1] == ["compare"] else rebuilt(given))
-    except UserError as error:
-        print(f"distill: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: compared(given[1:]) if given[:1] == ["compare"] else rebuilt(given))
 
 
 def rebuilt(arguments: list[str]) -> Path:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError, reason
+from ..errors import UserError, exit_code, reason
 from ..exported import DTYPES, load_decoder
 
 PROGRAM = "python -m distill.serve"
@@ -18,14 +18,9 @@ NEEDED = ("fastapi", "uvicorn", "openai", "pydantic")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0 once stopped by a signal, or 2 with one line on stderr when the user can mend it."""
+    """Exit code, see `errors.exit_code`; a server that is stopped by a signal ends well."""
     given = parsed(arguments)
-    try:
-        serve(given)
-    except UserError as error:
-        print(f"distill: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: serve(given))
 
 
 def parsed(arguments: list[str] | None) -> argparse.Namespace:

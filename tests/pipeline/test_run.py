@@ -347,6 +347,10 @@ def test_a_gpu_is_named(monkeypatch: pytest.MonkeyPatch):
     assert origin.hardware(torch.device("cuda", 1)) == "one NVIDIA H100 number 1"
     monkeypatch.setattr(origin, "cpu_cores", lambda: 1)
     assert origin.hardware(torch.device("cpu")) == "1 CPU core"
+    # As many as are used, and not as there are.
+    monkeypatch.setattr(origin, "cpu_cores", lambda: 8)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert origin.hardware(torch.device("cpu")) == "3 CPU cores"
 
 
 def test_the_report(run: Path, headline: dict[str, Any]):

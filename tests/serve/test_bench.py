@@ -117,9 +117,29 @@ def test_mistakes_are_one_line(checkpoint: Path, tmp_path: Path, capsys: pytest.
         (["decode", str(tmp_path)], "no provenance.json"),
         (["decode", str(tmp_path / "encoder")], "embedding, which writes no text"),
         (["decode", str(checkpoint), "--graphs", "--device", "cpu"], "--graphs"),
+        # No build of PyTorch is for these and for a CPU alone.
+        (["decode", str(checkpoint), "--device", "xpu", "--teacher", "pocket"], "--device xpu: "),
         (["prefill", str(checkpoint), "--compile", "--device", "cpu"], "only steps of decoding are compiled"),
         (["decode", str(checkpoint), "--device", "cpu", "--teacher", str(tmp_path / "none")], "cannot be loaded"),
     ):
         assert main(arguments) == 2
         printed = capsys.readouterr().err.splitlines()[-1]
         assert printed.startswith("distill: ") and said in printed
+
+
+@pytest.mark.parametrize("wrong", ["0", "8,-1", "two"])
+def test_numbers_are_above_nought(wrong: str, checkpoint: Path, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        main(["decode", str(checkpoint), "--batches", wrong])
+    assert ended.value.code == 2 and wrong in capsys.readouterr().err
+
+
+def test_who_stops_it_is_told_no_more(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    def stopped(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("distill.bench.__main__.bench", stopped)
+    assert main(["decode", str(checkpoint)]) == 130
+    assert capsys.readouterr() == ("", "distill: stopped\n")

@@ -58,6 +58,16 @@ def test_a_step_is_compiled_whole_and_once(kind: str, teacher, monkeypatch: pyte
     torch._dynamo.reset()
 
 
+@torch.no_grad()
+def test_many_lengths_can_be_compiled(teacher, monkeypatch: pytest.MonkeyPatch):
+    """More than PyTorch compiles the same lines for unless it is told to."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    torch._dynamo.reset()
+    for length in range(2, 14):
+        assert compiled(teacher_step(teacher, 1, length)[0])().logits.isfinite().all()
+    torch._dynamo.reset()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_a_students_step_goes_on_in_place(kind: str, monkeypatch: pytest.MonkeyPatch):

@@ -4,13 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from flexformer.tiny import KINDS, student
 
 from distill.export.agreement import WRITTEN, agree
 from distill.export.runtimes import RUNTIMES
 from distill.export.step import State, Step
 from distill.parity import Apart
-
-from .tiny import KINDS, student
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -2,10 +2,9 @@
 
 import pytest
 import torch
+from flexformer.tiny import KINDS, student, tokens
 
 from distill.export.step import Step
-
-from .tiny import KINDS, student, tokens
 
 
 @pytest.fixture(scope="module", params=KINDS)
