@@ -88,13 +88,9 @@ def ended(answer: Response) -> Response:
     events: Any = answer.body_iterator
 
     async def to_the_end() -> AsyncIterator[Any]:
-        try:
-            async for event in events:
-                yield event
-            yield "data: [DONE]\n\n"
-        finally:
-            # Now, and not when it is collected, so that nobody writes on for who has gone.
-            await events.aclose()
+        async for event in events:
+            yield event
+        yield "data: [DONE]\n\n"
 
     answer.body_iterator = to_the_end()
     return answer

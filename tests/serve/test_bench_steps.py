@@ -8,7 +8,7 @@ from flexformer.tiny import KINDS, LLAMA, student, tokens
 from transformers import AutoModelForCausalLM
 from transformers.cache_utils import Cache
 
-from distill.bench import steps
+from distill.bench import serving, steps
 from distill.bench.steps import FixedLayer, compiled, student_step, teacher_step
 
 
@@ -56,6 +56,19 @@ def test_a_step_is_compiled_whole_and_once(kind: str, teacher, monkeypatch: pyte
             assert torch.allclose(fast().logits, step().logits, atol=1e-10)
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     torch._dynamo.reset()
+
+
+def test_both_sides_are_made_faster_alike(teacher, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(serving, "ROUNDS", 2)
+    monkeypatch.setattr(serving, "WARM", 0)
+    done: list[str] = []
+
+    def way(name: str) -> serving.Faster:
+        return lambda step: lambda: (done.append(name), step())[1]
+
+    serving.time_decode({"teacher": teacher, "student": student("llama")}, [4], [1], [way("first"), way("second")])
+    # Of every step that is taken, the way that was gone last is the outer one.
+    assert done == ["second", "first"] * (len(done) // 2) and len(done) == 2 * 2 * (1 + 2 * serving.STEPS)
 
 
 @torch.no_grad()
