@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import UserError, exit_code, reason
 from ..exported import DTYPES, load_decoder, provenance
-from ..report.compare.case import mixer_words
+from ..report.compare.case import mixer_words, teacher_name
 
 PROGRAM = "python -m distill.bench"
 
@@ -79,7 +79,7 @@ def bench(given: argparse.Namespace, command: str) -> Path:
     mixer = source["mixer"]
     features = models["student"].config.mixer.get("features")
     label = mixer_words(mixer["map"], mixer, features)
-    teacher = Path(source["teacher"]["name"]).name
+    teacher = teacher_name(source["teacher"]["name"])
     try:
         where = ", ".join([hardware(device), *ways])
         made = rows(found, label, teacher, command, where, git_commit(), device.type == "cuda")

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, NamedTuple
 
 #: The mixer of a student whose layers all keep their softmax: what no other can be expected to beat.
@@ -65,6 +66,12 @@ def _told_once(name: str, map_name: str | None, words: dict[Any, Any]) -> str:
     stem, _, ending = name.rpartition("-")
     size = ending.isdigit() and stem == map_name
     return _told_once(stem, map_name, words) if stem and (size or words.get(ending)) else name
+
+
+def teacher_name(path: str) -> str:
+    """The last part of the path; of a teacher that a run of ours has trained, the name of the run."""
+    name = Path(path)
+    return name.parent.name if name.name == "teacher" and name.parent.name else name.name
 
 
 def feature_dim(mixer: str) -> str:

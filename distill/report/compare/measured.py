@@ -10,7 +10,7 @@ import numpy as np
 
 from ...errors import UserError
 from ..run import ArtefactError, Run
-from .case import Case, mixer_words
+from .case import Case, mixer_words, teacher_name
 
 #: One metric after another, by its name; None: it was measured and is not a number, or has no meaning here.
 Values = dict[str, float | None]
@@ -82,12 +82,6 @@ def _ablated(run: Run) -> dict[str, Any]:
     """What stage 1 does otherwise than by default."""
     found = {key: run.setting(f"stages.attention.{key}") for key in STAGE_1}
     return {key: str(value).lower() for key, value in found.items() if value not in (None, STAGE_1[key])}
-
-
-def teacher_name(path: str) -> str:
-    """The last part of the path; of a teacher that a run of ours has trained, the name of the run."""
-    name = Path(path)
-    return name.parent.name if name.name == "teacher" and name.parent.name else name.name
 
 
 def _values(
