@@ -6,6 +6,7 @@ GPU captured as one graph each.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -100,8 +101,23 @@ def compiled(step: Step) -> Step:
     return made
 
 
+@dataclass(frozen=True)
+class Captured:
+    """A step as one CUDA graph, replayed: no time goes into launching its kernels one by one.
+
+    step: held, since the graph keeps none of the tensors that it reads. out: what a replay leaves its results in.
+    """
+
+    graph: torch.cuda.CUDAGraph
+    step: Step
+    out: Any
+
+    def __call__(self) -> Any:
+        self.graph.replay()
+        return self.out
+
+
 def captured(step: Step) -> Step:
-    """The step as one CUDA graph, replayed: no time goes into launching its kernels one by one."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -110,8 +126,8 @@ def captured(step: Step) -> Step:
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        step()
-    return graph.replay
+        out = step()
+    return Captured(graph, step, out)
 
 
 def tokens(model: Any, batch: int, length: int) -> Tensor:

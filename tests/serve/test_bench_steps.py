@@ -1,6 +1,10 @@
 """A step that is timed computes what a step of decoding computes."""
 
+import gc
+import weakref
+from contextlib import nullcontext
 from functools import partial
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -9,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from transformers.cache_utils import Cache
 
 from distill.bench import serving, steps
-from distill.bench.steps import FixedLayer, compiled, student_step, teacher_step
+from distill.bench.steps import FixedLayer, captured, compiled, student_step, teacher_step
 
 
 @pytest.fixture
@@ -56,6 +60,41 @@ def test_a_step_is_compiled_whole_and_once(kind: str, teacher, monkeypatch: pyte
             assert torch.allclose(fast().logits, step().logits, atol=1e-10)
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     torch._dynamo.reset()
+
+
+def test_a_captured_step_keeps_its_tensors(monkeypatch: pytest.MonkeyPatch):
+    """A graph holds none of them: freed, their place in memory would be somebody else's at the next replay."""
+    for name, stand_in in {
+        "CUDAGraph": MagicMock,
+        "Stream": MagicMock,
+        "current_stream": MagicMock,
+        "graph": lambda graph: nullcontext(),
+        "stream": lambda stream: nullcontext(),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+
+    def made() -> tuple[steps.Step, weakref.ref[torch.Tensor]]:
+        ids = torch.ones(3)
+        return captured(lambda: ids + 1), weakref.ref(ids)
+
+    replay, ids = made()
+    gc.collect()
+    assert ids() is not None
+    replay()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+@torch.no_grad()
+def test_a_replay_computes_what_the_step_does(teacher):
+    for make, one in ((teacher_step, teacher.cuda()), (student_step, student("llama").cuda())):
+        torch.manual_seed(0)
+        step = make(one, 2, 6)[0]
+        torch.manual_seed(0)
+        replay = captured(make(one, 2, 6)[0])
+        # Captured after three steps.
+        expected = [step().logits for _ in range(5)]
+        for logits in expected[3:]:
+            assert torch.allclose(replay().logits, logits, atol=1e-9)
 
 
 def test_both_sides_are_made_faster_alike(teacher, monkeypatch: pytest.MonkeyPatch):
