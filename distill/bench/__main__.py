@@ -54,8 +54,8 @@ def bench(given: argparse.Namespace, command: str) -> Path:
     from ..device import best_device
     from ..measure.origin import hardware
     from ..positions import within_positions
+    from .faster import captured, compiled
     from .serving import time_decode, time_prefill
-    from .steps import captured, compiled
     from .table import rows, save
 
     source = provenance(str(given.checkpoint), "")

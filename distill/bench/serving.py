@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from ..measure.cost import out_of_memory, wait
-from .steps import Step, student_step, teacher_step, tokens
+from ..measure.steps import Step, student_step, teacher_step, tokens
 
 #: Rounds that are timed, after so many to warm up. In every one both sides have their turn.
 ROUNDS, WARM = 15, 3

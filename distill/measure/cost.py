@@ -14,6 +14,7 @@ from ..loading import location
 from ..positions import within_positions
 from ..stages.stage import embeddings
 from .origin import hardware
+from .steps import student_step, teacher_step
 from .subject import NotMeasured, Subject
 
 #: What a teacher that `goal=teacher` has made says of its own cost.
@@ -22,18 +23,20 @@ TRAINING = "training.json"
 SHORTEST = 128
 #: How often each is timed, after once to warm up; the median counts.
 REPEATS = 3
-#: Tokens that are decoded one after another, of which each takes a part of the time.
+#: Steps of decoding, of which each takes a part of the time.
 DECODED = 8
 #: What each part of a step takes, as multiples of a forward pass, 2 floating-point operations for each weight:
 #: backwards as many for what goes on to the layer before, and as many again for the gradient of a weight.
 FORWARD, BACKWARD, GRADIENT = 1, 1, 1
+#: A step of decoding, by whose it is.
+STEPS = {"teacher": teacher_step, "student": student_step}
 
 
 def measure_cost(subject: Subject) -> dict[str, Any]:
     """{"contexts": [tokens], "prefill", "decode": {who: [seconds]}, "kept_bytes", "peak_bytes": {who: [bytes]},
     "hardware", "flops_per_token", "flops": {stage}, "teacher_training"}; who is teacher or student.
 
-    One text of random tokens. Prefill reads it whole; decode is one of its last tokens, with what was kept of those
+    One text of random tokens. Prefill reads it whole; decode is its last token, with what was kept of those
     before it: a state or a cache, of kept_bytes for the whole text. An encoder does not decode. peak_bytes: of a GPU
     while it reads. flops counts what goes through weights, and not attention's own. Ends before the length that there
     is no memory for.
@@ -46,7 +49,7 @@ def measure_cost(subject: Subject) -> dict[str, Any]:
     with subject.run.timed("measure"), precision(subject):
         for length in tqdm(lengths, "cost", unit="length", leave=False):
             try:
-                each = {who: costs(model, length, subject) for who, model in models(subject).items()}
+                each = {who: costs(who, length, subject) for who in STEPS}
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise
@@ -112,13 +115,10 @@ def passes(subject: Subject) -> dict[str, int]:
     }
 
 
-def models(subject: Subject) -> dict[str, Any]:
-    return {"teacher": subject.teacher.model, "student": subject.student}
-
-
 @torch.no_grad()
-def costs(model: Any, length: int, subject: Subject) -> dict[str, float]:
+def costs(who: str, length: int, subject: Subject) -> dict[str, float]:
     """Seconds and bytes of one text of `length` tokens."""
+    model: Any = subject.teacher.model if who == "teacher" else subject.student
     model.eval().to(subject.device)
     vocabulary = model.config.vocab_size
     ids = torch.randint(vocabulary, (1, length), generator=torch.Generator().manual_seed(length)).to(subject.device)
@@ -130,19 +130,10 @@ def costs(model: Any, length: int, subject: Subject) -> dict[str, float]:
     told = {"prefill": seconds}
     if on_gpu:
         told["peak_bytes"] = torch.cuda.max_memory_allocated(subject.device) - before
-    if subject.task.causal and length > DECODED * (1 + REPEATS):
-        # The last tokens are decoded, so that no more positions are needed than there are.
-        cache = model(input_ids=ids[:, : -DECODED * (1 + REPEATS)], use_cache=True).past_key_values
-        told["decode"] = clocked(lambda: decode(model, cache, subject.device), subject.device) / DECODED
-        told["kept_bytes"] = kept_bytes(cache)
+    if subject.task.causal:
+        step, told["kept_bytes"] = STEPS[who](model, 1, length - 1)
+        told["decode"] = clocked(lambda: [step() for _ in range(DECODED)], subject.device) / DECODED
     return told
-
-
-def decode(model: Any, cache: Any, device: torch.device) -> None:
-    """A few tokens more, which lengthen a cache."""
-    token = torch.zeros(1, 1, dtype=torch.long, device=device)
-    for _ in range(DECODED):
-        model(input_ids=token, past_key_values=cache, use_cache=True)
 
 
 def clocked(work: Callable[[], Any], device: torch.device) -> float:
@@ -160,13 +151,6 @@ def clocked(work: Callable[[], Any], device: torch.device) -> float:
 def wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def kept_bytes(cache: Any) -> int:
-    """What decoding goes on from: a student's state, or keys and values."""
-    if hasattr(cache, "nbytes"):
-        return int(cache.nbytes)
-    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
 
 
 def flops_per_token(student: Any) -> int:

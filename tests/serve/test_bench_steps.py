@@ -12,8 +12,10 @@ from flexformer.tiny import KINDS, LLAMA, student, tokens
 from transformers import AutoModelForCausalLM
 from transformers.cache_utils import Cache
 
-from distill.bench import serving, steps
-from distill.bench.steps import FixedLayer, captured, compiled, student_step, teacher_step
+from distill.bench import serving
+from distill.bench.faster import captured, compiled
+from distill.measure import steps
+from distill.measure.steps import FixedLayer, student_step, teacher_step
 
 
 @pytest.fixture

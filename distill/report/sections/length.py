@@ -157,7 +157,7 @@ def generation_table(found: dict[str, Any]) -> Table:
         ]
         for domain, told in found["generation"].items()
     ]
-    heads = [f"{head}, nats" for head in SAID.values()]
+    heads = list(SAID.values())
     caption = "Going on by itself; nats per token under the teacher"
     columns = ["Domain", "Alike, tokens", "Alike to the end", *heads, "± of student over teacher"]
     return Table(caption, columns, rows)

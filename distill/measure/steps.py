@@ -1,12 +1,11 @@
 """One step of decoding at some length, as a server takes it: what is kept stays in its place, and nothing is copied.
 
 Both sides are as strong as they get. The teacher's cache has its full size from the start, so that a step writes one
-key and value and attends to all, with no mask; the student's state is overwritten. Both can be compiled, and on a
-GPU captured as one graph each.
+key and value and attends to all, with no mask, and every step has the shapes of the one before: cuDNN's attention
+plans anew for each that it has not seen. The student's state is overwritten.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from ..flexformer.cache import ExactLayer, StateLayer
 
 #: Something to be timed.
 Step = Callable[[], Any]
-#: Tokens that a student has read: a state is the same size after any number of them.
+#: Tokens that a student has read, at most: a state is the same size after any number of them.
 READ = 128
 
 
@@ -71,7 +70,8 @@ def teacher_step(teacher: Any, batch: int, length: int) -> tuple[Step, int]:
 
 def student_step(student: Any, batch: int, length: int) -> tuple[Step, int]:
     """A step of the student after `length` tokens a row, and the bytes it keeps."""
-    cache: Any = student(input_ids=tokens(student, batch, READ), use_cache=True).past_key_values
+    read = min(READ, length)
+    cache: Any = student(input_ids=tokens(student, batch, read), use_cache=True).past_key_values
     for index, layer in enumerate(cache.layers):
         if isinstance(layer, ExactLayer):
             cache.layers[index] = cache.memories[index] = full(layer, length)
@@ -81,7 +81,7 @@ def student_step(student: Any, batch: int, length: int) -> tuple[Step, int]:
     def step() -> Any:
         for layer, kept in states:
             # A number that grew would be compiled anew.
-            layer.memory, layer.seen = kept, READ
+            layer.memory, layer.seen = kept, read
         out = student(input_ids=ids, position_ids=places, past_key_values=cache, use_cache=True)
         for layer, kept in states:
             for old, new in zip(kept, layer.memory, strict=True):
@@ -91,43 +91,6 @@ def student_step(student: Any, batch: int, length: int) -> tuple[Step, int]:
     exact: list[Any] = [layer for layer in cache.layers if isinstance(layer, FixedLayer)]
     kept_bytes = sum(part.nbytes for _, memory in states for part in memory)
     return step, kept_bytes + sum(layer.keys.nbytes + layer.values.nbytes for layer in exact)
-
-
-def compiled(step: Step) -> Step:
-    """The step as the compiler fuses it, in one graph and for its own shapes alone."""
-    # Every step is a shape of its own, and all are the same lines of this file.
-    torch._dynamo.config.recompile_limit = 256  # type: ignore[attr-defined]
-    made: Step = torch.compile(step, fullgraph=True, dynamic=False)
-    return made
-
-
-@dataclass(frozen=True)
-class Captured:
-    """A step as one CUDA graph, replayed: no time goes into launching its kernels one by one.
-
-    step: held, since the graph keeps none of the tensors that it reads. out: what a replay leaves its results in.
-    """
-
-    graph: torch.cuda.CUDAGraph
-    step: Step
-    out: Any
-
-    def __call__(self) -> Any:
-        self.graph.replay()
-        return self.out
-
-
-def captured(step: Step) -> Step:
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = step()
-    return Captured(graph, step, out)
 
 
 def tokens(model: Any, batch: int, length: int) -> Tensor:
