@@ -46,6 +46,15 @@ def test_a_recipe_yields_to_the_command_line(name: str):
     assert config.stages.attention.max_steps == 11 and config.seed == 5
 
 
+@pytest.mark.parametrize("file", sorted(folder("conf").glob("report/*.yaml")), ids=lambda file: file.stem)
+def test_what_a_report_asks_for_is_measured(file: Path):
+    """Nothing that its file says is said otherwise by one that is read after it."""
+    config = OmegaConf.structured(compose(f"report={file.stem}"))
+    wanted = OmegaConf.load(file)
+    wanted.pop("defaults", None)
+    assert OmegaConf.merge(config, wanted) == config
+
+
 def test_the_pocket_recipe_is_the_default():
     assert compose() == compose("recipe=pocket")
 
