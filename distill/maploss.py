@@ -1,4 +1,4 @@
-"""How far a student's attention map is from its teacher's: the losses of stage 1, dense in Q × N.
+"""How far a student's attention map is from its teacher's: the losses of stage 1.
 
 P (B, K, G, Q, N) are the teacher's weights, A the student's; G query heads share each of K key-value heads. `queries`
 (Q,) are the positions i that are compared, every one where it is None. Padding is neither attended to nor compared.
@@ -7,12 +7,19 @@ Every result is per head: (H,) with H = K·G.
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from .capture import Heads
 from .flexformer.engine import chosen, hidden
 from .flexformer.exact import exact_attention
 from .flexformer.mixer import Mixer
 from .flexformer.token_mixer import TokenMixer
+from .flexformer.weights import Whole, log_weights
+
+#: Numbers of a map that are held at a time, 64 MiB of them in float32, and a few such tensors on the way.
+TILE = 2**24
+#: Queries to a block where launching is cheap: the more blocks, the less is computed of what nobody sees.
+CPU_BLOCK = 64
 
 
 def log_teacher(heads: Heads, queries: Tensor | None = None) -> Tensor:
@@ -32,9 +39,39 @@ def log_student(mixer: Mixer, heads: Heads, queries: Tensor | None = None) -> Te
 
 def map_kl(teacher: Tensor, student: Tensor, padding: Tensor | None = None, queries: Tensor | None = None) -> Tensor:
     """KL(P‖A) = Σ_j P_ij (log P_ij − log A_ij), mean over batch and queries, from log P and log A."""
+    return per_head(row_kl(teacher, student), padding, queries)
+
+
+def row_kl(teacher: Tensor, student: Tensor) -> Tensor:
+    """KL(P‖A) of each query, (B, K, G, Q)."""
     # Where nothing is seen both are −∞, and their difference would be undefined.
     gap = (teacher - student).masked_fill(teacher == -torch.inf, 0)
-    return per_head((teacher.exp() * gap).sum(-1), padding, queries)
+    return (teacher.exp() * gap).sum(-1)
+
+
+def layer_kl(mixer: Mixer, heads: Heads, queries: Tensor | None = None) -> Tensor:
+    """`map_kl` of a comparable mixer and its teacher, block after block of queries against the keys that they see.
+
+    Of a map that does not fit into one tile nothing is kept: each block is computed again on the way back, and memory
+    grows with N as features do, not with N × N.
+    """
+    device, length = heads.key.device, heads.key.shape[2]
+    rows = torch.arange(length) if queries is None else queries.cpu().sort().values
+    per_row = heads.query[:, :, 0, 0].numel() * length
+    fits, most = len(rows) * per_row <= TILE, max(1, TILE // per_row)
+    whole = mixer.whole(heads.query, heads.key, heads.scaling, heads.padding)
+    found = []
+    for block in rows.split(min(most, CPU_BLOCK) if device.type == "cpu" else most):
+        given = whole, heads, block.to(device), int(block[-1]) + 1 if heads.causal else length
+        found.append(block_kl(*given) if fits else checkpoint(block_kl, *given, use_reentrant=False))
+    return per_head(torch.cat(found, -1), heads.padding, rows.to(device))
+
+
+def block_kl(whole: Whole, heads: Heads, queries: Tensor, end: int) -> Tensor:
+    """KL(P‖A) of these queries, (B, K, G, Q), which see none but the first `end` keys."""
+    padding = None if heads.padding is None else heads.padding[:, :end]
+    teacher = log_teacher(heads._replace(key=heads.key[:, :, :end], padding=padding), queries)
+    return row_kl(teacher, log_weights(whole.until(end), queries))
 
 
 def output_error(mixer: TokenMixer, heads: Heads) -> Tensor:

@@ -171,10 +171,9 @@ def future(length: int, device: torch.device) -> Tensor:
 
 def hidden(logs: Tensor, queries: Tensor | None, causal: bool = True) -> Tensor:
     """(Q, N), true where a key lies in its query's future; of an attention that is not causal nothing is hidden."""
-    if not causal:
-        return torch.zeros(logs.shape[-2:], dtype=torch.bool, device=logs.device)
-    mask = future(logs.shape[-1], logs.device)
-    return mask if queries is None else mask[queries]
+    token = torch.arange(logs.shape[-1], device=logs.device)
+    rows = token if queries is None else queries
+    return token > rows[:, None] if causal else token.new_zeros(len(rows), len(token), dtype=torch.bool)
 
 
 def chosen(x: Tensor, queries: Tensor | None) -> Tensor:

@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 from .bidirectional import everywhere
 from .decay import build_decay
 from .delta import DELTA, Reading
-from .engine import NO_KEYS, SUMS, Features, State, Way, chosen, log_scores, scores
+from .engine import NO_KEYS, SUMS, Features, State, Way
 from .feature_map import HeadShape
 from .key_weight import KeyWeight
 from .memory import Memory
@@ -18,7 +18,8 @@ from .normaliser import build_normaliser
 from .options import check_options
 from .precision import at_least_float32, scaled
 from .token_mixer import TokenMixer
-from .window import Window, band
+from .weights import Whole, log_weights, weights
+from .window import Window
 
 #: log γ of a past that is as good as forgotten; sums of anything lower would lose the digits of what is remembered.
 FORGOTTEN = -50.0
@@ -148,51 +149,25 @@ class Mixer(TokenMixer):
         queries: Tensor | None = None,
         padding: Tensor | None = None,
     ) -> Tensor:
-        """log A (B, K, G, Q, N) of the positions `queries`, all where None; −∞ in the future of a causal mixer.
-
-        Of whole texts, without memory, and of comparable mixers. `padding` (B, N) is 0 at padding, whose weight is −∞;
-        of a query that sees nothing else all are undefined.
-        """
-        query, key, real = scaled(query, scaling), scaled(key, scaling), _real(key, padding)
-        logs = log_scores(self._whole(query, key, real), queries, self.map.minimum(), self.causal)
-        if self.window is not None:
-            near, inside, gate = self._beside(query, key, real, queries)
-            logs = torch.where(inside, near, _undelayed(logs, self.width, -torch.inf) + gate)
-        return logs.log_softmax(-1)
+        """log A (B, K, G, Q, N), see `weights.log_weights`. `padding` (B, N) is 0 at padding, whose weight is −∞."""
+        return log_weights(self.whole(query, key, scaling, padding), queries)
 
     def scores(self, query: Tensor, key: Tensor, scaling: float, padding: Tensor | None = None) -> Tensor:
-        """S (B, K, G, N, N) up to a factor above 0 in each row, also where it is negative; whole texts as above."""
-        query, key, real = scaled(query, scaling), scaled(key, scaling), _real(key, padding)
-        weights, shift = scores(self._whole(query, key, real), self.causal)
-        if self.window is None:
-            return weights
-        near, inside, gate = self._beside(query, key, real, None)
-        near = near.masked_fill(~inside, -torch.inf)
-        shift = shift[:, :, None, :, None] + gate
-        top = torch.maximum(near.amax(-1, keepdim=True), shift).detach()
-        return (near - top).exp() + _undelayed(weights, self.width, 0.0) * (shift - top).exp()
+        """S (B, K, G, N, N) up to a factor above 0 in each row, also where it is negative."""
+        return weights(self.whole(query, key, scaling, padding))
 
-    def _whole(self, query: Tensor, key: Tensor, real: Tensor) -> Features:
-        """Of whole texts, scaled: the keys' `width` tokens late."""
-        length = key.shape[2]
-        position = real.cumsum(1) - 1
+    def whole(self, query: Tensor, key: Tensor, scaling: float, padding: Tensor | None = None) -> Whole:
+        """What the weights of whole texts are made of, without memory: the linear part's keys `width` tokens late."""
+        query, key, real = scaled(query, scaling), scaled(key, scaling), _real(key, padding)
+        position, length = real.cumsum(1) - 1, key.shape[2]
         delayed, late, there = (
             torch.nn.functional.pad(each, (*unmoved, self.width, 0)).narrow(axis, 0, length)
             for each, unmoved, axis in ((key, (0, 0), 2), (position, (), 1), (real, (), 1))
         )
-        return self.features(query, position, delayed, late, there)
-
-    def _beside(
-        self, query: Tensor, key: Tensor, real: Tensor, queries: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Exact logits (B, K, G, Q, N), which of them are inside the window, and the gate (B, K, G, Q, 1)."""
-        query = chosen(query, queries)
-        heads = (key.shape[1], -1)
-        token = torch.arange(key.shape[2], device=key.device)
-        inside = band((token if queries is None else queries)[:, None], token, self.width)
-        logits = query.unflatten(1, heads) @ key[:, :, None].mT
-        seen = inside & real[:, None, None, None] & ("window" in self.parts)
-        return logits, seen, self._gate(query).unflatten(1, heads)[..., None]
+        features = self.features(query, position, delayed, late, there)
+        gate = None if self.window is None else self._gate(query)
+        seen = real & ("window" in self.parts)
+        return Whole(features, query, key, seen, gate, self.width, self.map.minimum(), self.causal)
 
     def _gate(self, query: Tensor) -> Tensor:
         """What the logarithm of the linear part's weights is raised by beside a window: (B, H, N)."""
@@ -217,11 +192,6 @@ class Mixer(TokenMixer):
 def _real(key: Tensor, padding: Tensor | None) -> Tensor:
     """Which tokens are no padding: (B, N)."""
     return key.new_ones(len(key), key.shape[2], dtype=torch.bool) if padding is None else padding != 0
-
-
-def _undelayed(x: Tensor, width: int, fill: float) -> Tensor:
-    """(…, N) in the linear part's time, where token j stands in column j + w, to the tokens' own."""
-    return torch.nn.functional.pad(x[..., width:], (0, min(width, x.shape[-1])), value=fill)
 
 
 def _alone(part: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from .. import config
 from ..capture import Heads
 from ..flexformer.token_mixer import TokenMixer
-from ..maploss import log_student, log_teacher, map_kl, negative_share, output_error
+from ..maploss import layer_kl, negative_share, output_error
 from ..teacher import Teacher
 from .stage import Stage, warmup_linear
 
@@ -50,8 +50,7 @@ class AttentionStage(Stage):
             return loss
         loss = torch.zeros((), device=self.device)
         if self.wanted.loss in ("kl", "both"):
-            maps = log_teacher(heads, queries), log_student(mixer, heads, queries)
-            loss = loss + map_kl(*maps, heads.padding, queries).mean()
+            loss = loss + layer_kl(mixer, heads, queries).mean()
         if self.wanted.loss in ("output", "both"):
             loss = loss + output_error(mixer, heads).mean()
         return loss

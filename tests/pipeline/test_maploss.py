@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from distill import maploss
 from distill.capture import Heads
 from distill.flexformer.engine import Features
 from distill.flexformer.feature_map import HeadShape
 from distill.flexformer.mixer import Mixer
-from distill.maploss import log_student, log_teacher, map_kl, negative_share, output_error
+from distill.maploss import layer_kl, log_student, log_teacher, map_kl, negative_share, output_error
 from distill.mixer import swapped_options
 
 from . import tiny
@@ -18,6 +19,9 @@ from . import tiny
 #: Two query heads per key-value head.
 SHAPE = HeadShape(heads=4, kv_heads=2, head_dim=4)
 BATCH, LENGTH, SCALING = 2, 7, 0.4
+#: Of the tokens of two texts, those that are none.
+PADDING = torch.ones(BATCH, LENGTH, dtype=torch.long)
+PADDING[1, LENGTH - 3 :] = 0
 PLAIN = swapped_options(tiny.PLAIN)
 PRODUCTS = PLAIN | {"map": "nonstationary", "features": 18, "frequency_scale": 1.0, "positive": True, "order": 2}
 POSITIVE = {
@@ -131,6 +135,49 @@ def test_map_kl_of_chosen_queries(name: str):
     assert_same(kl(given, made, torch.tensor(rows)), expected, made)
 
 
+def in_blocks(monkeypatch: pytest.MonkeyPatch, on_cpu: int, queries: int) -> None:
+    """As on a processor, so many queries to a block; or as on one that holds no more than so many."""
+    monkeypatch.setattr(maploss, "CPU_BLOCK", on_cpu)
+    monkeypatch.setattr(maploss, "TILE", queries * BATCH * SHAPE.heads * LENGTH)
+
+
+BLOCKS = {"one": (64, LENGTH), "two": (4, LENGTH), "computed again": (64, 2), "each alone": (64, 0)}
+
+
+#: An encoder's mixers have neither decay nor a window.
+BOTH_WAYS = [(name, True) for name in POSITIVE] + [("exponential", False), ("products", False)]
+
+
+@pytest.mark.parametrize("rows", [None, [5, 0, 2, 6]], ids=["all", "chosen"])
+@pytest.mark.parametrize(("name", "causal"), BOTH_WAYS)
+@pytest.mark.parametrize("blocks", BLOCKS)
+def test_map_kl_in_blocks(blocks: str, name: str, rows: list[int] | None, causal: bool, monkeypatch):
+    made, given = mixer(POSITIVE[name]), heads()._replace(causal=causal)
+    made.causal = causal
+    queries = None if rows is None else torch.tensor(rows)
+    in_blocks(monkeypatch, *BLOCKS[blocks])
+    for padding in (None, PADDING):
+        text = given._replace(padding=padding)
+        expected = map_kl(log_teacher(text, queries), log_student(made, text, queries), padding, queries)
+        assert_same(layer_kl(made, text, queries), expected.double(), made)
+
+
+@pytest.mark.parametrize("name", POSITIVE)
+def test_no_map_is_kept_that_does_not_fit_into_a_tile(name: str, monkeypatch: pytest.MonkeyPatch):
+    """What is kept for the way back grows with the text as queries and features do."""
+    made = mixer(POSITIVE[name])
+
+    def most(length: int) -> int:
+        monkeypatch.setattr(maploss, "TILE", 4 * SHAPE.heads * length)
+        drawn = [torch.randn(1, count, length, SHAPE.head_dim) for count in (4, 2, 2)]
+        kept: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: (kept.append(x.numel()), x)[1], lambda x: x):
+            layer_kl(made, Heads(torch.nn.Identity(), *drawn, SCALING))
+        return max(kept)
+
+    assert most(96) == 2 * most(48)
+
+
 def test_map_kl_runs_from_the_teacher_to_the_student():
     """In a case small enough to do by hand: P = (½, ½), A = (¾, ¼)."""
     teacher, student = (torch.tensor(row).log()[None, None, None, None] for row in ([0.5, 0.5], [0.75, 0.25]))
@@ -152,11 +199,6 @@ def test_maps_of_chosen_queries_are_the_same_rows():
 def test_output_error(options: dict):
     made, given = mixer(options, seed=3), heads()
     assert_same(output_error(made, given), loop_output_error(given, made), made)
-
-
-#: Of the tokens of two texts, those that are none.
-PADDING = torch.ones(BATCH, LENGTH, dtype=torch.long)
-PADDING[1, LENGTH - 3 :] = 0
 
 
 def alone(given: Heads) -> list[Heads]:
