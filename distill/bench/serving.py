@@ -1,23 +1,20 @@
 """Decoding and prefill, student and teacher side by side, by length and batch."""
 
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from tqdm import tqdm
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..measure.cost import out_of_memory, wait
 from ..measure.steps import Step, student_step, teacher_step, tokens
+from ..measure.turns import WHO, in_turn, while_there_is_room
 
-#: Rounds that are timed, after so many to warm up. In every one both sides have their turn.
-ROUNDS, WARM = 15, 3
+#: Rounds that are timed, after so many to warm up.
+TURNS = 15, 3
 #: Steps of decoding to a round.
 STEPS = 4
-WHO = ("teacher", "student")
-Made = TypeVar("Made")
 Faster = Callable[[Step], Step]
 
 
@@ -36,7 +33,12 @@ class Timing:
     kept_bytes: dict[str, int] | None = None
 
 
+#: cuDNN's attention, which PyTorch prefers on some GPUs, takes twice its time when it is captured in a graph.
+ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+
 @torch.no_grad()
+@sdpa_kernel(ATTENTION)
 def time_decode(models: dict[str, Any], lengths: list[int], batches: list[int], faster: list[Faster]) -> list[Timing]:
     """A token after each length. faster: what is done to the steps of both sides, one after the other."""
     make, found = {"teacher": teacher_step, "student": student_step}, []
@@ -53,7 +55,9 @@ def time_decode(models: dict[str, Any], lengths: list[int], batches: list[int], 
 
         made = while_there_is_room(sorted(lengths), both)
         steps = {length: {who: step for who, (step, _) in each.items()} for length, each in made.items()}
-        for length, seconds in in_turn(steps, STEPS, models["teacher"].device, f"decode, batch {batch}").items():
+        for length, seconds in in_turn(
+            steps, STEPS, models["teacher"].device, f"decode, batch {batch}", *TURNS
+        ).items():
             kept = {who: held for who, (_, held) in made[length].items()}
             found.append(timing("decode", batch, length, seconds, kept))
     return found
@@ -65,7 +69,8 @@ def time_prefill(models: dict[str, Any], lengths: list[int], batches: list[int])
     found = []
     for batch in batches:
         steps = {length: {who: reading(models[who], batch, length) for who in WHO} for length in lengths}
-        for length, seconds in in_turn(steps, 1, models["teacher"].device, f"prefill, batch {batch}").items():
+        told = f"prefill, batch {batch}"
+        for length, seconds in in_turn(steps, 1, models["teacher"].device, told, *TURNS).items():
             found.append(timing("prefill", batch, length, seconds))
     return found
 
@@ -75,40 +80,6 @@ def reading(model: Any, batch: int, length: int) -> Step:
     return lambda: model(input_ids=ids, use_cache=True, logits_to_keep=1)
 
 
-def in_turn(
-    steps: dict[int, dict[str, Step]], times: int, device: torch.device, told: str
-) -> dict[int, dict[str, list[float]]]:
-    """Seconds of each step, of every round, by length and who: all have their turn in each, so that a machine that is
-    faster at one time than at another is so for all. Lengths from that on which there is no memory for are left out."""
-
-    def tried(length: int) -> dict[str, list[float]]:
-        for step in steps[length].values():
-            step()
-        return {who: [] for who in WHO}
-
-    found = while_there_is_room(sorted(steps), tried)
-    for number in tqdm(range(WARM + ROUNDS), told, unit="round"):
-        for length, seconds in found.items():
-            for who in WHO:
-                taken = clocked(steps[length][who], times, device)
-                if number >= WARM:
-                    seconds[who].append(taken)
-    return found
-
-
-def while_there_is_room(lengths: list[int], work: Callable[[int], Made]) -> dict[int, Made]:
-    """What is made for each length, until there is no memory for one."""
-    made: dict[int, Made] = {}
-    for length in lengths:
-        try:
-            made[length] = work(length)
-        except RuntimeError as problem:
-            if not out_of_memory(problem):
-                raise
-            break
-    return made
-
-
 def timing(
     what: str, batch: int, length: int, seconds: dict[str, list[float]], kept: dict[str, int] | None = None
 ) -> Timing:
@@ -116,12 +87,3 @@ def timing(
     low, middle, high = statistics.quantiles(quotients, n=4)
     medians = {who: statistics.median(seconds[who]) for who in WHO}
     return Timing(what, batch, length, medians, middle, (high - low) / 2, kept)
-
-
-def clocked(step: Step, times: int, device: torch.device) -> float:
-    wait(device)
-    start = time.perf_counter()
-    for _ in range(times):
-        step()
-    wait(device)
-    return (time.perf_counter() - start) / times

@@ -2,27 +2,25 @@
 
 import json
 import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from ..loading import location
 from ..positions import within_positions
 from ..stages.stage import embeddings
 from .origin import hardware
-from .steps import student_step, teacher_step
+from .steps import Step, student_step, teacher_step
 from .subject import NotMeasured, Subject
+from .turns import WHO, in_turn, while_there_is_room
 
 #: What a teacher that `goal=teacher` has made says of its own cost.
 TRAINING = "training.json"
 #: The shortest length that is timed; others double from here.
 SHORTEST = 128
-#: How often each is timed, after once to warm up; the median counts.
-REPEATS = 3
+#: Rounds that are timed, of which the median counts, after so many to warm up.
+TURNS = 3, 1
 #: Steps of decoding, of which each takes a part of the time.
 DECODED = 8
 #: What each part of a step takes, as multiples of a forward pass, 2 floating-point operations for each weight:
@@ -43,27 +41,18 @@ def measure_cost(subject: Subject) -> dict[str, Any]:
     """
     lengths, passed = lengths_of(subject), passes(subject)
     took = training(location(subject.config.teacher))
-    found: dict[str, Any] = {name: {"teacher": [], "student": []} for name in ("prefill", "decode", "kept_bytes")}
-    found["peak_bytes"] = {"teacher": [], "student": []}
-    done: list[int] = []
-    with subject.run.timed("measure"), precision(subject):
-        for length in tqdm(lengths, "cost", unit="length", leave=False):
-            try:
-                each = {who: costs(who, length, subject) for who in STEPS}
-            except RuntimeError as error:
-                if not out_of_memory(error):
-                    raise
-                break
-            done.append(length)
-            for who, told in each.items():
-                for name, value in told.items():
-                    found[name][who].append(value)
-    if not done:
+    with subject.run.timed("measure"), precision(subject), torch.no_grad():
+        found = costs(subject, lengths)
+    if not found["prefill"]:
         raise NotMeasured(f"there is no memory to read {lengths[0]} tokens at once")
+    done = list(found["prefill"])
     per_token = flops_per_token(subject.student)
     headline = json.loads((subject.run.path / "measurements/headline.json").read_text(encoding="utf-8"))
     return {
-        **{name: values if any(values.values()) else None for name, values in found.items()},
+        **{
+            name: {who: [by[length][who] for length in done] for who in WHO} if by else None
+            for name, by in found.items()
+        },
         "contexts": done,
         "wanted": lengths,
         "hardware": hardware(subject.device),
@@ -97,11 +86,6 @@ def precision(subject: Subject) -> Any:
     return torch.autocast(subject.device.type, torch.bfloat16, enabled=mixed, cache_enabled=False)
 
 
-def out_of_memory(error: RuntimeError) -> bool:
-    """A GPU's own, or that of the system, which has no type to know it by."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
-
-
 def passes(subject: Subject) -> dict[str, int]:
     """What one token takes in each stage, as a multiple of its way forwards through the weights."""
     logits = subject.config.stages.logits
@@ -115,42 +99,50 @@ def passes(subject: Subject) -> dict[str, int]:
     }
 
 
-@torch.no_grad()
-def costs(who: str, length: int, subject: Subject) -> dict[str, float]:
-    """Seconds and bytes of one text of `length` tokens."""
-    model: Any = subject.teacher.model if who == "teacher" else subject.student
-    model.eval().to(subject.device)
-    vocabulary = model.config.vocab_size
-    ids = torch.randint(vocabulary, (1, length), generator=torch.Generator().manual_seed(length)).to(subject.device)
-    on_gpu = subject.device.type == "cuda"
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats(subject.device)
-        before = torch.cuda.memory_allocated(subject.device)
-    seconds = clocked(lambda: model(input_ids=ids, **subject.task.arguments), subject.device)
-    told = {"prefill": seconds}
-    if on_gpu:
-        told["peak_bytes"] = torch.cuda.max_memory_allocated(subject.device) - before
+def costs(subject: Subject, lengths: list[int]) -> dict[str, dict[int, dict[str, Any]]]:
+    """What each takes by length and who: seconds and bytes of one text, up to the longest that there is memory for."""
+    models = {"teacher": subject.teacher.model, "student": subject.student}
+    for model in models.values():
+        model.eval().to(subject.device)
+    reads = {length: {who: reading(models[who], length, subject) for who in WHO} for length in lengths}
+    prefill = in_turn(reads, 1, subject.device, "cost of reading", *TURNS)
+    decode: dict[int, dict[str, list[float]]] = {}
+    steps: dict[int, dict[str, tuple[Step, int]]] = {}
     if subject.task.causal:
-        step, told["kept_bytes"] = STEPS[who](model, 1, length - 1)
-        told["decode"] = clocked(lambda: [step() for _ in range(DECODED)], subject.device) / DECODED
-    return told
+        steps = while_there_is_room(
+            list(prefill), lambda length: {who: STEPS[who](models[who], 1, length - 1) for who in WHO}
+        )
+        taken = {length: {who: step for who, (step, _) in by.items()} for length, by in steps.items()}
+        decode = in_turn(taken, DECODED, subject.device, "cost of decoding", *TURNS)
+        prefill = {length: prefill[length] for length in decode}
+    watched = prefill if subject.device.type == "cuda" else {}
+    return {
+        "prefill": medians(prefill),
+        "decode": medians(decode),
+        "kept_bytes": {length: {who: steps[length][who][1] for who in WHO} for length in decode},
+        "peak_bytes": {
+            length: {who: peak_bytes(reads[length][who], subject.device) for who in WHO} for length in watched
+        },
+    }
 
 
-def clocked(work: Callable[[], Any], device: torch.device) -> float:
-    """Seconds, the median of several."""
-    found = []
-    for _ in range(1 + REPEATS):
-        wait(device)
-        start = time.perf_counter()
-        work()
-        wait(device)
-        found.append(time.perf_counter() - start)
-    return statistics.median(found[1:])
+def reading(model: Any, length: int, subject: Subject) -> Step:
+    """A text of random tokens, read whole."""
+    generator = torch.Generator().manual_seed(length)
+    ids = torch.randint(model.config.vocab_size, (1, length), generator=generator).to(subject.device)
+    return lambda: model(input_ids=ids, **subject.task.arguments)
 
 
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def medians(seconds: dict[int, dict[str, list[float]]]) -> dict[int, dict[str, float]]:
+    return {length: {who: statistics.median(by[who]) for who in WHO} for length, by in seconds.items()}
+
+
+def peak_bytes(work: Step, device: torch.device) -> int:
+    """Of a GPU, beyond what it holds before."""
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    work()
+    return torch.cuda.max_memory_allocated(device) - before
 
 
 def flops_per_token(student: Any) -> int:

@@ -9,8 +9,9 @@ import torch
 
 from distill.bench import serving
 from distill.bench.__main__ import main
-from distill.bench.serving import Timing, in_turn, timing
+from distill.bench.serving import Timing, timing
 from distill.bench.table import rows, save
+from distill.measure.turns import in_turn
 from distill.report.compare.rows import Row
 
 SECONDS = {1024: (0.01, 0.02), 4096: (0.02, 0.021), 16384: (0.05, 0.02)}
@@ -80,7 +81,7 @@ def test_all_have_their_turn_in_every_round(monkeypatch: pytest.MonkeyPatch):
         return work
 
     steps = {length: {who: step(who, length) for who in ("teacher", "student")} for length in (32, 16, 64, 128)}
-    found = in_turn(steps, 2, torch.device("cpu"), "told")
+    found = in_turn(steps, 2, torch.device("cpu"), "told", 15, 3)
     assert list(found) == [16, 32] and all(len(each) == 15 for by in found.values() for each in by.values())
     tried = [("teacher", 16), ("student", 16), ("teacher", 32), ("student", 32), ("teacher", 64)]
     each = [place for place in tried[:4] for _ in range(2)]
@@ -99,7 +100,7 @@ def test_quotients_are_of_the_same_round():
 def test_the_command_measures_a_student(
     checkpoint: Path, tmp_path: Path, what: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(serving, "ROUNDS", 3)
+    monkeypatch.setattr(serving, "TURNS", (3, 0))
     command = [what, str(checkpoint), "--lengths", "32,64", "--batches", "1,2"]
     assert main([*command, "--device", "cpu", "--teacher", "pocket", "--out", str(tmp_path / "speed")]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'speed.md'}\n"

@@ -100,8 +100,7 @@ def test_a_replay_computes_what_the_step_does(teacher):
 
 
 def test_both_sides_are_made_faster_alike(teacher, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(serving, "ROUNDS", 2)
-    monkeypatch.setattr(serving, "WARM", 0)
+    monkeypatch.setattr(serving, "TURNS", (2, 0))
     done: list[str] = []
 
     def way(name: str) -> serving.Faster:
