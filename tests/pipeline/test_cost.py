@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from distill.measure import cost
+from distill.measure import cost, turns
 from distill.measure.subject import NotMeasured, Subject
 from distill.pretrain import in_all
 from distill.student import build_student
@@ -99,42 +99,66 @@ def test_weights_are_cast_as_often_for_a_frozen_model_as_for_a_trained_one(subje
         assert torch.is_autocast_enabled("cpu") and not torch.is_autocast_cache_enabled()
 
 
-def test_the_median_counts_and_the_first_does_not(monkeypatch: pytest.MonkeyPatch):
-    took, now = iter([9.0, 1.0, 5.0, 2.0]), 0.0
+def test_the_median_of_rounds_counts_and_the_first_does_not(subject: Subject, monkeypatch: pytest.MonkeyPatch):
+    subject.config.measure.cost.longest = 64
+    took = {"teacher": [9.0, 9.0, 1.0, 5.0, 2.0], "student": [9.0, 9.0, 7.0, 3.0, 8.0]}
+    now = 0.0
 
-    def work() -> None:
-        nonlocal now
-        now += next(took)
+    def reading(model: Any, length: int, subject: Subject) -> Any:
+        taken = iter(took["student" if model is subject.student else "teacher"])
 
+        def step() -> None:
+            nonlocal now
+            now += next(taken)
+
+        return step
+
+    monkeypatch.setattr(cost, "reading", reading)
     monkeypatch.setattr(time, "perf_counter", lambda: now)
-    assert cost.clocked(work, CPU) == 2.0
+    assert cost.measure_cost(subject)["prefill"] == {"teacher": [2.0], "student": [7.0]}
 
 
-def test_it_ends_before_the_length_that_there_is_no_memory_for(subject: Subject, monkeypatch: pytest.MonkeyPatch):
-    whole = cost.costs
+def fail(subject: Subject, monkeypatch: pytest.MonkeyPatch, name: str, least: int, error: RuntimeError) -> None:
+    """Let there be no memory for a student's step of this kind, for so many tokens or more."""
+    make = getattr(cost, name) if name == "reading" else cost.STEPS["student"]
 
-    def costs(who: str, length: int, subject: Subject) -> dict[str, float]:
-        if length > 64 and who == "student" and length == cost.lengths_of(subject)[-1]:
-            raise torch.OutOfMemoryError
-        return whole(who, length, subject)
+    def reading(model: Any, length: int, given: Subject) -> Any:
+        def step() -> Any:
+            if length >= least and model is subject.student:
+                raise error
+            return make(model, length, given)()
 
-    monkeypatch.setattr(cost, "costs", costs)
+        return step
+
+    def decoding(model: Any, batch: int, length: int) -> Any:
+        if length >= least:
+            raise error
+        return make(model, batch, length)
+
+    if name == "reading":
+        monkeypatch.setattr(cost, "reading", reading)
+    else:
+        monkeypatch.setitem(cost.STEPS, "student", decoding)
+
+
+@pytest.mark.parametrize("name", ["reading", "decoding"])
+def test_it_ends_before_the_length_that_there_is_no_memory_for(subject: Subject, monkeypatch, name: str):
+    lengths = [16, 32, 64]
+    monkeypatch.setattr(cost, "SHORTEST", 16)
+    subject.config.measure.cost.longest = 64
+    fail(subject, monkeypatch, name, lengths[-1] - 1, torch.OutOfMemoryError())
     found = cost.measure_cost(subject)
-    assert found["contexts"] == ([64] if family(subject) == "gpt2" else [128])
-    assert all(len(values) == len(found["contexts"]) for values in found["prefill"].values())
+    assert found["wanted"] == lengths and found["contexts"] == lengths[:-1]
+    for part in ("prefill", "decode", "kept_bytes"):
+        assert all(len(values) == len(found["contexts"]) for values in found[part].values())
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError(), RuntimeError("DefaultCPUAllocator: not enough memory")])
-def test_without_memory_for_the_shortest_there_is_nothing_to_tell(
-    subject: Subject, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
-):
-    def costs(*_: Any) -> Any:
-        raise error
-
-    monkeypatch.setattr(cost, "costs", costs)
+def test_without_memory_for_the_shortest_there_is_nothing_to_tell(subject: Subject, monkeypatch, error: RuntimeError):
+    fail(subject, monkeypatch, "reading", 0, error)
     with pytest.raises(NotMeasured, match="no memory to read"):
         cost.measure_cost(subject)
-    monkeypatch.setattr(cost, "out_of_memory", lambda error: False)
+    monkeypatch.setattr(turns, "out_of_memory", lambda error: False)
     with pytest.raises(type(error)):
         cost.measure_cost(subject)
 
