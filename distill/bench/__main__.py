@@ -96,14 +96,17 @@ def loaded(given: argparse.Namespace, source: dict[str, Any], device: Any) -> di
 
     from ..config import Teacher
     from ..loading import location
+    from .unmasked import UNMASKED
 
     student = load_decoder(given.checkpoint, given.dtype, str(device))
     path = location(Teacher(given.teacher or source["teacher"]["name"], given.dtype, None, None))
     try:
-        teacher = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, given.dtype)).eval().to(device)
+        teacher = AutoModelForCausalLM.from_pretrained(
+            path, dtype=getattr(torch, given.dtype), attn_implementation=UNMASKED
+        )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{path} cannot be loaded: {reason(error)}") from error
-    return {"teacher": teacher, "student": student}
+    return {"teacher": teacher.eval().to(device), "student": student}
 
 
 if __name__ == "__main__":

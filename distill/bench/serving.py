@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..measure.steps import Step, student_step, teacher_step, tokens
 from ..measure.turns import WHO, in_turn, while_there_is_room
@@ -33,12 +32,7 @@ class Timing:
     kept_bytes: dict[str, int] | None = None
 
 
-#: cuDNN's attention, which PyTorch prefers on some GPUs, takes twice its time when it is captured in a graph.
-ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-
-
 @torch.no_grad()
-@sdpa_kernel(ATTENTION)
 def time_decode(models: dict[str, Any], lengths: list[int], batches: list[int], faster: list[Faster]) -> list[Timing]:
     """A token after each length. faster: what is done to the steps of both sides, one after the other."""
     make, found = {"teacher": teacher_step, "student": student_step}, []

@@ -4,16 +4,18 @@ import gc
 import weakref
 from contextlib import nullcontext
 from functools import partial
+from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
 import torch
 from flexformer.tiny import KINDS, LLAMA, student, tokens
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, masking_utils
 from transformers.cache_utils import Cache
 
 from distill.bench import serving
 from distill.bench.faster import captured, compiled
+from distill.bench.unmasked import UNMASKED
 from distill.measure import steps
 from distill.measure.steps import FixedLayer, student_step, teacher_step
 
@@ -43,6 +45,29 @@ def test_a_teacher_keeps_every_token(teacher):
     # Two layers of two key-value heads of 4, keys and values in float64.
     assert [teacher_step(teacher, 3, length)[1] for length in (10, 20)] == [3 * 2 * 2 * 4 * 2 * 8 * n for n in (11, 21)]
     assert teacher_step(teacher, 3, 10)[0]().logits.shape == (3, 1, 50)
+
+
+@torch.no_grad()
+def test_no_mask_is_made_even_while_it_cannot_be_looked_into(teacher, monkeypatch: pytest.MonkeyPatch):
+    torch.manual_seed(0)
+    unmasked = AutoModelForCausalLM.from_config(LLAMA, attn_implementation=UNMASKED).double().eval()
+    text, attention, masks = tokens(2, 9), torch.nn.functional.scaled_dot_product_attention, []
+
+    def recorded(*args: Any, attn_mask: Any = None, **kwargs: Any) -> torch.Tensor:
+        masks.append(attn_mask)
+        return attention(*args, attn_mask=attn_mask, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", recorded)
+    monkeypatch.setattr(masking_utils, "is_tracing", lambda *tensors: True)
+    assert torch.allclose(unmasked(input_ids=text).logits, teacher(input_ids=text).logits, atol=1e-12)
+    masks.clear()
+    unmasked(input_ids=text)
+    found = []
+    for model in (unmasked, teacher):
+        torch.manual_seed(1)
+        found.append(teacher_step(model, 2, 6)[0]().logits[:, -1])
+        assert model is teacher or (masks and set(masks) == {None})
+    torch.testing.assert_close(*found)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -9,6 +9,7 @@ from ..quantities import count, duration, number, times
 from ..run import Run
 from ..section import Fact, Figure, Section, Table
 from ..verdict import listed
+from .headline import STAGES
 
 WHO = ("teacher", "student")
 #: What is less for the better, how it is called and told: as a sentence has it, as a column, and with its unit.
@@ -19,12 +20,6 @@ MEASURES = {
     "peak_bytes": ("memory while reading", "Peak while reading", "MiB"),
 }
 UNITS = {"ms": 1e-3, "MiB": 2**20}
-STAGES = {
-    "allocation": "features shared out",
-    "attention": "stage 1, attention maps",
-    "logits": "stage 2, logits",
-    "finetune": "fine-tuning",
-}
 
 
 def section(run: Run) -> Section:

@@ -30,6 +30,8 @@ STAGES = {
     "attention": "stage 1, attention maps",
     "logits": "stage 2, logits",
     "finetune": "fine-tuning",
+    "measure": "measuring",
+    "teacher_tuned": "the teacher, tuned",
 }
 
 
