@@ -88,11 +88,7 @@ def difference(each: dict[str, BySeed]) -> BySeed:
     ]
 
 
-def tested(gaps: dict[str, dict[str, BySeed]]) -> float | None:
-    """On held-out text, mean over the kernels of one domain each."""
-    return mean([mean(each["test"]) for source, each in gaps.items() if source != MIXTURE])
-
-
-def widened(gaps: dict[str, dict[str, BySeed]]) -> float | None:
-    """Test − train, mean over the kernels of one domain each."""
-    return mean([mean(difference(each)) for source, each in gaps.items() if source != MIXTURE])
+def where_fitted(gaps: dict[str, dict[str, BySeed]], text: str) -> float | None:
+    """On the text of a kernel's own domain that was trained on, or its held-out one ("train", "test"): mean over the
+    kernels of one domain each."""
+    return mean([mean(each[text]) for source, each in gaps.items() if source != MIXTURE])

@@ -74,9 +74,10 @@ def verdict(found: dict[str, Any], crossing: dict[str, int | None]) -> str:
     if never:
         said.append(f"For {listed(never)} it does not up to {longest:,} tokens.")
     if found["decode"]:
-        slower = found["decode"]["student"][-1] / found["decode"]["student"][0]
+        student, teacher = (times(found["decode"][who][-1] / found["decode"][who][0]) for who in ("student", "teacher"))
         said.append(
-            f"A token decoded after {longest:,} takes {times(slower)} the time of one after {found['contexts'][0]:,}."
+            f"A token decoded after {longest:,} takes {student} the time of one after {found['contexts'][0]:,}, and "
+            f"the teacher's {teacher}."
         )
     return " ".join(said)
 

@@ -9,7 +9,7 @@ from ..plots import heat_map
 from ..quantities import count, number, share, with_error
 from ..run import Run
 from ..section import Fact, Figure, Section, Table
-from ..transferred import BySeed, difference, gap, mean, pairs, retention, spread, tested, widened
+from ..transferred import BySeed, difference, gap, mean, pairs, retention, spread, where_fitted
 from ..verdict import listed
 
 #: What is measured of a kernel on a text, and how it is called; a kernel is better where it is less.
@@ -66,14 +66,14 @@ def verdict(retained: dict[str, dict[str, BySeed]], gaps: dict[str, Any], judge:
         span = f"between {told[0]} and {told[-1]}" if len(told) > 3 else listed(told)
         said.append(f"Frozen on another domain, kernels keep {span} of what fitting there gains in {MEASURES[judge]}.")
     if "fixed" in gaps:
-        learned, fixed = (tested(gaps[kind]) for kind in ("learned", "fixed"))
+        learned, fixed = (where_fitted(gaps[kind], "test") for kind in ("learned", "fixed"))
         compared = (
             f"Where they were fitted, {MEASURES[judge]} on held-out text is {number(learned)} with learned frequencies "
             f"and {number(fixed)} with fixed ones"
         )
         if seeds > 1:
-            above = f"{number(widened(gaps['learned']))} and {number(widened(gaps['fixed']))}"
-            compared += f"; it is above that on the text trained on by {above}"
+            learned, fixed = (where_fitted(gaps[kind], "train") for kind in ("learned", "fixed"))
+            compared += f", and on the text trained on {number(learned)} and {number(fixed)}"
         said.append(f"{compared}.")
     return " ".join(said)
 
