@@ -13,6 +13,8 @@ from torch.nn.functional import logsigmoid, softplus
 
 from .feature_map import HeadShape
 
+#: log γ of a past that is as good as forgotten; sums of anything lower would lose the digits of what is remembered.
+FORGOTTEN = -50.0
 #: Tokens after which weights have halved when training starts: the slowest group, and the fastest.
 SLOWEST, FASTEST = 4096.0, 16.0
 

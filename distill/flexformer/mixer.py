@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from .bidirectional import everywhere
-from .decay import build_decay
+from .decay import FORGOTTEN, build_decay
 from .delta import DELTA, Reading
 from .engine import NO_KEYS, SUMS, Features, State, Way
 from .feature_map import HeadShape
@@ -17,12 +17,11 @@ from .memory import Memory
 from .normaliser import build_normaliser
 from .options import check_options
 from .precision import at_least_float32, scaled
+from .step import has_kernel, one_step
 from .token_mixer import TokenMixer
 from .weights import Whole, log_weights, weights
 from .window import Window
 
-#: log γ of a past that is as good as forgotten; sums of anything lower would lose the digits of what is remembered.
-FORGOTTEN = -50.0
 #: What a token's weight can come from.
 PARTS = ("linear", "window")
 
@@ -88,8 +87,10 @@ class Mixer(TokenMixer):
         """
         if memory is not None and not self.causal:
             raise ValueError("an encoder sees both directions: it reads a text whole, and has no memory to go on from")
+        one = memory is not None and query.shape[2] == 1
+        if memory is not None and one and path is None and has_kernel(self, query, value):
+            return one_step(self, query, key, value, scaling, padding, memory)
         if path is None:
-            one = memory is not None and query.shape[2] == 1
             path = (self.ways.recurrent if one else self.ways.chunked) if self.causal else everywhere
         with torch.autocast(query.device.type, enabled=False):
             length = query.shape[2]

@@ -1,0 +1,106 @@
+"""A step of decoding as one kernel, where there is one for it: on a GPU, of exponential features."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .decay import FORGOTTEN, LearnedDecay, NoDecay
+from .engine import NO_KEYS
+from .exponential import Exponential
+from .memory import Memory
+from .normaliser import RowSum
+
+try:
+    from .step_kernel import power_of_two, step_kernel
+except ImportError:  # No Triton for this machine: PyTorch does it.
+    step_kernel = None
+
+#: Features that are held at a time; tokens of a window, and dimensions of a head, all of which are.
+BLOCK, WIDEST, DEEPEST = 64, 256, 128
+#: With fewer a block of features and one of the window do not fit into registers.
+WARPS = 8
+
+
+def has_kernel(mixer: Any, query: Tensor, value: Tensor) -> bool:
+    """Whether one kernel does this step of `mixer`, a Mixer with all its parts: not with gradients, not in float64, and
+    not while compiling, where the compiler fuses what it sees."""
+    return (
+        step_kernel is not None
+        and query.is_cuda
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and query.dtype != torch.float64
+        and mixer.parts >= {"linear", "window"}
+        and type(mixer.map) is Exponential
+        and type(mixer.decay) in (NoDecay, LearnedDecay)
+        and type(mixer.normaliser) is RowSum
+        and mixer.width <= WIDEST
+        and max(query.shape[-1], value.shape[-1]) <= DEEPEST
+    )
+
+
+def one_step(
+    mixer: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float, padding: Tensor | None, memory: Memory
+) -> tuple[Tensor, Memory]:
+    """What `Mixer.forward` does with one token, q (B, H, 1, D), k and v (B, K, 1, D)."""
+    batch, heads, _, head_dim = query.shape
+    kv_heads, width = key.shape[1], value.shape[-1]
+    old = Memory(*(part.contiguous() for part in memory))
+    new = Memory(*(torch.empty_like(part) for part in old))
+    out = value.new_empty(batch, heads, 1, width)
+    real = mixer.map.key_bias if padding is None else (padding != 0).view(torch.int8)
+    with torch.cuda.device_of(query):
+        step_kernel[(batch * kv_heads,)](
+            *(part.contiguous() for part in (query, key, value)),
+            real,
+            out,
+            *_as_bytes(old),
+            *_as_bytes(new),
+            *_parameters(mixer),
+            scaling**0.5,
+            mixer.map.epsilon,
+            K=kv_heads,
+            G=heads // kv_heads,
+            F=mixer.feature_dim,
+            R=mixer.groups,
+            D=head_dim,
+            V=width,
+            W=mixer.width,
+            DEGREE=len(mixer.key_weight.coefficients),
+            DECAYS=isinstance(mixer.decay, LearnedDecay),
+            PADDED=padding is not None,
+            NO_KEYS=NO_KEYS,
+            FORGOTTEN=FORGOTTEN,
+            BLOCK_F=BLOCK,
+            BLOCK_R=power_of_two(mixer.groups),
+            BLOCK_D=power_of_two(head_dim),
+            BLOCK_V=power_of_two(width),
+            BLOCK_W=power_of_two(max(1, mixer.width - 1)),
+            num_warps=WARPS,
+        )
+    return out, new
+
+
+def _parameters(mixer: Any) -> tuple[Tensor, ...]:
+    """Frequencies and biases, the key weight's two coefficients, the decay's rate, and the gate's three."""
+    features = mixer.map
+    # In the place of what a mixer does not have stands something that is not read.
+    none = features.key_bias
+    weights = (*mixer.key_weight.coefficients, none, none)[:2]
+    rate = mixer.decay.log_rate if isinstance(mixer.decay, LearnedDecay) else none
+    gate = (none,) * 3 if mixer.window is None else (mixer.window.bias, *mixer.window.coefficients)
+    return (
+        features.query_frequency,
+        features.query_bias,
+        features.key_frequency,
+        features.key_bias,
+        *weights,
+        rate,
+        *gate,
+    )
+
+
+def _as_bytes(memory: Memory) -> tuple[Tensor, ...]:
+    """As the kernel takes it: truth values as bytes."""
+    return *memory[:-1], memory.present.view(torch.int8)

@@ -1,0 +1,170 @@
+"""One token through a layer's mixer as one Triton kernel: exponential features, state, window and normaliser.
+
+A program does all of one text's key-value head: it takes the key that leaves the window into the state (B, K, F, D+1),
+reads the state and the window with each of the head's G queries, and shifts the window. Nothing but the new memory and
+the outputs is written. Arithmetic is float32. The formulas are those of `engine.recurrent`, `window.Window` and
+`normaliser.divide`, which tests hold it to.
+"""
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # Caught, or transformers would ask everybody for it who loads a checkpoint.
+    raise
+
+
+def power_of_two(n: int) -> int:
+    """The smallest that is no less than n: what a block's size has to be."""
+    return 1 << (n - 1).bit_length()
+
+
+@triton.jit
+def scaled_rows(pointer, first, count, bias, x, BLOCK_F: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """ω_m·x + b_m of the features m from `first` on: (BLOCK_F,), −∞ beyond the last."""
+    f, d = first + tl.arange(0, BLOCK_F), tl.arange(0, BLOCK_D)
+    rows = tl.load(pointer + f[:, None] * D + d[None, :], mask=(f < count)[:, None] & (d < D)[None, :], other=0.0)
+    logits = tl.sum(rows.to(tl.float32) * x[None, :], 1)
+    logits += tl.load(bias + f, mask=f < count, other=0.0).to(tl.float32)
+    return tl.where(f < count, logits, float("-inf"))
+
+
+@triton.jit
+def softmax_size(pointer, count: tl.constexpr, bias, x, BLOCK_F: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Maximum and sum of exponentials of all features' logits."""
+    top, total = float("-inf"), 0.0
+    for first in range(0, count, BLOCK_F):
+        logits = scaled_rows(pointer, first, count, bias, x, BLOCK_F, D, BLOCK_D)
+        higher = tl.maximum(top, tl.max(logits, 0))
+        total = total * tl.exp(top - higher) + tl.sum(tl.exp(logits - higher), 0)
+        top = higher
+    return top, total
+
+
+@triton.jit
+def polynomial(linear, quadratic, x, d, D: tl.constexpr, DEGREE: tl.constexpr):
+    """u·x + c·x², as far as DEGREE says."""
+    found = 0.0
+    if DEGREE >= 1:
+        found += tl.sum(tl.load(linear + d, mask=d < D, other=0.0).to(tl.float32) * x, 0)
+    if DEGREE >= 2:
+        found += tl.sum(tl.load(quadratic + d, mask=d < D, other=0.0).to(tl.float32) * x * x, 0)
+    return found
+
+
+@triton.jit
+def step_kernel(
+    query, key, value, real, out,
+    sums, maximum, seen, keys, values, present,
+    new_sums, new_maximum, new_seen, new_keys, new_values, new_present,
+    query_frequency, query_bias, key_frequency, key_bias,
+    weight_1, weight_2, log_rate, gate_bias, gate_1, gate_2,
+    scale, epsilon,
+    K: tl.constexpr, G: tl.constexpr, F: tl.constexpr, R: tl.constexpr, D: tl.constexpr, V: tl.constexpr,
+    W: tl.constexpr, DEGREE: tl.constexpr, DECAYS: tl.constexpr, PADDED: tl.constexpr,
+    NO_KEYS: tl.constexpr, FORGOTTEN: tl.constexpr,
+    BLOCK_F: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_W: tl.constexpr,
+):  # fmt: skip
+    """Grid (B·K,). Shapes as `memory.Memory` has them, all contiguous; real (B,) and present (B, W) are bytes."""
+    place = tl.program_id(0)
+    text, head = place // K, place % K
+    d, v, r = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V), tl.arange(0, BLOCK_R)
+    here = tl.full((), 1, tl.int32)
+    if PADDED:
+        here = tl.load(real + text).to(tl.int32)
+    key_now = tl.load(key + place * D + d, mask=d < D, other=0.0)
+    value_now = tl.load(value + place * V + v, mask=v < V, other=0.0)
+
+    # The key that leaves the window, or that never was in one.
+    if W > 0:
+        leaving = tl.load(keys + place * W * D + d, mask=d < D, other=0.0)
+        worth = tl.load(values + place * W * V + v, mask=v < V, other=0.0).to(tl.float32)
+        there = tl.load(present + text * W).to(tl.int32)
+    else:
+        leaving, worth, there = key_now, value_now.to(tl.float32), here
+    x = leaving.to(tl.float32) * scale
+    log_weight = polynomial(weight_1 + head * D, weight_2 + head * D, x, d, D, DEGREE)
+    log_weight = tl.where(there != 0, log_weight, float("-inf"))
+    key_top, key_total = softmax_size(key_frequency + head * F * D, F, key_bias + head * F, x, BLOCK_F, D, BLOCK_D)
+
+    # Every group's maximum, and the largest of them, which is the shift.
+    before = tl.load(maximum + place * R + r, mask=r < R, other=NO_KEYS)
+    if DECAYS:
+        fade = -tl.exp(tl.load(log_rate + head * R + r, mask=r < R, other=0.0).to(tl.float32))
+        before += tl.where(there != 0, tl.maximum(fade, FORGOTTEN), 0.0)
+    after = tl.maximum(tl.maximum(before, log_weight), NO_KEYS)
+    tl.store(new_maximum + place * R + r, after, mask=r < R)
+    shift = tl.max(tl.where(r < R, after, float("-inf")), 0)
+
+    for g in tl.static_range(G):
+        row = place * G + g
+        asked = tl.load(query + row * D + d, mask=d < D, other=0.0).to(tl.float32) * scale
+        frequency, bias = query_frequency + row % (K * G) * F * D, query_bias + row % (K * G) * F
+        top, total = softmax_size(frequency, F, bias, asked, BLOCK_F, D, BLOCK_D)
+        far, far_size = tl.zeros((BLOCK_V,), tl.float32), 0.0
+        for first in range(0, F, BLOCK_F):
+            f = first + tl.arange(0, BLOCK_F)
+            group = f // (F // R)
+            old = tl.load(maximum + place * R + group, mask=f < F, other=NO_KEYS)
+            if DECAYS:
+                slower = -tl.exp(tl.load(log_rate + head * R + group, mask=f < F, other=0.0).to(tl.float32))
+                old += tl.where(there != 0, tl.maximum(slower, FORGOTTEN), 0.0)
+            new = tl.maximum(tl.maximum(old, log_weight), NO_KEYS)
+            logits = scaled_rows(key_frequency + head * F * D, first, F, key_bias + head * F, x, BLOCK_F, D, BLOCK_D)
+            added = tl.exp(logits - key_top) / key_total * tl.exp(log_weight - new)
+            kept = tl.exp(old - new)
+            spot = (place * F + f) * (V + 1)
+            state = tl.load(sums + spot[:, None] + v[None, :], mask=(f < F)[:, None] & (v < V)[None, :], other=0.0)
+            size = tl.load(sums + spot + V, mask=f < F, other=0.0)
+            state = state * kept[:, None] + added[:, None] * worth[None, :]
+            size = size * kept + added
+            if g == 0:
+                tl.store(new_sums + spot[:, None] + v[None, :], state, mask=(f < F)[:, None] & (v < V)[None, :])
+                tl.store(new_sums + spot + V, size, mask=f < F)
+            logits = scaled_rows(frequency, first, F, bias, asked, BLOCK_F, D, BLOCK_D)
+            read = tl.exp(logits - top) / total * tl.exp(new - shift)
+            read = tl.where(f < F, read, 0.0)
+            far += tl.sum(read[:, None] * state, 0)
+            far_size += tl.sum(read * size, 0)
+
+        if W > 0:
+            w = tl.arange(0, BLOCK_W)
+            rows = (w < W - 1)[:, None]
+            near_keys = tl.load(
+                keys + (place * W + 1 + w)[:, None] * D + d[None, :], mask=rows & (d < D)[None, :], other=0.0
+            )
+            near_values = tl.load(
+                values + (place * W + 1 + w)[:, None] * V + v[None, :], mask=rows & (v < V)[None, :], other=0.0
+            )
+            near_there = tl.load(present + text * W + 1 + w, mask=w < W - 1, other=0).to(tl.int32)
+            if g == 0:
+                tl.store(new_keys + (place * W + w)[:, None] * D + d[None, :], near_keys, mask=rows & (d < D)[None, :])
+                tl.store(
+                    new_values + (place * W + w)[:, None] * V + v[None, :], near_values, mask=rows & (v < V)[None, :]
+                )
+                tl.store(new_keys + (place * W + W - 1) * D + d, key_now, mask=d < D)
+                tl.store(new_values + (place * W + W - 1) * V + v, value_now, mask=v < V)
+            logits = tl.sum(near_keys.to(tl.float32) * scale * asked[None, :], 1)
+            logits = tl.where(near_there != 0, logits, float("-inf"))
+            own = tl.where(here != 0, tl.sum(key_now.to(tl.float32) * scale * asked, 0), float("-inf"))
+            near_shift = tl.maximum(tl.maximum(tl.max(logits, 0), own), NO_KEYS)
+            weights, own = tl.exp(logits - near_shift), tl.exp(own - near_shift)
+            near = tl.sum(weights[:, None] * near_values.to(tl.float32), 0) + own * value_now.to(tl.float32)
+            near_size = tl.sum(weights, 0) + own
+            gate_at = row % (K * G)
+            gate = tl.load(gate_bias + gate_at).to(tl.float32)
+            gate += polynomial(gate_1 + gate_at * D, gate_2 + gate_at * D, asked, d, D, 2)
+            both = tl.maximum(near_shift, shift + gate)
+            opened, closed = tl.exp(shift + gate - both), tl.exp(near_shift - both)
+            far, far_size = near * closed + far * opened, near_size * closed + far_size * opened
+
+        least = tl.where(far_size < 0, -epsilon, epsilon)
+        far_size = tl.where(tl.abs(far_size) >= epsilon, far_size, least)
+        tl.store(out + row * V + v, (far / far_size).to(out.dtype.element_ty), mask=v < V)
+
+    if head == 0:
+        tl.store(new_seen + text, tl.load(seen + text) + here)
+        if W > 0:
+            w = tl.arange(0, BLOCK_W)
+            shifted = tl.load(present + text * W + 1 + w, mask=w < W - 1, other=0)
+            tl.store(new_present + text * W + w, shifted, mask=w < W - 1)
+            tl.store(new_present + text * W + W - 1, here.to(tl.int8))

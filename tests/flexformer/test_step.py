@@ -1,0 +1,168 @@
+"""A step of decoding as one kernel, run by Triton's interpreter, against the same in float64 by the formulas."""
+
+from copy import deepcopy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from distill.flexformer import step
+from distill.flexformer.feature_map import HeadShape
+from distill.flexformer.memory import Memory
+from distill.flexformer.mixer import Mixer
+from distill.mixer import bare
+
+SCALING = 0.4
+PLAIN = bare("exponential", features=6, frequency_scale=1.0, key_weight="quadratic")
+#: Heads, key-value heads, head_dim, and what the mixer is.
+CASES: dict[str, tuple[HeadShape, dict[str, Any]]] = {
+    "plain": (HeadShape(2, 2, 8), PLAIN),
+    "grouped queries": (HeadShape(4, 2, 8), PLAIN),
+    "no power of two": (HeadShape(3, 1, 6), PLAIN | {"features": 70}),
+    "no key weight": (HeadShape(2, 2, 8), PLAIN | {"key_weight": "none"}),
+    "linear key weight": (HeadShape(2, 2, 8), PLAIN | {"key_weight": "linear"}),
+    "window of one": (HeadShape(2, 1, 8), PLAIN | {"window": 1}),
+    "window": (HeadShape(4, 2, 8), PLAIN | {"window": 5}),
+    "decay": (HeadShape(2, 2, 8), PLAIN | {"decay": "learned", "decay_groups": 3}),
+    "all": (HeadShape(4, 2, 8), PLAIN | {"window": 4, "decay": "learned", "decay_groups": 2, "features": 68}),
+}
+
+
+#: Where there is no GPU, the interpreter reads memory of the processor.
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def made(shape: HeadShape, options: dict[str, Any]) -> Mixer:
+    torch.manual_seed(0)
+    mixer = Mixer(shape, options)
+    with torch.no_grad():
+        for parameter in mixer.parameters():
+            parameter.normal_(0.0, 0.7)
+    return mixer.to(DEVICE)
+
+
+def heads(shape: HeadShape, length: int, dtype: torch.dtype = torch.float32, size: float = 1.0) -> list[Tensor]:
+    counts = ((shape.heads, size), (shape.kv_heads, size), (shape.kv_heads, 1.0))
+    return [(scale * torch.randn(2, count, length, shape.head_dim)).to(DEVICE, dtype) for count, scale in counts]
+
+
+def token(text: list[Tensor], i: int) -> list[Tensor]:
+    return [each[:, :, i : i + 1] for each in text]
+
+
+def follow(mixer: Mixer, text: list[Tensor], padding: Tensor | None, tolerance: float) -> None:
+    """Token after token from nothing, each side with its own memory; the kernel's is as the other's would be."""
+    exact = deepcopy(mixer).double()
+    wide = [each.double() for each in text]
+    ours, theirs = mixer.no_memory(*text[1:]), exact.no_memory(*wide[1:])
+    for i in range(text[0].shape[2]):
+        real = None if padding is None else padding[:, i : i + 1]
+        out, ours = step.one_step(mixer, *token(text, i), SCALING, real, ours)
+        expected, theirs = exact(*token(wide, i), SCALING, real, theirs, exact.ways.recurrent)
+        assert out.dtype == text[2].dtype
+        assert_close(out, expected, tolerance)
+        for name in Memory._fields:
+            assert_close(getattr(ours, name), getattr(theirs, name), tolerance)
+
+
+def assert_close(found: Tensor, expected: Tensor, tolerance: float) -> None:
+    assert found.shape == expected.shape
+    if found.is_floating_point() and found.numel():
+        size = expected.abs().clamp(max=1e6).max()
+        torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance * float(size))
+    else:
+        assert torch.equal(found, expected.to(found.dtype))
+
+
+@pytest.mark.parametrize("name", CASES)
+@torch.no_grad()
+def test_it_is_the_formula(name: str):
+    shape, options = CASES[name]
+    follow(made(shape, options), heads(shape, 9), None, 1e-5)
+
+
+@pytest.mark.parametrize("name", ["plain", "window", "all"])
+@torch.no_grad()
+def test_padding_is_not_taken_in(name: str):
+    """At the left of the first text, and in the middle of the second; a text may begin with nothing to attend to."""
+    shape, options = CASES[name]
+    padding = torch.ones(2, 9, dtype=torch.long, device=DEVICE)
+    padding[0, :3] = padding[1, 4:6] = 0
+    follow(made(shape, options), heads(shape, 9), padding, 1e-5)
+
+
+@pytest.mark.parametrize("name", ["plain", "all"])
+@torch.no_grad()
+def test_large_logits_do_not_overflow(name: str):
+    """|q·k| up to some 200."""
+    shape, options = CASES[name]
+    follow(made(shape, options), heads(shape, 9, size=8.0), None, 1e-3)
+
+
+@pytest.mark.parametrize("name", ["grouped queries", "all"])
+@torch.no_grad()
+def test_half_precision_goes_in_and_out(name: str):
+    """As a mixer reads it token after token: the state is float32, and the window as it came in."""
+    shape, options = CASES[name]
+    mixer, text = made(shape, options), heads(shape, 9, torch.bfloat16)
+    ours = theirs = mixer.no_memory(*text[1:])
+    for i in range(9):
+        out, ours = step.one_step(mixer, *token(text, i), SCALING, None, ours)
+        expected, theirs = mixer(*token(text, i), SCALING, None, theirs, mixer.ways.recurrent)
+        assert out.dtype == torch.bfloat16 and ours.sums.dtype == torch.float32 and ours.keys.dtype == torch.bfloat16
+        torch.testing.assert_close(out, expected, rtol=1e-2, atol=1e-2)
+        torch.testing.assert_close(ours.sums, theirs.sums, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="a kernel is chosen on a GPU")
+@torch.no_grad()
+def test_a_mixer_takes_it_on_a_gpu(monkeypatch: pytest.MonkeyPatch):
+    shape, options = CASES["all"]
+    mixer, text = made(shape, options), heads(shape, 9)
+    _, memory = mixer(*[each[:, :, :8] for each in text], SCALING)
+    expected = step.one_step(mixer, *token(text, 8), SCALING, None, memory)
+    found = mixer(*token(text, 8), SCALING, None, memory)
+    assert all(torch.equal(*pair) for pair in zip((found[0], *found[1]), (expected[0], *expected[1]), strict=True))
+
+
+@torch.no_grad()
+def test_nothing_that_came_before_is_written_to():
+    shape, options = CASES["all"]
+    mixer, text = made(shape, options), heads(shape, 4)
+    _, memory = mixer(*text, SCALING)
+    kept = [part.clone() for part in memory]
+    step.one_step(mixer, *token(text, 0), SCALING, None, memory)
+    assert all(torch.equal(*pair) for pair in zip(kept, memory, strict=True))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"map": "elu"},
+        PLAIN | {"decay": "gated"},
+        PLAIN | {"decay": "delta", "key_weight": "none"},
+        PLAIN | {"normaliser": "norm"},
+        PLAIN | {"window": 300},
+    ],
+    ids=["map", "gated", "delta", "norm", "window"],
+)
+def test_what_there_is_no_kernel_for(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    class OnGpu:
+        is_cuda, dtype, shape = True, torch.float32, (1, 2, 1, 8)
+
+    given: Any = OnGpu()
+    plain = made(HeadShape(2, 2, 8), PLAIN)
+    options = options if "features" in options else bare("elu")
+    with torch.no_grad():
+        assert step.has_kernel(plain, given, given)
+        assert not step.has_kernel(made(HeadShape(2, 2, 8), options), given, given)
+        assert not step.has_kernel(plain, torch.zeros(1, 2, 1, 8), given)
+        monkeypatch.setattr(OnGpu, "dtype", torch.float64)
+        assert not step.has_kernel(plain, given, given)
+        monkeypatch.setattr(OnGpu, "dtype", torch.float32)
+        monkeypatch.setattr(step, "step_kernel", None)
+        assert not step.has_kernel(plain, given, given)
+    monkeypatch.undo()
+    with torch.enable_grad():
+        assert not step.has_kernel(plain, given, given)
