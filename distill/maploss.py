@@ -15,6 +15,7 @@ from .flexformer.exact import exact_attention
 from .flexformer.mixer import Mixer
 from .flexformer.token_mixer import TokenMixer
 from .flexformer.weights import Whole, log_weights
+from .map_stream import stream_kl, streams
 
 #: Numbers of a map that are held at a time, 64 MiB of them in float32, and a few such tensors on the way.
 TILE = 2**24
@@ -52,14 +53,17 @@ def row_kl(teacher: Tensor, student: Tensor) -> Tensor:
 def layer_kl(mixer: Mixer, heads: Heads, queries: Tensor | None = None) -> Tensor:
     """`map_kl` of a comparable mixer and its teacher, block after block of queries against the keys that they see.
 
-    Of a map that does not fit into one tile nothing is kept: each block is computed again on the way back, and memory
-    grows with N as features do, not with N × N.
+    Of a map that does not fit into one tile nothing is kept: each block is computed again on the way back, on a GPU by
+    kernels where there are some, and memory grows with N as features do, not with N × N.
     """
     device, length = heads.key.device, heads.key.shape[2]
     rows = torch.arange(length) if queries is None else queries.cpu().sort().values
     per_row = heads.query[:, :, 0, 0].numel() * length
     fits, most = len(rows) * per_row <= TILE, max(1, TILE // per_row)
     whole = mixer.whole(heads.query, heads.key, heads.scaling, heads.padding)
+    if not fits and streams(whole):
+        rows = rows.to(device)
+        return per_head(stream_kl(whole, heads, rows), heads.padding, rows)
     found = []
     for block in rows.split(min(most, CPU_BLOCK) if device.type == "cpu" else most):
         given = whole, heads, block.to(device), int(block[-1]) + 1 if heads.causal else length

@@ -1,0 +1,113 @@
+"""KL(P‖A) of whole layers through the kernels of `map_kernels`, on a GPU: no tile of a map outlives its program."""
+
+import importlib.util
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .capture import Heads
+from .flexformer.weights import Whole
+
+#: Rows and keys of a tile, features that are multiplied at a time, and features of a gradient that a program makes.
+TILE, DEPTH, PART = 64, 64, 128
+#: With fewer the tiles do not fit into registers.
+WARPS = 8
+
+
+def streams(whole: Whole) -> bool:
+    """Whether there is a kernel for these weights: without decay, and with a kernel that rounding leaves above 0."""
+    return (
+        whole.query.is_cuda
+        and whole.query.dtype != torch.float64
+        and whole.least is None
+        and whole.features.log_decay.shape[-1] == 1
+        and not whole.decays
+        and importlib.util.find_spec("triton") is not None
+    )
+
+
+def stream_kl(whole: Whole, heads: Heads, rows: Tensor) -> Tensor:
+    """KL(P‖A) of the queries at `rows`, sorted: (B, K, G, Q)."""
+    features = whole.features
+    found = StreamedKl.apply(features.query, features.key, features.log_weight, whole.gate, whole, heads, rows)
+    return found.unflatten(1, (heads.key.shape[1], -1))
+
+
+class StreamedKl(torch.autograd.Function):
+    """(B, H, N, F), (B, K, N, F), (B, K, N) and (B, H, N) → (B, H, Q)."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, weight: Tensor, gate: Tensor | None, *rest: Any) -> Tensor:
+        from .map_kernels import forward_kernel
+
+        whole, heads, rows = rest
+        given, sizes = arguments(query, key, weight, gate, whole, heads, rows)
+        batch, count, length = query.shape[:3]
+        kl, teacher, student = (query.new_empty(batch, count, len(rows)) for _ in range(3))
+        with torch.cuda.device_of(query):
+            forward_kernel[(blocks(len(rows), TILE), batch * count)](
+                *given, kl, teacher, student, heads.scaling, len(rows), length, count, **sizes
+            )
+        ctx.save_for_backward(*given, teacher, student)
+        ctx.sizes, ctx.scaling = sizes, heads.scaling
+        return kl
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        from .map_kernels import key_kernel, query_kernel
+
+        *given, teacher, student = ctx.saved_tensors
+        query, key, weight, gate, rows = given[2], given[3], given[4], given[5], given[7]
+        batch, count, length, features = query.shape
+        shared = key.shape[1]
+        # Of what no row sees the gradient is 0.
+        by_query, by_key, by_weight, by_gate = (
+            torch.zeros_like(each, dtype=torch.float32) for each in (query, key, weight, gate)
+        )
+        both = *given, teacher, student, gradient.contiguous()
+        sizes, parts = ctx.sizes | {"PART": PART}, blocks(features, PART)
+        with torch.cuda.device_of(query):
+            query_kernel[(blocks(len(rows), TILE), batch * count, parts)](
+                *both, by_query, by_gate, ctx.scaling, len(rows), length, count, **sizes
+            )
+            key_kernel[(blocks(length, TILE), batch * shared, parts)](
+                *both, by_key, by_weight, ctx.scaling, len(rows), length, shared, **sizes
+            )
+        return by_query, by_key, by_weight, by_gate if sizes["GATED"] else None, None, None, None
+
+
+def arguments(
+    query: Tensor, key: Tensor, weight: Tensor, gate: Tensor | None, whole: Whole, heads: Heads, rows: Tensor
+) -> tuple[list[Tensor], dict[str, Any]]:
+    """What all kernels begin with, and their sizes."""
+    # In the place of what there is not stands something that is not read.
+    there = weight if heads.padding is None else (heads.padding != 0).to(torch.int8)
+    precise = torch.get_float32_matmul_precision() == "highest"
+    products = [each if precise else each.bfloat16() for each in (heads.query, heads.key, query, key)]
+    given = [*products, weight, weight if gate is None else gate, there, rows]
+    head_dim = heads.query.shape[-1]
+    sizes = {
+        "G": query.shape[1] // key.shape[1],
+        "F": query.shape[-1],
+        "D": head_dim,
+        "W": whole.width,
+        "CAUSAL": whole.causal,
+        "GATED": gate is not None,
+        "PADDED": heads.padding is not None,
+        "PRECISE": precise,
+        "BLOCK_M": TILE,
+        "BLOCK_N": TILE,
+        "BLOCK_D": max(16, 1 << (head_dim - 1).bit_length()),
+        "BLOCK_F": DEPTH,
+        "num_warps": WARPS,
+        # Tiles on their way from memory: of float32 there is no room for several.
+        "num_stages": 1 if precise else 3,
+    }
+    return [each.contiguous() for each in given], sizes
+
+
+def blocks(count: int, size: int) -> int:
+    return -(-count // size)

@@ -1,0 +1,140 @@
+"""The streamed map loss, run by Triton's interpreter, against the dense one in float64: values and gradients."""
+
+from copy import deepcopy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from distill.capture import Heads
+from distill.flexformer.feature_map import HeadShape
+from distill.flexformer.mixer import Mixer
+from distill.map_stream import stream_kl
+from distill.maploss import log_student, log_teacher, row_kl
+from distill.mixer import bare
+
+#: Where there is no GPU, the interpreter reads memory of the processor.
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+PLAIN = bare("exponential", features=16, frequency_scale=1.0, key_weight="quadratic")
+#: Heads, key-value heads, head_dim, and what the mixer is.
+CASES: dict[str, tuple[HeadShape, dict[str, Any]]] = {
+    "plain": (HeadShape(2, 2, 16), PLAIN),
+    "grouped queries": (HeadShape(4, 2, 16), PLAIN),
+    "no power of two": (HeadShape(1, 1, 10), PLAIN | {"features": 70, "key_weight": "none"}),
+    "window": (HeadShape(2, 1, 16), PLAIN | {"window": 5}),
+    "many features": (HeadShape(1, 1, 16), PLAIN | {"features": 150, "window": 3}),
+}
+SCALING = 0.25
+
+
+@pytest.fixture(autouse=True)
+def precision() -> Any:
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+def made(shape: HeadShape, options: dict[str, Any]) -> Mixer:
+    torch.manual_seed(0)
+    mixer = Mixer(shape, options)
+    with torch.no_grad():
+        for parameter in mixer.parameters():
+            parameter.normal_(0.0, 0.5)
+    return mixer.to(DEVICE)
+
+
+def heads(shape: HeadShape, length: int, size: float = 1.0) -> Heads:
+    counts = ((shape.heads, size), (shape.kv_heads, size), (shape.kv_heads, 1.0))
+    drawn = [scale * torch.randn(2, count, length, shape.head_dim, device=DEVICE) for count, scale in counts]
+    return Heads(torch.nn.Identity(), *drawn, SCALING)
+
+
+def wide(given: Heads) -> Heads:
+    return given._replace(query=given.query.double(), key=given.key.double(), value=given.value.double())
+
+
+def dense(mixer: Mixer, given: Heads, rows: Tensor) -> Tensor:
+    return row_kl(log_teacher_exactly(given, rows), log_student(mixer, given, rows))
+
+
+def log_teacher_exactly(given: Heads, rows: Tensor) -> Tensor:
+    """As `log_teacher`, which is float32: that of both texts in float64."""
+    query = given.query[:, :, rows].unflatten(1, (given.key.shape[1], -1))
+    unseen = log_teacher(given, rows) == -torch.inf
+    logits = query @ given.key[:, :, None].mT * given.scaling
+    return logits.masked_fill(unseen, -torch.inf).log_softmax(-1)
+
+
+def check(name: str, rows: Tensor, precise: bool, tolerance: float, causal: bool = True, **changed: Any) -> None:
+    shape, options = CASES[name]
+    mixer, given = made(shape, options), heads(shape, changed.pop("length", 80), changed.pop("size", 1.0))
+    given, mixer.causal = given._replace(causal=causal, **changed), causal
+    exact, rows = deepcopy(mixer).double(), rows.to(DEVICE)
+    torch.set_float32_matmul_precision("highest" if precise else "high")
+    found = stream_kl(mixer.whole(given.query, given.key, SCALING, given.padding), given, rows)
+    expected = dense(exact, wide(given), rows)
+    real = torch.ones_like(expected, dtype=torch.bool)
+    if given.padding is not None:
+        real = (given.padding[:, rows] != 0)[:, None, None].expand_as(expected)
+    assert found.shape == expected.shape and found.isfinite().all()
+    close(found[real], expected[real], tolerance)
+    weights = torch.rand_like(expected) * real
+    expected = torch.where(real, expected, 0)
+    ours = torch.autograd.grad((found.double() * weights).sum(), list(mixer.parameters()))
+    theirs = torch.autograd.grad((expected * weights).sum(), list(exact.parameters()))
+    for mine, right in zip(ours, theirs, strict=True):
+        close(mine, right, tolerance)
+
+
+def close(found: Tensor, expected: Tensor, tolerance: float) -> None:
+    """By the largest there is: a single one can be as small as it likes."""
+    error = (found.double() - expected).abs().max() / expected.abs().max()
+    assert error <= tolerance, f"{error:.2e} off"
+
+
+@pytest.mark.parametrize(("precise", "tolerance"), [(True, 1e-4), (False, 1e-2)], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("name", CASES)
+def test_it_is_the_dense_loss(name: str, precise: bool, tolerance: float):
+    check(name, torch.arange(80), precise, tolerance)
+
+
+@pytest.mark.parametrize("name", ["grouped queries", "window"])
+def test_chosen_queries(name: str):
+    check(name, torch.tensor([0, 3, 4, 17, 63, 64, 79]), True, 1e-4)
+
+
+@pytest.mark.parametrize(("name", "causal"), [("grouped queries", True), ("grouped queries", False), ("window", True)])
+def test_padding_is_neither_attended_to_nor_compared(name: str, causal: bool):
+    padding = torch.ones(2, 80, dtype=torch.long, device=DEVICE)
+    padding[0, 70:] = padding[1, 31:] = 0
+    check(name, torch.arange(80), True, 1e-4, causal, padding=padding)
+
+
+def test_a_query_that_sees_nothing_has_no_loss():
+    shape, options = CASES["window"]
+    padding = torch.ones(2, 80, dtype=torch.long, device=DEVICE)
+    padding[:, :70] = 0
+    mixer, given = made(shape, options), heads(shape, 80)._replace(padding=padding)
+    whole = mixer.whole(given.query, given.key, SCALING, padding)
+    kl = stream_kl(whole, given, torch.arange(80, device=DEVICE))
+    assert (kl[..., :70] == 0).all() and (kl[..., 71:] != 0).any()
+    assert all(each.isfinite().all() for each in torch.autograd.grad(kl.sum(), list(mixer.parameters())))
+
+
+def test_both_directions():
+    check("plain", torch.arange(80), True, 1e-4, causal=False)
+
+
+@pytest.mark.parametrize("name", ["plain", "window"])
+def test_extreme_logits(name: str):
+    """|q·k| up to some 200."""
+    check(name, torch.arange(80), True, 1e-3, size=7.0)
+
+
+def test_one_token_attends_to_itself():
+    shape, options = CASES["plain"]
+    mixer, given = made(shape, options), heads(shape, 1)
+    kl = stream_kl(mixer.whole(given.query, given.key, SCALING), given, torch.zeros(1, dtype=torch.long, device=DEVICE))
+    assert kl.abs().max() < 1e-6
+    assert all(each.abs().max() < 1e-6 for each in torch.autograd.grad(kl.sum(), list(mixer.parameters())))
