@@ -51,24 +51,33 @@ def row_kl(teacher: Tensor, student: Tensor) -> Tensor:
 
 
 def layer_kl(mixer: Mixer, heads: Heads, queries: Tensor | None = None) -> Tensor:
-    """`map_kl` of a comparable mixer and its teacher, block after block of queries against the keys that they see.
+    """`map_kl` of a comparable mixer and its teacher, without a map in memory that does not fit into one tile."""
+    rows = torch.arange(heads.key.shape[2]) if queries is None else queries.cpu().sort().values
+    whole = mixer.whole(heads.query, heads.key, heads.scaling, heads.padding)
+    on_device = rows.to(heads.key.device)
+    streamed = len(rows) * per_row(heads) > TILE and streams(whole)
+    found = stream_kl(whole, heads, on_device) if streamed else kl_in_blocks(whole, heads, rows)
+    return per_head(found, heads.padding, on_device)
 
-    Of a map that does not fit into one tile nothing is kept: each block is computed again on the way back, on a GPU by
-    kernels where there are some, and memory grows with N as features do, not with N × N.
+
+def kl_in_blocks(whole: Whole, heads: Heads, rows: Tensor) -> Tensor:
+    """KL(P‖A) of the queries at `rows`, sorted, (B, K, G, Q): block after block, against the keys that they see.
+
+    Where not all fit into one tile no block is kept: each is computed again on the way back, and memory grows with N as
+    features do, not with N × N.
     """
     device, length = heads.key.device, heads.key.shape[2]
-    rows = torch.arange(length) if queries is None else queries.cpu().sort().values
-    per_row = heads.query[:, :, 0, 0].numel() * length
-    fits, most = len(rows) * per_row <= TILE, max(1, TILE // per_row)
-    whole = mixer.whole(heads.query, heads.key, heads.scaling, heads.padding)
-    if not fits and streams(whole):
-        rows = rows.to(device)
-        return per_head(stream_kl(whole, heads, rows), heads.padding, rows)
+    fits, most = len(rows) * per_row(heads) <= TILE, max(1, TILE // per_row(heads))
     found = []
     for block in rows.split(min(most, CPU_BLOCK) if device.type == "cpu" else most):
         given = whole, heads, block.to(device), int(block[-1]) + 1 if heads.causal else length
         found.append(block_kl(*given) if fits else checkpoint(block_kl, *given, use_reentrant=False))
-    return per_head(torch.cat(found, -1), heads.padding, rows.to(device))
+    return torch.cat(found, -1)
+
+
+def per_row(heads: Heads) -> int:
+    """The numbers of a layer's maps that are one query's."""
+    return heads.query[:, :, 0, 0].numel() * heads.key.shape[2]
 
 
 def block_kl(whole: Whole, heads: Heads, queries: Tensor, end: int) -> Tensor:

@@ -1,8 +1,12 @@
-"""`python -m distill.bench decode|prefill CHECKPOINT`: a student's speed beside its exact teacher's, here and now."""
+"""`python -m distill.bench decode|prefill CHECKPOINT`: a student's speed beside its exact teacher's, here and now.
+
+`python -m distill.bench maploss`: the loss of stage 1, of one layer, each way that there is to compute it.
+"""
 
 import argparse
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +21,48 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit code, see `errors.exit_code`."""
     typed = sys.argv[1:] if arguments is None else arguments
     given = parser().parse_args(typed)
-    return exit_code(lambda: bench(given, shlex.join(["python", "-m", "distill.bench", *typed])))
+    work: Callable[[argparse.Namespace, str], Path] = given.work
+    return exit_code(lambda: work(given, shlex.join(["python", "-m", "distill.bench", *typed])))
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(PROGRAM, description="Time a student beside its exact teacher.")
-    made.add_argument("what", choices=("decode", "prefill"), help="a token after so many, or so many at once")
-    made.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="the student/ that a run exported")
-    made.add_argument("--teacher", metavar="DIR", help="its teacher, by default where it was when it was distilled")
-    made.add_argument("--lengths", type=counts, default=[1024, 2048, 4096, 8192, 16384], help="tokens, 1024,2048,…")
-    made.add_argument("--batches", type=counts, default=[1, 8], help="rows decoded at a time, 1,8")
+    made = argparse.ArgumentParser(PROGRAM, description="Time what there is to be faster.")
+    commands = made.add_subparsers(dest="what", required=True)
+    for name, told in (("decode", "a token after so many"), ("prefill", "so many tokens at once")):
+        student = commands.add_parser(name, help=f"a student beside its exact teacher: {told}")
+        student.set_defaults(work=bench)
+        student.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="the student/ that a run exported")
+        student.add_argument(
+            "--teacher", metavar="DIR", help="its teacher, by default where it was when it was distilled"
+        )
+        common(student, [1024, 2048, 4096, 8192, 16384], "serving")
+        student.add_argument("--batches", type=counts, default=[1, 8], help="rows decoded at a time, 1,8")
+        student.add_argument(
+            "--dtype", choices=DTYPES, default="float32", help="of weights and keys; a state is float32 (%(default)s)"
+        )
+        student.add_argument("--compile", action="store_true", help="decode: let the compiler fuse both steps")
+        student.add_argument("--graphs", action="store_true", help="decode: capture both steps as CUDA graphs")
+    layer = commands.add_parser("maploss", help="the loss of stage 1, of one layer of exponential features")
+    layer.set_defaults(work=bench_maploss)
+    common(layer, [1024, 4096, 16384, 65536], "speed")
+    for option, default, told in (
+        ("--features", 128, "F"),
+        ("--window", 0, "tokens of exact softmax"),
+        ("--heads", 12, "of queries"),
+        ("--kv-heads", 12, "of keys and values"),
+        ("--head-dim", 64, "D"),
+    ):
+        layer.add_argument(option, type=int, default=default, metavar="N", help=f"{told} (%(default)s)")
+    return made
+
+
+def common(made: argparse.ArgumentParser, lengths: list[int], out: str) -> None:
+    told = ",".join(map(str, lengths))
+    made.add_argument("--lengths", type=counts, default=lengths, metavar="N,N", help=f"tokens ({told})")
     made.add_argument("--device", help="cpu, cuda (a GPU, if there is one)")
     made.add_argument(
-        "--dtype", choices=DTYPES, default="float32", help="of weights and keys; a state is float32 (%(default)s)"
+        "--out", type=Path, metavar="OUT", default=Path(out), help="OUT.json, OUT.md, OUT-*.svg (%(default)s)"
     )
-    made.add_argument("--compile", action="store_true", help="decode: let the compiler fuse both steps")
-    made.add_argument("--graphs", action="store_true", help="decode: capture both steps as CUDA graphs")
-    made.add_argument(
-        "--out", type=Path, metavar="OUT", default=Path("serving"), help="OUT.json, OUT.md, OUT-*.svg (%(default)s)"
-    )
-    return made
 
 
 def counts(text: str) -> list[int]:
@@ -56,7 +82,7 @@ def bench(given: argparse.Namespace, command: str) -> Path:
     from ..positions import within_positions
     from .faster import captured, compiled
     from .serving import time_decode, time_prefill
-    from .table import rows, save
+    from .table import TITLE, rows, save, section
 
     source = provenance(str(given.checkpoint), "")
     device = torch.device(given.device or best_device())
@@ -83,7 +109,36 @@ def bench(given: argparse.Namespace, command: str) -> Path:
     try:
         where = ", ".join([hardware(device), *ways])
         made = rows(found, label, teacher, command, where, git_commit(), device.type == "cuda")
-        return save(given.out, made)
+        return save(given.out, made, TITLE, section)
+    except OSError as error:
+        raise UserError(f"--out {given.out} cannot be written: {reason(error)}") from error
+
+
+def bench_maploss(given: argparse.Namespace, command: str) -> Path:
+    """Measures, and adds what was found to OUT.json; returns OUT.md."""
+    import torch
+
+    from ..checkpoint import git_commit
+    from ..device import best_device
+    from ..flexformer.feature_map import HeadShape
+    from ..measure.origin import hardware
+    from ..mixer import bare
+    from .maploss import Layer, errors, multiplied_per_second, time_maploss
+    from .maploss_table import TITLE, rows, section
+    from .table import save
+
+    shape = HeadShape(given.heads, given.kv_heads, given.head_dim)
+    options = bare(
+        "exponential", features=given.features, frequency_scale=0.3, key_weight="quadratic", window=given.window
+    )
+    layer = Layer(shape, options, torch.device(given.device or best_device()))
+    try:
+        found = time_maploss(layer, given.lengths)
+        rate = multiplied_per_second(layer.device)
+        made = rows(layer, found, errors(layer), rate, command, hardware(layer.device), git_commit())
+        return save(given.out, made, TITLE, section)
+    except ValueError as error:
+        raise UserError(f"{error}") from error
     except OSError as error:
         raise UserError(f"--out {given.out} cannot be written: {reason(error)}") from error
 

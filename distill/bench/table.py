@@ -1,6 +1,7 @@
 """Timings as rows of docs/results/NAME.json, and from these alone NAME.md and a figure for each kind and batch."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
 
@@ -17,6 +18,7 @@ from ..report.quantities import number, size, with_error
 from ..report.section import Figure, Section, Table
 from .serving import WHO, Timing
 
+TITLE = "Speed beside the teacher"
 #: The shortest and the longest length between which decoding is to take the same time.
 FLAT_FROM, FLAT_TO = 1024, 16384
 FLAT = "<= 1.15"
@@ -54,22 +56,21 @@ def rows(
     return made
 
 
-def save(out: Path, new: list[Row]) -> Path:
-    """OUT.json with these rows in the place of older ones of the same cases, OUT.md and figures; returns OUT.md."""
+def save(out: Path, new: list[Row], title: str, section: Callable[[str, list[Row]], Section]) -> Path:
+    """OUT.json with these rows in the place of older ones of the same cases, OUT.md and figures; returns OUT.md.
+
+    The page has a section for every mixer, teacher and machine.
+    """
     file = beside(out, ".json")
     all_rows = joined({file: read_rows(file)} if file.exists() else {}, new)
-    write(files(all_rows, page(all_rows, out), out))
-    return beside(out, ".md")
-
-
-def page(all_rows: list[Row], out: Path) -> Page:
-    """A section for every mixer, teacher and machine."""
     parts: dict[str, list[Row]] = {}
     for row in all_rows:
         case = parse(row.case)
         parts.setdefault(f"{case.mixer} | {case.teacher} | {row.hardware}", []).append(row)
     sections = {name: section(name, there) for name, there in parts.items()}
-    return Page("Speed beside the teacher", [], sections, lambda *place: quote(figure_name(out, place[-1])))
+    page = Page(title, [], sections, lambda *place: quote(figure_name(out, place[-1])))
+    write(files(all_rows, page, out))
+    return beside(out, ".md")
 
 
 def section(name: str, there: list[Row]) -> Section:

@@ -1,4 +1,4 @@
-"""Student and teacher timed side by side, at several lengths."""
+"""Timing side by side, at several lengths: student and teacher, or ways to compute the same."""
 
 import time
 from collections.abc import Callable
@@ -25,12 +25,12 @@ def in_turn(
     def tried(length: int) -> dict[str, list[float]]:
         for step in steps[length].values():
             step()
-        return {who: [] for who in WHO}
+        return {who: [] for who in steps[length]}
 
     found = while_there_is_room(sorted(steps), tried)
     for number in tqdm(range(warm + rounds), told, unit="round", leave=False):
         for length, seconds in found.items():
-            for who in WHO:
+            for who in seconds:
                 taken = clocked(steps[length][who], times, device)
                 if number >= warm:
                     seconds[who].append(taken)

@@ -10,11 +10,16 @@ import torch
 from distill.bench import serving
 from distill.bench.__main__ import main
 from distill.bench.serving import Timing, timing
-from distill.bench.table import rows, save
+from distill.bench.table import TITLE, rows, section
+from distill.bench.table import save as save_page
 from distill.measure.turns import in_turn
 from distill.report.compare.rows import Row
 
 SECONDS = {1024: (0.01, 0.02), 4096: (0.02, 0.021), 16384: (0.05, 0.02)}
+
+
+def save(out: Path, new: list[Row]) -> Path:
+    return save_page(out, new, TITLE, section)
 
 
 def timings(batch: int = 8, slower: float = 1.0) -> list[Timing]:
