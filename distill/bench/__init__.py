@@ -1,5 +1,5 @@
-"""What a student's speed is, beside its exact teacher: `python -m distill.bench decode|prefill CHECKPOINT`.
+"""How fast it is: a student beside its exact teacher, and a layer and its loss in each way that there is.
 
-`__main__` → `serving` (what is timed, side by side) → `faster` (what is done to a step) → `table` (rows, a page, a
-figure).
+`__main__` → `serving` (decoding and prefill) → `faster` (what is done to a step) → `table` (rows, a page, a figure);
+`__main__` → `attention`, `maploss` (the ways) → `layer` (what is timed, side by side) → `layer_table`.
 """

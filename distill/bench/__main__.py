@@ -1,6 +1,6 @@
 """`python -m distill.bench decode|prefill CHECKPOINT`: a student's speed beside its exact teacher's, here and now.
 
-`python -m distill.bench maploss`: the loss of stage 1, of one layer, each way that there is to compute it.
+`python -m distill.bench attention|maploss`: one layer, or its loss in stage 1, in each way that there is to compute it.
 """
 
 import argparse
@@ -15,6 +15,14 @@ from ..exported import DTYPES, load_decoder, provenance
 from ..report.compare.case import mixer_words, teacher_name
 
 PROGRAM = "python -m distill.bench"
+#: Of one layer.
+SIZES = (
+    ("--features", 128, "features of the map"),
+    ("--window", 0, "tokens of exact softmax"),
+    ("--heads", 12, "of queries"),
+    ("--kv-heads", 12, "of keys and values"),
+    ("--head-dim", 64, "numbers to a head"),
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -42,17 +50,15 @@ def parser() -> argparse.ArgumentParser:
         )
         student.add_argument("--compile", action="store_true", help="decode: let the compiler fuse both steps")
         student.add_argument("--graphs", action="store_true", help="decode: capture both steps as CUDA graphs")
-    layer = commands.add_parser("maploss", help="the loss of stage 1, of one layer of exponential features")
-    layer.set_defaults(work=bench_maploss)
-    common(layer, [1024, 4096, 16384, 65536], "speed")
-    for option, default, told in (
-        ("--features", 128, "F"),
-        ("--window", 0, "tokens of exact softmax"),
-        ("--heads", 12, "of queries"),
-        ("--kv-heads", 12, "of keys and values"),
-        ("--head-dim", 64, "D"),
-    ):
-        layer.add_argument(option, type=int, default=default, metavar="N", help=f"{told} (%(default)s)")
+    for name, told in (("attention", "one layer"), ("maploss", "the loss of stage 1, of one layer")):
+        layer = commands.add_parser(name, help=f"{told} of exponential features, forwards and backwards")
+        layer.set_defaults(work=bench_layer)
+        common(layer, [1024, 4096, 16384, 65536], "speed")
+        layer.add_argument(
+            "--dtype", choices=DTYPES, default="float32", help="of queries, keys and values (%(default)s)"
+        )
+        for option, default, means in SIZES:
+            layer.add_argument(option, type=int, default=default, metavar="N", help=f"{means} (%(default)s)")
     return made
 
 
@@ -114,7 +120,7 @@ def bench(given: argparse.Namespace, command: str) -> Path:
         raise UserError(f"--out {given.out} cannot be written: {reason(error)}") from error
 
 
-def bench_maploss(given: argparse.Namespace, command: str) -> Path:
+def bench_layer(given: argparse.Namespace, command: str) -> Path:
     """Measures, and adds what was found to OUT.json; returns OUT.md."""
     import torch
 
@@ -123,20 +129,24 @@ def bench_maploss(given: argparse.Namespace, command: str) -> Path:
     from ..flexformer.feature_map import HeadShape
     from ..measure.origin import hardware
     from ..mixer import bare
-    from .maploss import Layer, errors, multiplied_per_second, time_maploss
-    from .maploss_table import TITLE, rows, section
+    from . import attention, maploss
+    from .layer import Layer, copied_per_second, multiplied_per_second, time_ways
+    from .layer_table import ATTENTION, MAP_LOSS, TITLE, rows, section
     from .table import save
 
+    timed, goals = {"attention": (attention, ATTENTION), "maploss": (maploss, MAP_LOSS)}[given.what]
     shape = HeadShape(given.heads, given.kv_heads, given.head_dim)
     options = bare(
         "exponential", features=given.features, frequency_scale=0.3, key_weight="quadratic", window=given.window
     )
-    layer = Layer(shape, options, torch.device(given.device or best_device()))
+    device = torch.device(given.device or best_device())
+    layer = Layer(shape, options, device, getattr(torch, given.dtype))
     try:
-        found = time_maploss(layer, given.lengths)
-        rate = multiplied_per_second(layer.device)
-        made = rows(layer, found, errors(layer), rate, command, hardware(layer.device), git_commit())
-        return save(given.out, made, TITLE, section)
+        found = time_ways(device, given.lengths, timed.ways(layer), goals.what)
+        rates = multiplied_per_second(device), copied_per_second(device)
+        floors = {length: timed.floor(layer, length, *rates) for length in given.lengths}
+        told = command, hardware(device), git_commit()
+        return save(given.out, rows(layer, goals, found, floors, timed.errors(layer), *told), TITLE, section)
     except ValueError as error:
         raise UserError(f"{error}") from error
     except OSError as error:

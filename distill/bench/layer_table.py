@@ -1,0 +1,99 @@
+"""Timings of a layer as rows of docs/results/NAME.json, and from these tables."""
+
+import re
+from dataclasses import dataclass
+
+from ..report.compare.case import Case, mixer_words, parse
+from ..report.compare.rows import Row
+from ..report.compare.tables import goal_table
+from ..report.quantities import DASH, number, size, times
+from ..report.section import Section, Table
+from .layer import Layer, Measured
+
+TITLE = "Speed of the kernels"
+
+
+@dataclass(frozen=True)
+class Goals:
+    """What a way is to reach on a GPU, by metric: at one length, None for every one."""
+
+    what: str
+    way: str
+    length: int | None
+    wanted: dict[str, str]
+
+
+MAP_LOSS = Goals(
+    "map loss", "streamed", 16384, {"fwdbwd_ms": "<= 10", "peak_bytes": "<= 500000000", "error": "<= 0.01"}
+)
+ATTENTION = Goals("attention", "linear, kernels", None, {"fwdbwd_ms": "<= 1.3", "error": "<= 0.01"})
+
+
+def rows(
+    layer: Layer, goals: Goals, found: list[Measured], floors: dict[int, float], errors: dict[str, float],
+    command: str, hardware: str, commit: str | None,
+) -> list[Row]:  # fmt: skip
+    """floors: seconds, by length."""
+    shape = f"{layer.shape.heads} heads of {layer.shape.head_dim}"
+    mixer = mixer_words(layer.options["map"], layer.options, layer.options["features"])
+
+    def row(domain: str, metric: str, value: float, unit: str, way: str, length: int | None) -> Row:
+        there = goals.length in (None, length) or length is None
+        wanted = layer.device.type == "cuda" and way == goals.way and there
+        case = str(Case(mixer, shape, f"{goals.what} {domain}, {hardware}"))
+        goal = goals.wanted.get(metric) if wanted else None
+        return Row(case, metric, value, None, [0], unit, goal, command, hardware, commit)
+
+    made = []
+    for each in found:
+        place = f"at {each.length} tokens, {each.way}"
+        made.append(row(place, "fwdbwd_ms", 1e3 * each.seconds, "ms", each.way, each.length))
+        made.append(row(place, "floor_ms", 1e3 * floors[each.length], "ms", each.way, each.length))
+        if each.peak_bytes is not None:
+            made.append(row(place, "peak_bytes", each.peak_bytes, "bytes", each.way, each.length))
+    for way, value in errors.items():
+        made.append(row(f"gradient, {way}", "error", value, "share of the largest", way, None))
+    return made
+
+
+def section(name: str, there: list[Row]) -> Section:
+    """Of one mixer, shape and machine: what was timed of it, each in tables of its own."""
+    goals, tables = goal_table(there), []
+    for what in dict.fromkeys(found[0] for row in there if (found := place_of(row))):
+        tables += [timing_table(what, there), error_table(what, there)]
+    return Section(
+        title=name,
+        intro="A layer forwards and backwards. Floor: what its products, made once, take at the rate of a large matrix "
+        "product on the same machine, or what reading and writing take at the rate of a large copy, whichever is more. "
+        f"{'; '.join(dict.fromkeys(row.command or '' for row in there))}",
+        data={},
+        tables=[*([goals] if goals.rows else []), *tables],
+    )
+
+
+def timing_table(what: str, there: list[Row]) -> Table:
+    values = {(place, row.metric): row.value for row in there if (place := place_of(row)) and place[0] == what}
+    lines = []
+    for place in dict.fromkeys(place for place, _ in values):
+        taken, floor = values[place, "fwdbwd_ms"], values[place, "floor_ms"]
+        over = times(taken / floor) if taken and floor else DASH
+        memory = size(values.get((place, "peak_bytes")))
+        lines.append([place[2], f"{place[1]:,}", number(taken), number(floor), over, memory])
+    columns = ["Way", "Tokens", "ms", "Floor, ms", "Over it", "Memory at its peak"]
+    return Table(f"{what.capitalize()}, side by side, the median of rounds", columns, lines)
+
+
+def error_table(what: str, there: list[Row]) -> Table:
+    named = {parse(row.case).domain: row.value for row in there if row.metric == "error"}
+    lines = [
+        [domain.split(" gradient, ")[1].rsplit(", ", 1)[0], number(value)]
+        for domain, value in named.items()
+        if domain.startswith(f"{what} gradient, ")
+    ]
+    return Table(f"{what.capitalize()}: largest error of a gradient, of its largest value", ["Way", "Error"], lines)
+
+
+def place_of(row: Row) -> tuple[str, int, str] | None:
+    """What is timed, length and way; None of an error."""
+    found = re.match(r"(.+) at (\d+) tokens, (.+), [^,]+$", parse(row.case).domain)
+    return (found[1], int(found[2]), found[3]) if found else None

@@ -1,0 +1,105 @@
+"""The benchmarks of a layer and of its loss: every way computes the same, and what is told of them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from distill.bench import attention, maploss
+from distill.bench.__main__ import main
+from distill.bench.layer import Layer, Measured, time_ways
+from distill.bench.layer_table import ATTENTION, MAP_LOSS, rows, section
+from distill.flexformer.feature_map import HeadShape
+from distill.maploss import layer_kl
+from distill.mixer import bare
+
+CPU = torch.device("cpu")
+OPTIONS = bare("exponential", features=16, frequency_scale=0.3, key_weight="quadratic")
+LAYER = Layer(HeadShape(2, 1, 16), OPTIONS | {"window": 3}, CPU)
+
+
+def test_every_way_is_the_loss():
+    mixer, heads = LAYER.mixer(), LAYER.heads(70)
+    expected = layer_kl(mixer, heads)
+    for loss in (maploss.dense, maploss.in_blocks, maploss.streamed):
+        torch.testing.assert_close(loss(mixer, heads).mean((0, 3)).flatten(), expected, rtol=5e-3, atol=1e-5)
+    assert list(maploss.ways(LAYER)) == ["dense", "in blocks"]
+    assert max(maploss.errors(LAYER).values()) < 1e-4
+
+
+def test_every_way_is_linear_attention():
+    layer = Layer(HeadShape(2, 1, 16), OPTIONS, CPU)
+    mixer, heads = layer.mixer(), layer.heads(70, 2)
+    torch.testing.assert_close(attention.kernels(mixer, heads), attention.plain(mixer, heads), rtol=1e-4, atol=1e-5)
+    assert list(attention.ways(layer)) == ["softmax (SDPA)", "linear, plain"]
+    assert max(attention.errors(layer).values()) < 1e-4
+    torch.testing.assert_close(attention.softmax(mixer, heads)[:, :, 0], heads.value[:, :, 0].expand(-1, 2, -1))
+
+
+def test_the_floor_of_the_loss_is_what_is_not_computed_twice():
+    # Of 2 heads and half of 10 × 10 pairs: q·k of 16, and three products of 16 features.
+    assert maploss.floor(LAYER, 10, 2.0, 1.0) == 2 * 50 * 2 * (16 + 3 * 16) / 2
+
+
+def test_the_floor_of_attention_is_products_or_memory():
+    tokens = attention.TOKENS["cpu"]
+    products = 2 * 3 * 4 * 16 * 16 * 2 * tokens
+    moved = (5 * 2 + 6 * 1) * 16 * 4 * tokens
+    assert attention.floor(LAYER, 64, 1.0, 1e9) == products
+    assert attention.floor(LAYER, 64, 1e9, 1.0) == moved
+
+
+def test_a_way_that_has_no_memory_is_left_out_from_there_on():
+    def make(length: int) -> attention.Step:
+        if length == 12:
+            raise torch.OutOfMemoryError
+        return lambda: None
+
+    found = time_ways(CPU, [16, 8, 12], {"first": make, "second": lambda length: lambda: None}, "told")
+    assert {(each.way, each.length) for each in found} == {("first", 8), *(("second", n) for n in (8, 12, 16))}
+    with pytest.raises(RuntimeError, match="broken"):
+        time_ways(CPU, [8], {"first": lambda length: exec("raise RuntimeError('broken')")}, "told")
+
+
+def test_goals_are_for_one_way_on_a_gpu():
+    layer = Layer(LAYER.shape, LAYER.options, torch.device("cuda"))
+    found = [Measured(way, length, 0.02, 7) for way in ("streamed", "in blocks") for length in (1024, 16384)]
+    floors = {1024: 0.001, 16384: 0.01}
+    made = rows(layer, MAP_LOSS, found, floors, {"streamed": 0.003, "in blocks": 0.1}, "c", "one GPU", "abc")
+    goals = {(row.case.split(" | ")[2], row.metric): row.goal for row in made if row.goal}
+    assert goals == {
+        ("map loss at 16384 tokens, streamed, one GPU", "fwdbwd_ms"): "<= 10",
+        ("map loss at 16384 tokens, streamed, one GPU", "peak_bytes"): "<= 500000000",
+        ("map loss gradient, streamed, one GPU", "error"): "<= 0.01",
+    }
+    found = [Measured(way, length, 0.02, 7) for way in ("linear, kernels", "linear, plain") for length in (1024, 16384)]
+    more = rows(layer, ATTENTION, found, floors, {"linear, kernels": 0.02}, "c", "one GPU", "abc")
+    assert [row.case.split(" | ")[2] for row in more if row.goal == "<= 1.3"] == [
+        f"attention at {length} tokens, linear, kernels, one GPU" for length in (1024, 16384)
+    ]
+    shown = section("name", made + more)
+    assert [table.caption.split(",")[0].split(":")[0] for table in shown.tables] == [
+        "Goals", "Map loss", "Map loss", "Attention", "Attention",
+    ]  # fmt: skip
+    assert shown.tables[1].rows[0] == ["streamed", "1,024", "20.0", "1.00", "20.0×", "7\N{NO-BREAK SPACE}B"]
+    assert shown.tables[2].rows == [["streamed", "0.00300"], ["in blocks", "0.100"]]
+    assert shown.tables[3].rows[2][:2] == ["linear, plain", "1,024"]
+    assert shown.tables[4].rows == [["linear, kernels", "0.0200"]]
+    assert not any(row.goal for row in rows(LAYER, MAP_LOSS, [], {}, {"streamed": 1.0}, "c", "2 CPU cores", "abc"))
+
+
+def test_the_commands_add_to_their_page(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch):
+    monkeypatch.setitem(attention.TOKENS, "cpu", 32)
+    sizes = ["--device", "cpu", "--heads", "2", "--kv-heads", "1", "--head-dim", "16", "--features", "16"]
+    for what in ("attention", "maploss"):
+        assert main([what, *sizes, "--lengths", "8,16", "--out", str(tmp_path / "speed")]) == 0
+    assert capsys.readouterr().out == 2 * f"{tmp_path / 'speed.md'}\n"
+    found = json.loads((tmp_path / "speed.json").read_text())
+    assert len(found) == 2 * (2 * 2 * 2 + 2) and all(row["value"] > 0 for row in found)
+    assert (tmp_path / "speed.md").read_text().count("\n## ") == 1
+
+
+def test_a_mistake_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["maploss", "--device", "cpu", "--features", "0", "--out", str(tmp_path / "speed")]) == 2
+    assert "mixer.features=0" in capsys.readouterr().err
