@@ -167,7 +167,10 @@ def loaded(given: argparse.Namespace, source: dict[str, Any], device: Any) -> di
     path = location(Teacher(given.teacher or source["teacher"]["name"], given.dtype, None, None))
     try:
         teacher = AutoModelForCausalLM.from_pretrained(
-            path, dtype=getattr(torch, given.dtype), attn_implementation=UNMASKED
+            path,
+            dtype=getattr(torch, given.dtype),
+            # Read whole, a text may be longer than a sliding window, which only a mask tells of.
+            attn_implementation=UNMASKED if given.what == "decode" else "sdpa",
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{path} cannot be loaded: {reason(error)}") from error

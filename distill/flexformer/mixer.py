@@ -89,7 +89,9 @@ class Mixer(TokenMixer):
             raise ValueError("an encoder sees both directions: it reads a text whole, and has no memory to go on from")
         one = memory is not None and query.shape[2] == 1
         if memory is not None and one and path is None and has_kernel(self, query, value):
-            return one_step(self, query, key, value, scaling, padding, memory)
+            done = one_step(self, query, key, value, scaling, padding, memory)
+            if done is not None:
+                return done
         if path is None:
             path = (self.ways.recurrent if one else self.ways.chunked) if self.causal else everywhere
         with torch.autocast(query.device.type, enabled=False):

@@ -1,5 +1,6 @@
 """A step of decoding as one kernel, where there is one for it: on a GPU, of exponential features."""
 
+import warnings
 from typing import Any
 
 import torch
@@ -13,11 +14,12 @@ from .normaliser import RowSum
 
 try:
     from .step_kernel import power_of_two, step_kernel
-except ImportError:  # No Triton for this machine: PyTorch does it.
+except (ImportError, OSError):  # No Triton for this machine, or no source for it to read: PyTorch does it.
     step_kernel = None
 
-#: Features that are held at a time; tokens of a window, and dimensions of a head, all of which are.
-BLOCK, WIDEST, DEEPEST = 64, 256, 128
+#: Features that are held at a time; tokens of a window, and dimensions of a head, all of which are; and how many query
+#: heads may share a key-value head, one after another, before that takes too long.
+BLOCK, WIDEST, DEEPEST, MOST_SHARED = 64, 256, 128, 8
 #: With fewer a block of features and one of the window do not fit into registers.
 WARPS = 8
 
@@ -30,20 +32,38 @@ def has_kernel(mixer: Any, query: Tensor, value: Tensor) -> bool:
         and query.is_cuda
         and not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
         and query.dtype != torch.float64
         and mixer.parts >= {"linear", "window"}
         and type(mixer.map) is Exponential
         and type(mixer.decay) in (NoDecay, LearnedDecay)
         and type(mixer.normaliser) is RowSum
         and mixer.width <= WIDEST
+        and mixer.shape.group <= MOST_SHARED
         and max(query.shape[-1], value.shape[-1]) <= DEEPEST
     )
 
 
 def one_step(
     mixer: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float, padding: Tensor | None, memory: Memory
+) -> tuple[Tensor, Memory] | None:
+    """What `Mixer.forward` does with one token, q (B, H, 1, D), k and v (B, K, 1, D).
+
+    None where the kernel cannot be built, for which Triton needs a C compiler and a GPU that it knows; from then on
+    there is none.
+    """
+    global step_kernel
+    try:
+        return launched(mixer, query, key, value, scaling, padding, memory)
+    except Exception as problem:
+        step_kernel = None
+        warnings.warn(f"decoding goes through PyTorch, since its kernel cannot be used here: {problem}", stacklevel=2)
+        return None
+
+
+def launched(
+    mixer: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float, padding: Tensor | None, memory: Memory
 ) -> tuple[Tensor, Memory]:
-    """What `Mixer.forward` does with one token, q (B, H, 1, D), k and v (B, K, 1, D)."""
     batch, heads, _, head_dim = query.shape
     kv_heads, width = key.shape[1], value.shape[-1]
     old = Memory(*(part.contiguous() for part in memory))

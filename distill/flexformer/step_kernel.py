@@ -29,7 +29,7 @@ def scaled_rows(pointer, first, count, bias, x, BLOCK_F: tl.constexpr, D: tl.con
 
 
 @triton.jit
-def softmax_size(pointer, count: tl.constexpr, bias, x, BLOCK_F: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr):
+def softmax_size(pointer, count, bias, x, BLOCK_F: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr):
     """Maximum and sum of exponentials of all features' logits."""
     top, total = float("-inf"), 0.0
     for first in range(0, count, BLOCK_F):
@@ -58,14 +58,14 @@ def step_kernel(
     new_sums, new_maximum, new_seen, new_keys, new_values, new_present,
     query_frequency, query_bias, key_frequency, key_bias,
     weight_1, weight_2, log_rate, gate_bias, gate_1, gate_2,
-    scale, epsilon,
-    K: tl.constexpr, G: tl.constexpr, F: tl.constexpr, R: tl.constexpr, D: tl.constexpr, V: tl.constexpr,
+    scale, epsilon, F,
+    K: tl.constexpr, G: tl.constexpr, R: tl.constexpr, D: tl.constexpr, V: tl.constexpr,
     W: tl.constexpr, DEGREE: tl.constexpr, DECAYS: tl.constexpr, PADDED: tl.constexpr,
     NO_KEYS: tl.constexpr, FORGOTTEN: tl.constexpr,
     BLOCK_F: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
     """Grid (B·K,). Shapes as `memory.Memory` has them, all contiguous; real (B,) and present (B, W) are bytes."""
-    place = tl.program_id(0)
+    place = tl.program_id(0).to(tl.int64)
     text, head = place // K, place % K
     d, v, r = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V), tl.arange(0, BLOCK_R)
     here = tl.full((), 1, tl.int32)
@@ -95,7 +95,7 @@ def step_kernel(
     tl.store(new_maximum + place * R + r, after, mask=r < R)
     shift = tl.max(tl.where(r < R, after, float("-inf")), 0)
 
-    for g in tl.static_range(G):
+    for g in range(0, G):
         row = place * G + g
         asked = tl.load(query + row * D + d, mask=d < D, other=0.0).to(tl.float32) * scale
         frequency, bias = query_frequency + row % (K * G) * F * D, query_bias + row % (K * G) * F

@@ -21,13 +21,14 @@ READ = 128
 
 
 class FixedLayer(CacheLayerMixin):
-    """Keys and values of `length` tokens and of the one that comes, (B, K, length + 1, D)."""
+    """Of `length` tokens before, those that are kept, and the one that comes: keys and values (B, K, kept + 1, D)."""
 
     is_sliding = False
 
-    def __init__(self, keys: Tensor, values: Tensor):
+    def __init__(self, keys: Tensor, values: Tensor, length: int | None = None):
         super().__init__()
         self.keys, self.values, self.is_initialized = keys, values, True
+        self.length = keys.shape[2] - 1 if length is None else length
         self.last = torch.tensor([keys.shape[2] - 1], device=keys.device)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -41,11 +42,11 @@ class FixedLayer(CacheLayerMixin):
         return self.keys, self.values
 
     def get_seq_length(self, *args: Any) -> int:
-        assert self.keys is not None
-        return self.keys.shape[2] - 1
+        return self.length
 
     def get_mask_sizes(self, query_length: Any) -> tuple[int, int]:
-        return self.get_seq_length() + 1, 0
+        assert self.keys is not None
+        return self.keys.shape[2], self.length + 1 - self.keys.shape[2]
 
     def get_max_length(self) -> int:
         return -1
@@ -54,9 +55,14 @@ class FixedLayer(CacheLayerMixin):
 
 
 def full(layer: Any, length: int) -> FixedLayer:
-    """A layer like this one, of `length` tokens: how long a step takes does not depend on which."""
-    shape = (*layer.keys.shape[:2], length + 1, layer.keys.shape[3])
-    return FixedLayer(*(torch.randn(shape, dtype=layer.keys.dtype, device=layer.keys.device) for _ in range(2)))
+    """A layer like this one, of `length` tokens: how long a step takes does not depend on which. With a sliding window
+    it keeps no more than can be seen again."""
+    kept = min(length, layer.sliding_window - 1) if getattr(layer, "is_sliding", False) else length
+
+    def drawn(part: Tensor) -> Tensor:
+        return torch.randn(*part.shape[:2], kept + 1, part.shape[3], dtype=part.dtype, device=part.device)
+
+    return FixedLayer(drawn(layer.keys), drawn(layer.values), length)
 
 
 def teacher_step(teacher: Any, batch: int, length: int) -> tuple[Step, int]:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from distill.flexformer import mixer as mixer_module
 from distill.flexformer import step
 from distill.flexformer.feature_map import HeadShape
 from distill.flexformer.memory import Memory
@@ -58,7 +59,7 @@ def follow(mixer: Mixer, text: list[Tensor], padding: Tensor | None, tolerance: 
     ours, theirs = mixer.no_memory(*text[1:]), exact.no_memory(*wide[1:])
     for i in range(text[0].shape[2]):
         real = None if padding is None else padding[:, i : i + 1]
-        out, ours = step.one_step(mixer, *token(text, i), SCALING, real, ours)
+        out, ours = step.launched(mixer, *token(text, i), SCALING, real, ours)
         expected, theirs = exact(*token(wide, i), SCALING, real, theirs, exact.ways.recurrent)
         assert out.dtype == text[2].dtype
         assert_close(out, expected, tolerance)
@@ -108,7 +109,7 @@ def test_half_precision_goes_in_and_out(name: str):
     mixer, text = made(shape, options), heads(shape, 9, torch.bfloat16)
     ours = theirs = mixer.no_memory(*text[1:])
     for i in range(9):
-        out, ours = step.one_step(mixer, *token(text, i), SCALING, None, ours)
+        out, ours = step.launched(mixer, *token(text, i), SCALING, None, ours)
         expected, theirs = mixer(*token(text, i), SCALING, None, theirs, mixer.ways.recurrent)
         assert out.dtype == torch.bfloat16 and ours.sums.dtype == torch.float32 and ours.keys.dtype == torch.bfloat16
         torch.testing.assert_close(out, expected, rtol=1e-2, atol=1e-2)
@@ -121,7 +122,7 @@ def test_a_mixer_takes_it_on_a_gpu(monkeypatch: pytest.MonkeyPatch):
     shape, options = CASES["all"]
     mixer, text = made(shape, options), heads(shape, 9)
     _, memory = mixer(*[each[:, :, :8] for each in text], SCALING)
-    expected = step.one_step(mixer, *token(text, 8), SCALING, None, memory)
+    expected = step.launched(mixer, *token(text, 8), SCALING, None, memory)
     found = mixer(*token(text, 8), SCALING, None, memory)
     assert all(torch.equal(*pair) for pair in zip((found[0], *found[1]), (expected[0], *expected[1]), strict=True))
 
@@ -132,37 +133,70 @@ def test_nothing_that_came_before_is_written_to():
     mixer, text = made(shape, options), heads(shape, 4)
     _, memory = mixer(*text, SCALING)
     kept = [part.clone() for part in memory]
-    step.one_step(mixer, *token(text, 0), SCALING, None, memory)
+    step.launched(mixer, *token(text, 0), SCALING, None, memory)
     assert all(torch.equal(*pair) for pair in zip(kept, memory, strict=True))
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"map": "elu"},
-        PLAIN | {"decay": "gated"},
-        PLAIN | {"decay": "delta", "key_weight": "none"},
-        PLAIN | {"normaliser": "norm"},
-        PLAIN | {"window": 300},
-    ],
-    ids=["map", "gated", "delta", "norm", "window"],
-)
-def test_what_there_is_no_kernel_for(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
-    class OnGpu:
-        is_cuda, dtype, shape = True, torch.float32, (1, 2, 1, 8)
+class OnGpu:
+    """What is looked at of a query or a value."""
 
-    given: Any = OnGpu()
-    plain = made(HeadShape(2, 2, 8), PLAIN)
-    options = options if "features" in options else bare("elu")
-    with torch.no_grad():
-        assert step.has_kernel(plain, given, given)
-        assert not step.has_kernel(made(HeadShape(2, 2, 8), options), given, given)
-        assert not step.has_kernel(plain, torch.zeros(1, 2, 1, 8), given)
-        monkeypatch.setattr(OnGpu, "dtype", torch.float64)
-        assert not step.has_kernel(plain, given, given)
-        monkeypatch.setattr(OnGpu, "dtype", torch.float32)
-        monkeypatch.setattr(step, "step_kernel", None)
-        assert not step.has_kernel(plain, given, given)
-    monkeypatch.undo()
+    def __init__(self, width: int = 8, dtype: torch.dtype = torch.float32, is_cuda: bool = True):
+        self.is_cuda, self.dtype, self.shape = is_cuda, dtype, (1, 2, 1, width)
+
+
+SHAPE = HeadShape(2, 2, 8)
+NONE_FOR: dict[str, tuple[HeadShape, dict[str, Any]]] = {
+    "map": (SHAPE, bare("elu")),
+    "gated": (SHAPE, PLAIN | {"decay": "gated"}),
+    "delta": (SHAPE, PLAIN | {"decay": "delta", "key_weight": "none"}),
+    "norm": (SHAPE, PLAIN | {"normaliser": "norm"}),
+    "window": (SHAPE, PLAIN | {"window": 300}),
+    "queries": (HeadShape(9, 1, 8), PLAIN),
+}
+
+
+def chosen(mixer: Mixer, query: Any = None, value: Any = None) -> bool:
+    return step.has_kernel(mixer, query or OnGpu(), value or OnGpu())
+
+
+@pytest.mark.parametrize("name", NONE_FOR)
+@torch.no_grad()
+def test_mixers_that_there_is_no_kernel_for(name: str):
+    assert chosen(made(SHAPE, PLAIN))
+    assert not chosen(made(*NONE_FOR[name]))
+
+
+@torch.no_grad()
+def test_steps_that_there_is_no_kernel_for(monkeypatch: pytest.MonkeyPatch):
+    plain = made(SHAPE, PLAIN)
+    for given in (OnGpu(is_cuda=False), OnGpu(dtype=torch.float64), OnGpu(width=200)):
+        assert not chosen(plain, given)
+    assert not chosen(plain, None, OnGpu(width=200))
     with torch.enable_grad():
-        assert not step.has_kernel(plain, given, given)
+        assert not chosen(plain)
+    for owner, name in ((torch.compiler, "is_compiling"), (torch.jit, "is_tracing")):
+        with monkeypatch.context() as changed:
+            changed.setattr(owner, name, lambda: True)
+            assert not chosen(plain)
+    plain.parts = {"linear"}
+    assert not chosen(plain)
+
+
+@torch.no_grad()
+def test_a_kernel_that_cannot_be_built_is_told_of_once(monkeypatch: pytest.MonkeyPatch):
+    """And PyTorch does it, then and from then on."""
+
+    class Broken:
+        def __getitem__(self, grid: Any) -> Any:
+            raise RuntimeError("Failed to find C compiler")
+
+    shape, options = CASES["window"]
+    mixer, given = made(shape, options), heads(shape, 6)
+    monkeypatch.setattr(step, "step_kernel", Broken())
+    monkeypatch.setattr(mixer_module, "has_kernel", lambda *given: step.step_kernel is not None)
+    _, memory = mixer(*[each[:, :, :5] for each in given], SCALING)
+    with pytest.warns(UserWarning, match="PyTorch.*Failed to find C compiler"):
+        found, _ = mixer(*token(given, 5), SCALING, None, memory)
+    expected, _ = mixer(*token(given, 5), SCALING, None, memory, mixer.ways.recurrent)
+    assert torch.equal(found, expected) and step.step_kernel is None
+    assert torch.equal(mixer(*token(given, 5), SCALING, None, memory)[0], expected)
