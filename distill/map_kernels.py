@@ -11,7 +11,7 @@ rows are a sorted list of positions. φ_k and w stand `window` places late, as t
 j + w. Tests hold all of it to `maploss.map_kl`.
 
 Grids: (blocks of rows, B·H) forwards; (blocks of rows, B·H, blocks of F) and (blocks of keys, B·K, blocks of F)
-backwards. Sums are float32; products are of bfloat16, or of float32 where PRECISE.
+backwards. Sums are float32; products as MODE says, see `product`.
 """
 
 import os
@@ -28,13 +28,14 @@ INTERPRETED: tl.constexpr = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "
 
 
 @triton.jit
-def product(a, b, PRECISE: tl.constexpr):
-    if PRECISE:
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="tf32x3")
-    a, b = a.to(tl.bfloat16), b.to(tl.bfloat16)
-    if INTERPRETED:
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
-    return tl.dot(a, b)
+def product(a, b, MODE: tl.constexpr):
+    """Of bfloat16 ("bf16"), or of float32 as tensor cores have it ("tf32"), or as exact as it is ("tf32x3")."""
+    if MODE == "bf16":
+        a, b = a.to(tl.bfloat16), b.to(tl.bfloat16)
+        if INTERPRETED:
+            return tl.dot(a.to(tl.float32), b.to(tl.float32))
+        return tl.dot(a, b)
+    return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision=MODE)
 
 
 @triton.jit
@@ -48,13 +49,13 @@ def matrix(pointer, rows, row_count, columns, column_count, stride):
 def tile(
     query, key, query_features, key_features, log_weight, gate, there, i, row, row_count, j, scaling,
     N, F: tl.constexpr, D: tl.constexpr, W: tl.constexpr,
-    CAUSAL: tl.constexpr, GATED: tl.constexpr, PADDED: tl.constexpr, PRECISE: tl.constexpr,
+    CAUSAL: tl.constexpr, GATED: tl.constexpr, PADDED: tl.constexpr, MODE: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
     """s, a, the kernel's values and which of them count, of rows (M,) at positions i and keys j (N,)."""
     d = tl.arange(0, BLOCK_D)
     asked = matrix(query, i, N, d, D, D)
-    s = product(asked, tl.trans(matrix(key, j, N, d, D, D)), PRECISE) * scaling
+    s = product(asked, tl.trans(matrix(key, j, N, d, D, D)), MODE) * scaling
     visible = (row < row_count)[:, None] & (j < N)[None, :]
     if CAUSAL:
         visible = visible & (j[None, :] <= i[:, None])
@@ -64,9 +65,7 @@ def tile(
     kappa = tl.zeros(s.shape, tl.float32)
     for first in range(0, F, BLOCK_F):
         f = first + tl.arange(0, BLOCK_F)
-        kappa += product(
-            matrix(query_features, i, N, f, F, F), tl.trans(matrix(key_features, j + W, N, f, F, F)), PRECISE
-        )
+        kappa += product(matrix(query_features, i, N, f, F, F), tl.trans(matrix(key_features, j + W, N, f, F, F)), MODE)
     a = tl.log(tl.maximum(kappa, TINY)) + tl.load(log_weight + j + W, mask=j + W < N, other=0.0)[None, :]
     if GATED:
         a += tl.load(gate + i, mask=row < row_count, other=0.0)[:, None]
@@ -80,10 +79,10 @@ def tile(
 def forward_kernel(
     query, key, query_features, key_features, log_weight, gate, there, rows, kl, teacher_size, student_size, scaling,
     Q, N, H, G: tl.constexpr, F: tl.constexpr, D: tl.constexpr, W: tl.constexpr,
-    CAUSAL: tl.constexpr, GATED: tl.constexpr, PADDED: tl.constexpr, PRECISE: tl.constexpr,
+    CAUSAL: tl.constexpr, GATED: tl.constexpr, PADDED: tl.constexpr, MODE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
-    head = tl.program_id(1)
+    head = tl.program_id(1).to(tl.int64)
     shared = head // G
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     i = tl.load(rows + row, mask=row < Q, other=0)
@@ -98,7 +97,7 @@ def forward_kernel(
         s, a, _, far = tile(
             query + head * N * D, key + shared * N * D, query_features + head * N * F, key_features + shared * N * F,
             log_weight + shared * N, gate + head * N, there + head // H * N, i, row, Q, j, scaling,
-            N, F, D, W, CAUSAL, GATED, PADDED, PRECISE, BLOCK_D, BLOCK_F,
+            N, F, D, W, CAUSAL, GATED, PADDED, MODE, BLOCK_D, BLOCK_F,
         )  # fmt: skip
         higher = tl.maximum(top, tl.max(s, 1))
         weight, shrunk = tl.exp(s - higher[:, None]), tl.exp(top - higher)
@@ -123,11 +122,11 @@ def query_kernel(
     query, key, query_features, key_features, log_weight, gate, there, rows, teacher_size, student_size, given,
     query_gradient, gate_gradient, scaling,
     Q, N, H, G: tl.constexpr, F: tl.constexpr, D: tl.constexpr, W: tl.constexpr,
-    CAUSAL: tl.constexpr, GATED: tl.constexpr, PADDED: tl.constexpr, PRECISE: tl.constexpr,
+    CAUSAL: tl.constexpr, GATED: tl.constexpr, PADDED: tl.constexpr, MODE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_F: tl.constexpr, PART: tl.constexpr,
 ):  # fmt: skip
     """Gradients for φ_q, of `PART` features, and for the gate; given: those of KL."""
-    head = tl.program_id(1)
+    head = tl.program_id(1).to(tl.int64)
     shared = head // G
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     f = tl.program_id(2) * PART + tl.arange(0, PART)
@@ -145,11 +144,11 @@ def query_kernel(
         s, a, kappa, far = tile(
             query + head * N * D, key + shared * N * D, query_features + head * N * F, key_features + shared * N * F,
             log_weight + shared * N, gate + head * N, there + head // H * N, i, row, Q, j, scaling,
-            N, F, D, W, CAUSAL, GATED, PADDED, PRECISE, BLOCK_D, BLOCK_F,
+            N, F, D, W, CAUSAL, GATED, PADDED, MODE, BLOCK_D, BLOCK_F,
         )  # fmt: skip
         by_log = tl.where(far, (tl.exp(a - student[:, None]) - tl.exp(s - teacher[:, None])) * asked[:, None], 0.0)
         by_value = tl.where(kappa > TINY, by_log / tl.maximum(kappa, TINY), 0.0)
-        gradient += product(by_value, matrix(key_features + shared * N * F, j + W, N, f, F, F), PRECISE)
+        gradient += product(by_value, matrix(key_features + shared * N * F, j + W, N, f, F, F), MODE)
         opened += tl.sum(by_log, 1)
     inside = (row < Q)[:, None] & (f < F)[None, :]
     tl.store(query_gradient + head * N * F + i[:, None] * F + f[None, :], gradient, mask=inside)
@@ -162,16 +161,17 @@ def key_kernel(
     query, key, query_features, key_features, log_weight, gate, there, rows, teacher_size, student_size, given,
     key_gradient, weight_gradient, scaling,
     Q, N, K, G: tl.constexpr, F: tl.constexpr, D: tl.constexpr, W: tl.constexpr,
-    CAUSAL: tl.constexpr, GATED: tl.constexpr, PADDED: tl.constexpr, PRECISE: tl.constexpr,
+    CAUSAL: tl.constexpr, GATED: tl.constexpr, PADDED: tl.constexpr, MODE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_F: tl.constexpr, PART: tl.constexpr,
 ):  # fmt: skip
     """Gradients for φ_k, of `PART` features, and for the key weight, over the G query heads that read them."""
-    shared = tl.program_id(1)
+    shared = tl.program_id(1).to(tl.int64)
     first = tl.program_id(0) * BLOCK_N
     j = first + tl.arange(0, BLOCK_N)
     f = tl.program_id(2) * PART + tl.arange(0, PART)
     gradient, weighed = tl.zeros((BLOCK_N, PART), tl.float32), tl.zeros((BLOCK_N,), tl.float32)
-    for head in range(shared * G, shared * G + G):
+    for g in range(0, G):
+        head = shared * G + g
         for start in range(0, Q, BLOCK_M):
             row = start + tl.arange(0, BLOCK_M)
             i = tl.load(rows + row, mask=row < Q, other=0)
@@ -185,13 +185,13 @@ def key_kernel(
                     query + head * N * D, key + shared * N * D, query_features + head * N * F,
                     key_features + shared * N * F, log_weight + shared * N, gate + head * N,
                     there + shared // K * N, i, row, Q, j, scaling,
-                    N, F, D, W, CAUSAL, GATED, PADDED, PRECISE, BLOCK_D, BLOCK_F,
+                    N, F, D, W, CAUSAL, GATED, PADDED, MODE, BLOCK_D, BLOCK_F,
                 )  # fmt: skip
                 by_log = tl.exp(a - student[:, None]) - tl.exp(s - teacher[:, None])
                 by_log = tl.where(far, by_log * asked[:, None], 0.0)
                 by_value = tl.where(kappa > TINY, by_log / tl.maximum(kappa, TINY), 0.0)
                 features = matrix(query_features + head * N * F, i, N, f, F, F)
-                gradient += product(tl.trans(by_value), features, PRECISE)
+                gradient += product(tl.trans(by_value), features, MODE)
                 weighed += tl.sum(by_log, 0)
     column = j + W
     inside = (column < N)[:, None] & (f < F)[None, :]

@@ -1,6 +1,7 @@
 """KL(P‖A) of whole layers through the kernels of `map_kernels`, on a GPU: no tile of a map outlives its program."""
 
 import importlib.util
+import warnings
 from typing import Any
 
 import torch
@@ -8,24 +9,47 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .capture import Heads
+from .flexformer.decay import NoDecay
+from .flexformer.exponential import Exponential
+from .flexformer.mixer import PARTS, Mixer
 from .flexformer.weights import Whole
 
 #: Rows and keys of a tile, features that are multiplied at a time, and features of a gradient that a program makes.
 TILE, DEPTH, PART = 64, 64, 128
+#: How products are made, by what PyTorch is told of those of float32.
+MODES = {"medium": "bf16", "high": "tf32", "highest": "tf32x3"}
+#: The largest head_dim whose tiles fit into shared memory.
+DEEPEST = 128
+#: Why there are no kernels, once that is known.
+_broken: list[Exception] = []
 #: With fewer the tiles do not fit into registers.
 WARPS = 8
 
 
-def streams(whole: Whole) -> bool:
-    """Whether there is a kernel for these weights: without decay, and with a kernel that rounding leaves above 0."""
+def streams(mixer: Mixer, heads: Heads) -> bool:
+    """Whether there are kernels for the map loss of `mixer`, whole: exponential features without decay."""
     return (
-        whole.query.is_cuda
-        and whole.query.dtype != torch.float64
-        and whole.least is None
-        and whole.features.log_decay.shape[-1] == 1
-        and not whole.decays
+        heads.query.is_cuda
+        and heads.query.dtype != torch.float64
+        and torch.version.hip is None
+        and type(mixer.map) is Exponential
+        and type(mixer.decay) is NoDecay
+        and len(mixer.parts) == len(PARTS)
+        and heads.query.shape[-1] <= DEEPEST
+        and not _broken
         and importlib.util.find_spec("triton") is not None
     )
+
+
+def try_stream_kl(whole: Whole, heads: Heads, rows: Tensor) -> Tensor | None:
+    """`stream_kl`; None where the kernels cannot be built, for which Triton needs a C compiler and a GPU that it knows.
+    From then on there are none."""
+    try:
+        return stream_kl(whole, heads, rows)
+    except Exception as problem:
+        _broken.append(problem)
+        warnings.warn(f"maps are compared by PyTorch, since the kernels cannot be used here: {problem}", stacklevel=2)
+        return None
 
 
 def stream_kl(whole: Whole, heads: Heads, rows: Tensor) -> Tensor:
@@ -85,8 +109,8 @@ def arguments(
     """What all kernels begin with, and their sizes."""
     # In the place of what there is not stands something that is not read.
     there = weight if heads.padding is None else (heads.padding != 0).to(torch.int8)
-    precise = torch.get_float32_matmul_precision() == "highest"
-    products = [each if precise else each.bfloat16() for each in (heads.query, heads.key, query, key)]
+    mode = MODES[torch.get_float32_matmul_precision()]
+    products = [each.bfloat16() if mode == "bf16" else each for each in (heads.query, heads.key, query, key)]
     given = [*products, weight, weight if gate is None else gate, there, rows]
     head_dim = heads.query.shape[-1]
     sizes = {
@@ -97,14 +121,14 @@ def arguments(
         "CAUSAL": whole.causal,
         "GATED": gate is not None,
         "PADDED": heads.padding is not None,
-        "PRECISE": precise,
+        "MODE": mode,
         "BLOCK_M": TILE,
         "BLOCK_N": TILE,
         "BLOCK_D": max(16, 1 << (head_dim - 1).bit_length()),
         "BLOCK_F": DEPTH,
         "num_warps": WARPS,
         # Tiles on their way from memory: of float32 there is no room for several.
-        "num_stages": 1 if precise else 3,
+        "num_stages": 3 if mode == "bf16" else 1,
     }
     return [each.contiguous() for each in given], sizes
 

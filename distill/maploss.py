@@ -5,6 +5,8 @@ P (B, K, G, Q, N) are the teacher's weights, A the student's; G query heads shar
 Every result is per head: (H,) with H = K·G.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -15,10 +17,12 @@ from .flexformer.exact import exact_attention
 from .flexformer.mixer import Mixer
 from .flexformer.token_mixer import TokenMixer
 from .flexformer.weights import Whole, log_weights
-from .map_stream import stream_kl, streams
+from .map_stream import streams, try_stream_kl
 
 #: Numbers of a map that are held at a time, 64 MiB of them in float32, and a few such tensors on the way.
 TILE = 2**24
+#: How a block is computed again: nothing in it is random.
+AGAIN: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
 #: Queries to a block where launching is cheap: the more blocks, the less is computed of what nobody sees.
 CPU_BLOCK = 64
 
@@ -51,12 +55,18 @@ def row_kl(teacher: Tensor, student: Tensor) -> Tensor:
 
 
 def layer_kl(mixer: Mixer, heads: Heads, queries: Tensor | None = None) -> Tensor:
-    """`map_kl` of a comparable mixer and its teacher, without a map in memory that does not fit into one tile."""
-    rows = torch.arange(heads.key.shape[2]) if queries is None else queries.cpu().sort().values
+    """`map_kl` of a comparable mixer and its teacher, without a map in memory that does not fit into one tile.
+
+    queries (Q,): sorted, and in the memory of the processor, which has to know how far each sees.
+    """
+    rows = torch.arange(heads.key.shape[2]) if queries is None else queries
     whole = mixer.whole(heads.query, heads.key, heads.scaling, heads.padding)
-    on_device = rows.to(heads.key.device)
-    streamed = len(rows) * per_row(heads) > TILE and streams(whole)
-    found = stream_kl(whole, heads, on_device) if streamed else kl_in_blocks(whole, heads, rows)
+    on_device = rows.to(heads.key.device, non_blocking=True)
+    found = None
+    if len(rows) * per_row(heads) > TILE and streams(mixer, heads):
+        found = try_stream_kl(whole, heads, on_device)
+    if found is None:
+        found = kl_in_blocks(whole, heads, rows)
     return per_head(found, heads.padding, on_device)
 
 
@@ -71,7 +81,7 @@ def kl_in_blocks(whole: Whole, heads: Heads, rows: Tensor) -> Tensor:
     found = []
     for block in rows.split(min(most, CPU_BLOCK) if device.type == "cpu" else most):
         given = whole, heads, block.to(device), int(block[-1]) + 1 if heads.causal else length
-        found.append(block_kl(*given) if fits else checkpoint(block_kl, *given, use_reentrant=False))
+        found.append(block_kl(*given) if fits else checkpoint(block_kl, *given, **AGAIN))
     return torch.cat(found, -1)
 
 

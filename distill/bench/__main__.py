@@ -57,6 +57,12 @@ def parser() -> argparse.ArgumentParser:
         layer.add_argument(
             "--dtype", choices=DTYPES, default="float32", help="of queries, keys and values (%(default)s)"
         )
+        layer.add_argument(
+            "--precision",
+            choices=("medium", "high", "highest"),
+            default="medium",
+            help="of float32 products, as matmul_precision of a run (%(default)s)",
+        )
         for option, default, means in SIZES:
             layer.add_argument(option, type=int, default=default, metavar="N", help=f"{means} (%(default)s)")
     return made
@@ -136,19 +142,24 @@ def bench_layer(given: argparse.Namespace, command: str) -> Path:
 
     timed, goals = {"attention": (attention, ATTENTION), "maploss": (maploss, MAP_LOSS)}[given.what]
     shape = HeadShape(given.heads, given.kv_heads, given.head_dim)
+    if min(shape) < 1 or given.heads % given.kv_heads:
+        raise UserError(f"--heads {given.heads} must be a multiple of --kv-heads {given.kv_heads}, and all at least 1")
     options = bare(
         "exponential", features=given.features, frequency_scale=0.3, key_weight="quadratic", window=given.window
     )
     device = torch.device(given.device or best_device())
     layer = Layer(shape, options, device, getattr(torch, given.dtype))
     try:
+        layer.mixer()
+    except ValueError as error:
+        raise UserError(f"{error}") from error
+    torch.set_float32_matmul_precision(given.precision)
+    try:
         found = time_ways(device, given.lengths, timed.ways(layer), goals.what)
         rates = multiplied_per_second(device), copied_per_second(device)
         floors = {length: timed.floor(layer, length, *rates) for length in given.lengths}
-        told = command, hardware(device), git_commit()
+        told = command, f"{hardware(device)}, {given.precision} precision", git_commit()
         return save(given.out, rows(layer, goals, found, floors, timed.errors(layer), *told), TITLE, section)
-    except ValueError as error:
-        raise UserError(f"{error}") from error
     except OSError as error:
         raise UserError(f"--out {given.out} cannot be written: {reason(error)}") from error
 

@@ -62,7 +62,7 @@ def attentions(layer: Layer) -> dict[str, Attention]:
     """Those that there are on this machine."""
     found: dict[str, Attention] = {"softmax (SDPA)": softmax, "linear, plain": plain}
     if layer.device.type == "cuda":
-        found["linear, compiled"] = torch.compile(plain)
+        found["linear, compiled"] = torch.compile(plain, dynamic=False)
         if importlib.util.find_spec("triton") is not None:
             found["linear, kernels"] = kernels
     return found

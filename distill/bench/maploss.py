@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..capture import Heads
+from ..flexformer.engine import grouped, hidden
 from ..flexformer.mixer import Mixer
 from ..flexformer.weights import log_weights
 from ..map_stream import stream_kl, streams
@@ -47,10 +48,9 @@ def losses(layer: Layer) -> dict[str, Loss]:
     """Those that there are on this machine, for this mixer."""
     # Plain, it is no rival on a GPU, and has the larger memory.
     on_gpu = layer.device.type == "cuda"
-    found: dict[str, Loss] = {"dense (compiled)": torch.compile(dense)} if on_gpu else {"dense": dense}
+    found: dict[str, Loss] = {"dense (compiled)": torch.compile(dense, dynamic=False)} if on_gpu else {"dense": dense}
     found["in blocks"] = in_blocks
-    heads = layer.heads(16)
-    if streams(layer.mixer().whole(heads.query, heads.key, heads.scaling)):
+    if streams(layer.mixer(), layer.heads(16)):
         found["streamed"] = streamed
     return found
 
@@ -74,8 +74,11 @@ def errors(layer: Layer) -> dict[str, float]:
     """By way, of the gradient for the map's first parameter, against float64."""
     mixer, heads = layer.mixer(), layer.heads(CHECKED)
     exact = deepcopy(mixer).double()
-    whole = exact.whole(heads.query.double(), heads.key.double(), heads.scaling)
-    right = gradient(row_kl(log_teacher(heads).double(), log_weights(whole)), exact)
+    query, key = heads.query.double(), heads.key.double()
+    whole = exact.whole(query, key, heads.scaling)
+    logits = grouped(query, key) @ key[:, :, None].mT * heads.scaling
+    teacher = logits.masked_fill(hidden(logits, None), -torch.inf).log_softmax(-1)
+    right = gradient(row_kl(teacher, log_weights(whole)), exact)
     return {name: error(gradient(loss(mixer, heads), mixer), right) for name, loss in losses(layer).items()}
 
 

@@ -35,26 +35,27 @@ class Timing:
 @torch.no_grad()
 def time_decode(models: dict[str, Any], lengths: list[int], batches: list[int], faster: list[Faster]) -> list[Timing]:
     """A token after each length. faster: what is done to the steps of both sides, one after the other."""
-    make, found = {"teacher": teacher_step, "student": student_step}, []
-    for batch in batches:
+    return [timing for batch in batches for timing in time_decode_of(batch, models, lengths, faster)]
 
-        def both(length: int, batch: int = batch) -> dict[str, tuple[Step, int]]:
-            made = {}
-            for who in WHO:
-                step, kept = make[who](models[who], batch, length)
-                for way in faster:
-                    step = way(step)
-                made[who] = step, kept
-            return made
 
-        made = while_there_is_room(sorted(lengths), both)
-        steps = {length: {who: step for who, (step, _) in each.items()} for length, each in made.items()}
-        for length, seconds in in_turn(
-            steps, STEPS, models["teacher"].device, f"decode, batch {batch}", *TURNS
-        ).items():
-            kept = {who: held for who, (_, held) in made[length].items()}
-            found.append(timing("decode", batch, length, seconds, kept))
-    return found
+def time_decode_of(batch: int, models: dict[str, Any], lengths: list[int], faster: list[Faster]) -> list[Timing]:
+    """Of one batch, whose caches and graphs are gone before the next needs room."""
+    make = {"teacher": teacher_step, "student": student_step}
+
+    def both(length: int) -> dict[str, tuple[Step, int]]:
+        made = {}
+        for who in WHO:
+            step, kept = make[who](models[who], batch, length)
+            for way in faster:
+                step = way(step)
+            made[who] = step, kept
+        return made
+
+    made = while_there_is_room(sorted(lengths), both)
+    steps = {length: {who: step for who, (step, _) in each.items()} for length, each in made.items()}
+    seconds = in_turn(steps, STEPS, models["teacher"].device, f"decode, batch {batch}", *TURNS)
+    kept = {length: {who: held for who, (_, held) in made[length].items()} for length in seconds}
+    return [timing("decode", batch, length, taken, kept[length]) for length, taken in seconds.items()]
 
 
 @torch.no_grad()

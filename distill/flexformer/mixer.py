@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from .bidirectional import everywhere
-from .decay import FORGOTTEN, NoDecay, build_decay
+from .decay import FORGOTTEN, build_decay
 from .delta import DELTA, Reading
 from .engine import NO_KEYS, SUMS, Features, State, Way
 from .feature_map import HeadShape
@@ -169,8 +169,8 @@ class Mixer(TokenMixer):
         )
         features = self.features(query, position, delayed, late, there)
         gate = None if self.window is None else self._gate(query)
-        seen, decays = real & ("window" in self.parts), type(self.decay) is not NoDecay
-        return Whole(features, query, key, seen, gate, self.width, self.map.minimum(), decays, self.causal)
+        seen = real & ("window" in self.parts)
+        return Whole(features, query, key, seen, gate, self.width, self.map.minimum(), self.causal)
 
     def _gate(self, query: Tensor) -> Tensor:
         """What the logarithm of the linear part's weights is raised by beside a window: (B, H, N)."""

@@ -14,7 +14,7 @@ class Whole(NamedTuple):
 
     features: of the linear part, its keys `width` tokens late. query (B, H, N, D) and key (B, K, N, D): scaled. seen
     (B, N): the keys that the window can see. gate (B, H, N): what the logarithm of the linear part's weights is raised
-    by beside a window, None without one. least (H, M): see `engine.log_scores`. decays: whether log γ is not 0.
+    by beside a window, None without one. least (H, M): see `engine.log_scores`.
     """
 
     features: Features
@@ -24,7 +24,6 @@ class Whole(NamedTuple):
     gate: Tensor | None
     width: int
     least: Tensor | None
-    decays: bool
     causal: bool
 
     def until(self, end: int) -> "Whole":

@@ -11,7 +11,7 @@ from ..loading import location
 from ..positions import within_positions
 from ..stages.stage import embeddings
 from .origin import hardware
-from .steps import Step, student_step, teacher_step
+from .steps import Step, student_step, teacher_step, tokens
 from .subject import NotMeasured, Subject
 from .turns import WHO, in_turn, while_there_is_room
 
@@ -106,30 +106,27 @@ def costs(subject: Subject, lengths: list[int]) -> dict[str, dict[int, dict[str,
         model.eval().to(subject.device)
     reads = {length: {who: reading(models[who], length, subject) for who in WHO} for length in lengths}
     prefill = in_turn(reads, 1, subject.device, "cost of reading", *TURNS)
-    decode: dict[int, dict[str, list[float]]] = {}
+    # Looked at before there are caches, which would leave less room.
+    watched = prefill if subject.device.type == "cuda" else {}
+    peak = {n: {who: peak_bytes(reads[n][who], subject.device) for who in WHO} for n in watched}
     steps: dict[int, dict[str, tuple[Step, int]]] = {}
     if subject.task.causal:
-        steps = while_there_is_room(
-            list(prefill), lambda length: {who: STEPS[who](models[who], 1, length - 1) for who in WHO}
-        )
-        taken = {length: {who: step for who, (step, _) in by.items()} for length, by in steps.items()}
-        decode = in_turn(taken, DECODED, subject.device, "cost of decoding", *TURNS)
-        prefill = {length: prefill[length] for length in decode}
-    watched = prefill if subject.device.type == "cuda" else {}
+        steps = while_there_is_room(list(prefill), lambda n: {who: STEPS[who](models[who], 1, n - 1) for who in WHO})
+    taken = {length: {who: step for who, (step, _) in by.items()} for length, by in steps.items()}
+    decode = in_turn(taken, DECODED, subject.device, "cost of decoding", *TURNS) if taken else {}
+    # What is told is told of the same lengths; of reading alone, where nothing can be decoded.
+    done = list(decode or prefill)
     return {
-        "prefill": medians(prefill),
+        "prefill": medians({length: prefill[length] for length in done}),
         "decode": medians(decode),
         "kept_bytes": {length: {who: steps[length][who][1] for who in WHO} for length in decode},
-        "peak_bytes": {
-            length: {who: peak_bytes(reads[length][who], subject.device) for who in WHO} for length in watched
-        },
+        "peak_bytes": {length: peak[length] for length in done if peak},
     }
 
 
 def reading(model: Any, length: int, subject: Subject) -> Step:
     """A text of random tokens, read whole."""
-    generator = torch.Generator().manual_seed(length)
-    ids = torch.randint(model.config.vocab_size, (1, length), generator=generator).to(subject.device)
+    ids = tokens(model, 1, length)
     return lambda: model(input_ids=ids, **subject.task.arguments)
 
 

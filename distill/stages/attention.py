@@ -34,10 +34,10 @@ class AttentionStage(Stage):
         return losses.sum()
 
     def draw_queries(self, length: int) -> Tensor | None:
-        """The positions whose attention is compared in this step: an unbiased sample of all, None for all."""
+        """The positions whose attention is compared in this step: an unbiased sample of all, sorted; None for all."""
         if self.wanted.queries is None or self.wanted.queries >= length:
             return None
-        return torch.randperm(length, device=self.device)[: self.wanted.queries]
+        return torch.randperm(length)[: self.wanted.queries].sort().values
 
     def layer_loss(self, mixer: Any, heads: Heads, queries: Tensor | None) -> Tensor:
         """Mean over heads, queries and batch of the loss of one layer."""

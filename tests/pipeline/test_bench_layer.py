@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,14 @@ from distill.mixer import bare
 CPU = torch.device("cpu")
 OPTIONS = bare("exponential", features=16, frequency_scale=0.3, key_weight="quadratic")
 LAYER = Layer(HeadShape(2, 1, 16), OPTIONS | {"window": 3}, CPU)
+
+
+@pytest.fixture(autouse=True)
+def unchanged() -> Any:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    yield
+    torch.set_float32_matmul_precision(before)
 
 
 def test_every_way_is_the_loss():
@@ -100,6 +109,23 @@ def test_the_commands_add_to_their_page(tmp_path: Path, capsys: pytest.CaptureFi
     assert (tmp_path / "speed.md").read_text().count("\n## ") == 1
 
 
-def test_a_mistake_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert main(["maploss", "--device", "cpu", "--features", "0", "--out", str(tmp_path / "speed")]) == 2
-    assert "mixer.features=0" in capsys.readouterr().err
+def test_products_are_made_as_a_run_makes_them(tmp_path: Path):
+    sizes = ["--device", "cpu", "--heads", "1", "--kv-heads", "1", "--head-dim", "16", "--features", "16"]
+    for precision in ("medium", "highest"):
+        main(["maploss", *sizes, "--lengths", "8", "--precision", precision, "--out", str(tmp_path / "speed")])
+        assert torch.get_float32_matmul_precision() == precision
+    assert (tmp_path / "speed.md").read_text().count("medium precision") == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (["--features", "0"], "mixer.features=0"),
+        (["--heads", "4", "--kv-heads", "3"], "--kv-heads 3"),
+        (["--kv-heads", "0"], "--kv-heads 0"),
+        (["--head-dim", "0"], "at least 1"),
+    ],
+)
+def test_a_mistake_is_one_line(wrong: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["maploss", "--device", "cpu", *wrong, "--out", str(tmp_path / "speed")]) == 2
+    assert said in capsys.readouterr().err

@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
-from distill.measure import cost, turns
+from distill.measure import cost, steps, turns
 from distill.measure.subject import NotMeasured, Subject
 from distill.pretrain import in_all
 from distill.student import build_student
 
 from . import tiny
+from .families import DECODERS, configuration
 from .test_teacher import load
 
 CPU = torch.device("cpu")
@@ -167,6 +169,17 @@ def test_a_teacher_of_few_positions_decodes_too(subject: Subject):
     subject.config.measure.cost.longest = 4
     found = cost.measure_cost(subject)
     assert found["contexts"] == [4] and all(len(seconds) == 1 for seconds in found["decode"].values())
+
+
+@pytest.mark.parametrize("family", DECODERS)
+@torch.no_grad()
+def test_every_familys_teacher_keeps_what_its_own_cache_would(family: str):
+    torch.manual_seed(0)
+    teacher = AutoModelForCausalLM.from_config(configuration(family)).eval()
+    step, kept = steps.teacher_step(teacher, 1, 19)
+    cache = teacher(input_ids=steps.tokens(teacher, 1, 20), use_cache=True).past_key_values
+    assert step().logits.isfinite().all()
+    assert kept == sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"tokens": 1}'])

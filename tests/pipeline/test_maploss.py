@@ -148,7 +148,7 @@ BLOCKS = {"one": (64, LENGTH), "two": (4, LENGTH), "computed again": (64, 2), "e
 BOTH_WAYS = [(name, True) for name in POSITIVE] + [("exponential", False), ("products", False)]
 
 
-@pytest.mark.parametrize("rows", [None, [5, 0, 2, 6]], ids=["all", "chosen"])
+@pytest.mark.parametrize("rows", [None, [0, 2, 5, 6]], ids=["all", "chosen"])
 @pytest.mark.parametrize(("name", "causal"), BOTH_WAYS)
 @pytest.mark.parametrize("blocks", BLOCKS)
 def test_map_kl_in_blocks(blocks: str, name: str, rows: list[int] | None, causal: bool, monkeypatch):
@@ -167,15 +167,15 @@ def test_no_map_is_kept_that_does_not_fit_into_a_tile(name: str, monkeypatch: py
     """What is kept for the way back grows with the text as queries and features do."""
     made = mixer(POSITIVE[name])
 
-    def most(length: int) -> int:
+    def in_all(length: int) -> int:
         monkeypatch.setattr(maploss, "TILE", 4 * SHAPE.heads * length)
         drawn = [torch.randn(1, count, length, SHAPE.head_dim) for count in (4, 2, 2)]
         kept: list[int] = []
         with torch.autograd.graph.saved_tensors_hooks(lambda x: (kept.append(x.numel()), x)[1], lambda x: x):
             layer_kl(made, Heads(torch.nn.Identity(), *drawn, SCALING))
-        return max(kept)
+        return sum(kept)
 
-    assert most(96) == 2 * most(48)
+    assert in_all(96) < 2.5 * in_all(48)
 
 
 def test_map_kl_runs_from_the_teacher_to_the_student():

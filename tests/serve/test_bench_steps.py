@@ -10,7 +10,7 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 from flexformer.tiny import KINDS, LLAMA, student, tokens
-from transformers import AutoModelForCausalLM, masking_utils
+from transformers import AutoModelForCausalLM, MistralConfig, masking_utils
 from transformers.cache_utils import Cache
 
 from distill.bench import serving
@@ -38,6 +38,25 @@ def test_a_cache_of_full_size_gives_what_one_that_grows_does(teacher):
         out = teacher(input_ids=ids[:, -1:], position_ids=places, past_key_values=fixed, use_cache=True)
         assert torch.allclose(out.logits[:, -1], teacher(input_ids=ids).logits[:, -1], atol=1e-12)
     assert fixed.get_seq_length() == 8
+
+
+@torch.no_grad()
+def test_a_sliding_window_keeps_what_it_sees_again():
+    """As the teacher's own cache does, token after token; a step of the fixed one is that of the growing one."""
+    torch.manual_seed(0)
+    config = MistralConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        vocab_size=50, sliding_window=5, max_position_embeddings=64,
+    )  # fmt: skip
+    sliding, ids = AutoModelForCausalLM.from_config(config).double().eval(), tokens(1, 12)
+    grown = sliding(input_ids=ids[:, :-1], use_cache=True).past_key_values
+    layers = [steps.full(layer, 11) for layer in grown.layers]
+    for layer, own in zip(layers, grown.layers, strict=True):
+        assert layer.keys.shape[2] == own.keys.shape[2] + 1 == 5
+        layer.keys[:, :, :-1], layer.values[:, :, :-1] = own.keys, own.values
+    step = {"input_ids": ids[:, -1:], "position_ids": torch.full((1, 1), 11), "use_cache": True}
+    found = sliding(**step, past_key_values=Cache(layers=layers)).logits
+    torch.testing.assert_close(found, sliding(**step, past_key_values=grown).logits)
 
 
 @torch.no_grad()
