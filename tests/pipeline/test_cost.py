@@ -175,7 +175,7 @@ def test_a_teacher_of_few_positions_decodes_too(subject: Subject):
 @torch.no_grad()
 def test_every_familys_teacher_keeps_what_its_own_cache_would(family: str):
     torch.manual_seed(0)
-    teacher = AutoModelForCausalLM.from_config(configuration(family)).eval()
+    teacher = AutoModelForCausalLM.from_config(configuration(family, DECODERS[family])).eval()
     step, kept = steps.teacher_step(teacher, 1, 19)
     cache = teacher(input_ids=steps.tokens(teacher, 1, 20), use_cache=True).past_key_values
     assert step().logits.isfinite().all()
