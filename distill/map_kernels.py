@@ -11,38 +11,18 @@ rows are a sorted list of positions. φ_k and w stand `window` places late, as t
 j + w. Tests hold all of it to `maploss.map_kl`.
 
 Grids: (blocks of rows, B·H) forwards; (blocks of rows, B·H, blocks of F) and (blocks of keys, B·K, blocks of F)
-backwards. Sums are float32; products as MODE says, see `product`.
+backwards. Sums are float32; products as MODE says, see `tiles.product`.
 """
-
-import os
 
 import triton
 import triton.language as tl
+
+from .tiles import product, rows
 
 #: Stands for the maximum of nothing: finite, so that differences of it are.
 NONE: tl.constexpr = tl.constexpr(-1e30)
 #: The least that a kernel's value counts as, below which it has no gradient: as `engine.log_scores` has it.
 TINY: tl.constexpr = tl.constexpr(1.1754943508222875e-38)
-#: Triton's interpreter multiplies bfloat16 as if its bits were whole numbers: there they are rounded, and then widened.
-INTERPRETED: tl.constexpr = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
-
-
-@triton.jit
-def product(a, b, MODE: tl.constexpr):
-    """Of bfloat16 ("bf16"), or of float32 as tensor cores have it ("tf32"), or as exact as it is ("tf32x3")."""
-    if MODE == "bf16":
-        a, b = a.to(tl.bfloat16), b.to(tl.bfloat16)
-        if INTERPRETED:
-            return tl.dot(a.to(tl.float32), b.to(tl.float32))
-        return tl.dot(a, b)
-    return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision=MODE)
-
-
-@triton.jit
-def matrix(pointer, rows, row_count, columns, column_count, stride):
-    """Rows × columns of a matrix whose rows lie `stride` apart, 0 beyond its ends."""
-    inside = ((rows >= 0) & (rows < row_count))[:, None] & (columns < column_count)[None, :]
-    return tl.load(pointer + rows[:, None] * stride + columns[None, :], mask=inside, other=0.0)
 
 
 @triton.jit
@@ -54,8 +34,8 @@ def tile(
 ):  # fmt: skip
     """s, a, the kernel's values and which of them count, of rows (M,) at positions i and keys j (N,)."""
     d = tl.arange(0, BLOCK_D)
-    asked = matrix(query, i, N, d, D, D)
-    s = product(asked, tl.trans(matrix(key, j, N, d, D, D)), MODE) * scaling
+    asked = rows(query, i, N, d, D)
+    s = product(asked, tl.trans(rows(key, j, N, d, D)), MODE) * scaling
     visible = (row < row_count)[:, None] & (j < N)[None, :]
     if CAUSAL:
         visible = visible & (j[None, :] <= i[:, None])
@@ -65,7 +45,7 @@ def tile(
     kappa = tl.zeros(s.shape, tl.float32)
     for first in range(0, F, BLOCK_F):
         f = first + tl.arange(0, BLOCK_F)
-        kappa += product(matrix(query_features, i, N, f, F, F), tl.trans(matrix(key_features, j + W, N, f, F, F)), MODE)
+        kappa += product(rows(query_features, i, N, f, F), tl.trans(rows(key_features, j + W, N, f, F)), MODE)
     a = tl.log(tl.maximum(kappa, TINY)) + tl.load(log_weight + j + W, mask=j + W < N, other=0.0)[None, :]
     if GATED:
         a += tl.load(gate + i, mask=row < row_count, other=0.0)[:, None]
@@ -77,7 +57,8 @@ def tile(
 
 @triton.jit
 def forward_kernel(
-    query, key, query_features, key_features, log_weight, gate, there, rows, kl, teacher_size, student_size, scaling,
+    query, key, query_features, key_features, log_weight, gate, there, positions, kl, teacher_size, student_size,
+    scaling,
     Q, N, H, G: tl.constexpr, F: tl.constexpr, D: tl.constexpr, W: tl.constexpr,
     CAUSAL: tl.constexpr, GATED: tl.constexpr, PADDED: tl.constexpr, MODE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_F: tl.constexpr,
@@ -85,7 +66,7 @@ def forward_kernel(
     head = tl.program_id(1).to(tl.int64)
     shared = head // G
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    i = tl.load(rows + row, mask=row < Q, other=0)
+    i = tl.load(positions + row, mask=row < Q, other=0)
     end = N
     if CAUSAL:
         end = tl.max(i, 0) + 1
@@ -119,7 +100,7 @@ def forward_kernel(
 
 @triton.jit
 def query_kernel(
-    query, key, query_features, key_features, log_weight, gate, there, rows, teacher_size, student_size, given,
+    query, key, query_features, key_features, log_weight, gate, there, positions, teacher_size, student_size, given,
     query_gradient, gate_gradient, scaling,
     Q, N, H, G: tl.constexpr, F: tl.constexpr, D: tl.constexpr, W: tl.constexpr,
     CAUSAL: tl.constexpr, GATED: tl.constexpr, PADDED: tl.constexpr, MODE: tl.constexpr,
@@ -131,7 +112,7 @@ def query_kernel(
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     f = tl.program_id(2) * PART + tl.arange(0, PART)
     place = head * Q + row
-    i = tl.load(rows + row, mask=row < Q, other=0)
+    i = tl.load(positions + row, mask=row < Q, other=0)
     teacher = tl.load(teacher_size + place, mask=row < Q, other=0.0)
     student = tl.load(student_size + place, mask=row < Q, other=0.0)
     asked = tl.load(given + place, mask=row < Q, other=0.0)
@@ -148,7 +129,7 @@ def query_kernel(
         )  # fmt: skip
         by_log = tl.where(far, (tl.exp(a - student[:, None]) - tl.exp(s - teacher[:, None])) * asked[:, None], 0.0)
         by_value = tl.where(kappa > TINY, by_log / tl.maximum(kappa, TINY), 0.0)
-        gradient += product(by_value, matrix(key_features + shared * N * F, j + W, N, f, F, F), MODE)
+        gradient += product(by_value, rows(key_features + shared * N * F, j + W, N, f, F), MODE)
         opened += tl.sum(by_log, 1)
     inside = (row < Q)[:, None] & (f < F)[None, :]
     tl.store(query_gradient + head * N * F + i[:, None] * F + f[None, :], gradient, mask=inside)
@@ -158,7 +139,7 @@ def query_kernel(
 
 @triton.jit
 def key_kernel(
-    query, key, query_features, key_features, log_weight, gate, there, rows, teacher_size, student_size, given,
+    query, key, query_features, key_features, log_weight, gate, there, positions, teacher_size, student_size, given,
     key_gradient, weight_gradient, scaling,
     Q, N, K, G: tl.constexpr, F: tl.constexpr, D: tl.constexpr, W: tl.constexpr,
     CAUSAL: tl.constexpr, GATED: tl.constexpr, PADDED: tl.constexpr, MODE: tl.constexpr,
@@ -174,7 +155,7 @@ def key_kernel(
         head = shared * G + g
         for start in range(0, Q, BLOCK_M):
             row = start + tl.arange(0, BLOCK_M)
-            i = tl.load(rows + row, mask=row < Q, other=0)
+            i = tl.load(positions + row, mask=row < Q, other=0)
             # Rows are sorted: the first of them see nothing of this block.
             if (not CAUSAL) or tl.max(i, 0) >= first + W:
                 place = head * Q + row
@@ -190,7 +171,7 @@ def key_kernel(
                 by_log = tl.exp(a - student[:, None]) - tl.exp(s - teacher[:, None])
                 by_log = tl.where(far, by_log * asked[:, None], 0.0)
                 by_value = tl.where(kappa > TINY, by_log / tl.maximum(kappa, TINY), 0.0)
-                features = matrix(query_features + head * N * F, i, N, f, F, F)
+                features = rows(query_features + head * N * F, i, N, f, F)
                 gradient += product(tl.trans(by_value), features, MODE)
                 weighed += tl.sum(by_log, 0)
     column = j + W

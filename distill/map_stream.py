@@ -1,7 +1,6 @@
 """KL(P‖A) of whole layers through the kernels of `map_kernels`, on a GPU: no tile of a map outlives its program."""
 
 import importlib.util
-import warnings
 from typing import Any
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .capture import Heads
+from .flexformer.attempt import attempt, possible
 from .flexformer.decay import NoDecay
 from .flexformer.exponential import Exponential
 from .flexformer.mixer import PARTS, Mixer
@@ -20,8 +20,8 @@ TILE, DEPTH, PART = 64, 64, 128
 MODES = {"medium": "bf16", "high": "tf32", "highest": "tf32x3"}
 #: The largest head_dim whose tiles fit into shared memory.
 DEEPEST = 128
-#: Why there are no kernels, once that is known.
-_broken: list[Exception] = []
+#: What the kernels are for.
+WHAT = "the loss of attention maps"
 #: With fewer the tiles do not fit into registers.
 WARPS = 8
 
@@ -36,20 +36,14 @@ def streams(mixer: Mixer, heads: Heads) -> bool:
         and type(mixer.decay) is NoDecay
         and len(mixer.parts) == len(PARTS)
         and heads.query.shape[-1] <= DEEPEST
-        and not _broken
+        and possible(WHAT)
         and importlib.util.find_spec("triton") is not None
     )
 
 
 def try_stream_kl(whole: Whole, heads: Heads, rows: Tensor) -> Tensor | None:
-    """`stream_kl`; None where the kernels cannot be built, for which Triton needs a C compiler and a GPU that it knows.
-    From then on there are none."""
-    try:
-        return stream_kl(whole, heads, rows)
-    except Exception as problem:
-        _broken.append(problem)
-        warnings.warn(f"maps are compared by PyTorch, since the kernels cannot be used here: {problem}", stacklevel=2)
-        return None
+    """`stream_kl`, and None where its kernels cannot be built."""
+    return attempt(WHAT, lambda: stream_kl(whole, heads, rows))
 
 
 def stream_kl(whole: Whole, heads: Heads, rows: Tensor) -> Tensor:
@@ -107,6 +101,8 @@ def arguments(
     query: Tensor, key: Tensor, weight: Tensor, gate: Tensor | None, whole: Whole, heads: Heads, rows: Tensor
 ) -> tuple[list[Tensor], dict[str, Any]]:
     """What all kernels begin with, and their sizes."""
+    from .tiles import block
+
     # In the place of what there is not stands something that is not read.
     there = weight if heads.padding is None else (heads.padding != 0).to(torch.int8)
     mode = MODES[torch.get_float32_matmul_precision()]
@@ -124,7 +120,7 @@ def arguments(
         "MODE": mode,
         "BLOCK_M": TILE,
         "BLOCK_N": TILE,
-        "BLOCK_D": max(16, 1 << (head_dim - 1).bit_length()),
+        "BLOCK_D": block(head_dim),
         "BLOCK_F": DEPTH,
         "num_warps": WARPS,
         # Tiles on their way from memory: of float32 there is no room for several.

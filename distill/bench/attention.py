@@ -1,6 +1,5 @@
 """An attention layer from q, k and v to its outputs and back: softmax, and linear attention in each way there is."""
 
-import importlib.util
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
@@ -11,10 +10,10 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from ..capture import Heads
 from ..flexformer.engine import State
-from ..flexformer.linear import linear_attention
 from ..flexformer.mixer import Mixer
 from ..measure.steps import Step
 from .layer import Layer, error
+from .linear import has_kernels, linear_attention
 
 #: Tokens in all, of as many texts as there is room for; fewer where nobody wants to wait for so many.
 TOKENS = {"cuda": 65536, "cpu": 2048}
@@ -63,8 +62,9 @@ def attentions(layer: Layer) -> dict[str, Attention]:
     found: dict[str, Attention] = {"softmax (SDPA)": softmax, "linear, plain": plain}
     if layer.device.type == "cuda":
         found["linear, compiled"] = torch.compile(plain, dynamic=False)
-        if importlib.util.find_spec("triton") is not None:
-            found["linear, kernels"] = kernels
+    heads = layer.heads(1)
+    if has_kernels(layer.mixer(), heads.query, heads.value):
+        found["linear, kernels"] = kernels
     return found
 
 

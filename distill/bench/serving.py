@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from ..measure.steps import Step, student_step, teacher_step, tokens
-from ..measure.turns import WHO, in_turn, while_there_is_room
+from ..measure.steps import STEP_OF, WHO, Step, tokens
+from ..measure.turns import in_turn, while_there_is_room
 
 #: Rounds that are timed, after so many to warm up.
 TURNS = 15, 3
@@ -40,12 +40,11 @@ def time_decode(models: dict[str, Any], lengths: list[int], batches: list[int], 
 
 def time_decode_of(batch: int, models: dict[str, Any], lengths: list[int], faster: list[Faster]) -> list[Timing]:
     """Of one batch, whose caches and graphs are gone before the next needs room."""
-    make = {"teacher": teacher_step, "student": student_step}
 
     def both(length: int) -> dict[str, tuple[Step, int]]:
         made = {}
         for who in WHO:
-            step, kept = make[who](models[who], batch, length)
+            step, kept = STEP_OF[who](models[who], batch, length)
             for way in faster:
                 step = way(step)
             made[who] = step, kept

@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from ..measure.steps import WHO
 from ..names import file_name
 from ..report.compare.build import beside, figure_name, files, write
 from ..report.compare.case import Case, parse
@@ -16,7 +17,7 @@ from ..report.pages import Page
 from ..report.plots import Line, curves
 from ..report.quantities import number, size, with_error
 from ..report.section import Figure, Section, Table
-from .serving import WHO, Timing
+from .serving import Timing
 
 TITLE = "Speed beside the teacher"
 #: The shortest and the longest length between which decoding is to take the same time.

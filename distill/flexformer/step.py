@@ -1,11 +1,11 @@
 """A step of decoding as one kernel, where there is one for it: on a GPU, of exponential features."""
 
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .attempt import attempt, possible
 from .decay import FORGOTTEN, LearnedDecay, NoDecay
 from .engine import NO_KEYS
 from .exponential import Exponential
@@ -13,13 +13,15 @@ from .memory import Memory
 from .normaliser import RowSum
 
 try:
-    from .step_kernel import power_of_two, step_kernel
+    from .step_kernel import next_power_of_2, step_kernel
 except (ImportError, OSError):  # No Triton for this machine, or no source for it to read: PyTorch does it.
     step_kernel = None
 
 #: Features that are held at a time; tokens of a window, and dimensions of a head, all of which are; and how many query
 #: heads may share a key-value head, one after another, before that takes too long.
 BLOCK, WIDEST, DEEPEST, MOST_SHARED = 64, 256, 128, 8
+#: What the kernel is for.
+WHAT = "decoding"
 #: With fewer a block of features and one of the window do not fit into registers.
 WARPS = 8
 
@@ -29,6 +31,7 @@ def has_kernel(mixer: Any, query: Tensor, value: Tensor) -> bool:
     not while compiling, where the compiler fuses what it sees."""
     return (
         step_kernel is not None
+        and possible(WHAT)
         and query.is_cuda
         and not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
@@ -49,16 +52,9 @@ def one_step(
 ) -> tuple[Tensor, Memory] | None:
     """What `Mixer.forward` does with one token, q (B, H, 1, D), k and v (B, K, 1, D).
 
-    None where the kernel cannot be built, for which Triton needs a C compiler and a GPU that it knows; from then on
-    there is none.
+    None where the kernel cannot be built.
     """
-    global step_kernel
-    try:
-        return launched(mixer, query, key, value, scaling, padding, memory)
-    except Exception as problem:
-        step_kernel = None
-        warnings.warn(f"decoding goes through PyTorch, since its kernel cannot be used here: {problem}", stacklevel=2)
-        return None
+    return attempt(WHAT, lambda: launched(mixer, query, key, value, scaling, padding, memory))
 
 
 def launched(
@@ -93,10 +89,10 @@ def launched(
             NO_KEYS=NO_KEYS,
             FORGOTTEN=FORGOTTEN,
             BLOCK_F=BLOCK,
-            BLOCK_R=power_of_two(mixer.groups),
-            BLOCK_D=power_of_two(head_dim),
-            BLOCK_V=power_of_two(width),
-            BLOCK_W=power_of_two(max(1, mixer.width - 1)),
+            BLOCK_R=next_power_of_2(mixer.groups),
+            BLOCK_D=next_power_of_2(head_dim),
+            BLOCK_V=next_power_of_2(width),
+            BLOCK_W=next_power_of_2(max(1, mixer.width - 1)),
             num_warps=WARPS,
         )
     return out, new

@@ -9,13 +9,9 @@ the outputs is written. Arithmetic is float32. The formulas are those of `engine
 try:
     import triton
     import triton.language as tl
+    from triton import next_power_of_2 as next_power_of_2
 except ImportError:  # Caught, or transformers would ask everybody for it who loads a checkpoint.
     raise
-
-
-def power_of_two(n: int) -> int:
-    """The smallest that is no less than n: what a block's size has to be."""
-    return 1 << (n - 1).bit_length()
 
 
 @triton.jit

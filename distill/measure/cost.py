@@ -11,9 +11,9 @@ from ..loading import location
 from ..positions import within_positions
 from ..stages.stage import embeddings
 from .origin import hardware
-from .steps import Step, student_step, teacher_step, tokens
+from .steps import STEP_OF, WHO, Step, tokens
 from .subject import NotMeasured, Subject
-from .turns import WHO, in_turn, while_there_is_room
+from .turns import in_turn, while_there_is_room
 
 #: What a teacher that `goal=teacher` has made says of its own cost.
 TRAINING = "training.json"
@@ -26,8 +26,6 @@ DECODED = 8
 #: What each part of a step takes, as multiples of a forward pass, 2 floating-point operations for each weight:
 #: backwards as many for what goes on to the layer before, and as many again for the gradient of a weight.
 FORWARD, BACKWARD, GRADIENT = 1, 1, 1
-#: A step of decoding, by whose it is.
-STEPS = {"teacher": teacher_step, "student": student_step}
 
 
 def measure_cost(subject: Subject) -> dict[str, Any]:
@@ -111,7 +109,7 @@ def costs(subject: Subject, lengths: list[int]) -> dict[str, dict[int, dict[str,
     peak = {n: {who: peak_bytes(reads[n][who], subject.device) for who in WHO} for n in watched}
     steps: dict[int, dict[str, tuple[Step, int]]] = {}
     if subject.task.causal:
-        steps = while_there_is_room(list(prefill), lambda n: {who: STEPS[who](models[who], 1, n - 1) for who in WHO})
+        steps = while_there_is_room(list(prefill), lambda n: {who: STEP_OF[who](models[who], 1, n - 1) for who in WHO})
     taken = {length: {who: step for who, (step, _) in by.items()} for length, by in steps.items()}
     decode = in_turn(taken, DECODED, subject.device, "cost of decoding", *TURNS) if taken else {}
     # What is told is told of the same lengths; of reading alone, where nothing can be decoded.

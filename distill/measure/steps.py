@@ -109,3 +109,8 @@ def tokens(model: Any, batch: int, length: int) -> Tensor:
 
 def at(model: Any, batch: int, length: int) -> Tensor:
     return torch.full((batch, 1), length, device=model.device)
+
+
+#: What makes a step, by whose it is.
+STEP_OF: dict[str, Callable[[Any, int, int], tuple[Step, int]]] = {"teacher": teacher_step, "student": student_step}
+WHO = tuple(STEP_OF)

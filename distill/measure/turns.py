@@ -9,7 +9,6 @@ from tqdm import tqdm
 
 from .steps import Step
 
-WHO = ("teacher", "student")
 Made = TypeVar("Made")
 
 

@@ -7,12 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from distill.flexformer import attempt, step
 from distill.flexformer import mixer as mixer_module
-from distill.flexformer import step
 from distill.flexformer.feature_map import HeadShape
 from distill.flexformer.memory import Memory
 from distill.flexformer.mixer import Mixer
 from distill.mixer import bare
+
+from .interpreted import DEVICE, made, text
 
 SCALING = 0.4
 PLAIN = bare("exponential", features=6, frequency_scale=1.0, key_weight="quadratic")
@@ -30,38 +32,20 @@ CASES: dict[str, tuple[HeadShape, dict[str, Any]]] = {
 }
 
 
-#: Where there is no GPU, the interpreter reads memory of the processor.
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+def token(given: list[Tensor], i: int) -> list[Tensor]:
+    return [each[:, :, i : i + 1] for each in given]
 
 
-def made(shape: HeadShape, options: dict[str, Any]) -> Mixer:
-    torch.manual_seed(0)
-    mixer = Mixer(shape, options)
-    with torch.no_grad():
-        for parameter in mixer.parameters():
-            parameter.normal_(0.0, 0.7)
-    return mixer.to(DEVICE)
-
-
-def heads(shape: HeadShape, length: int, dtype: torch.dtype = torch.float32, size: float = 1.0) -> list[Tensor]:
-    counts = ((shape.heads, size), (shape.kv_heads, size), (shape.kv_heads, 1.0))
-    return [(scale * torch.randn(2, count, length, shape.head_dim)).to(DEVICE, dtype) for count, scale in counts]
-
-
-def token(text: list[Tensor], i: int) -> list[Tensor]:
-    return [each[:, :, i : i + 1] for each in text]
-
-
-def follow(mixer: Mixer, text: list[Tensor], padding: Tensor | None, tolerance: float) -> None:
+def follow(mixer: Mixer, given: list[Tensor], padding: Tensor | None, tolerance: float) -> None:
     """Token after token from nothing, each side with its own memory; the kernel's is as the other's would be."""
     exact = deepcopy(mixer).double()
-    wide = [each.double() for each in text]
-    ours, theirs = mixer.no_memory(*text[1:]), exact.no_memory(*wide[1:])
-    for i in range(text[0].shape[2]):
+    wide = [each.double() for each in given]
+    ours, theirs = mixer.no_memory(*given[1:]), exact.no_memory(*wide[1:])
+    for i in range(given[0].shape[2]):
         real = None if padding is None else padding[:, i : i + 1]
-        out, ours = step.launched(mixer, *token(text, i), SCALING, real, ours)
+        out, ours = step.launched(mixer, *token(given, i), SCALING, real, ours)
         expected, theirs = exact(*token(wide, i), SCALING, real, theirs, exact.ways.recurrent)
-        assert out.dtype == text[2].dtype
+        assert out.dtype == given[2].dtype
         assert_close(out, expected, tolerance)
         for name in Memory._fields:
             assert_close(getattr(ours, name), getattr(theirs, name), tolerance)
@@ -80,7 +64,7 @@ def assert_close(found: Tensor, expected: Tensor, tolerance: float) -> None:
 @torch.no_grad()
 def test_it_is_the_formula(name: str):
     shape, options = CASES[name]
-    follow(made(shape, options), heads(shape, 9), None, 1e-5)
+    follow(made(shape, options), text(shape, 9), None, 1e-5)
 
 
 @pytest.mark.parametrize("name", ["plain", "window", "all"])
@@ -90,7 +74,7 @@ def test_padding_is_not_taken_in(name: str):
     shape, options = CASES[name]
     padding = torch.ones(2, 9, dtype=torch.long, device=DEVICE)
     padding[0, :3] = padding[1, 4:6] = 0
-    follow(made(shape, options), heads(shape, 9), padding, 1e-5)
+    follow(made(shape, options), text(shape, 9), padding, 1e-5)
 
 
 @pytest.mark.parametrize("name", ["plain", "all"])
@@ -98,7 +82,7 @@ def test_padding_is_not_taken_in(name: str):
 def test_large_logits_do_not_overflow(name: str):
     """|q·k| up to some 200."""
     shape, options = CASES[name]
-    follow(made(shape, options), heads(shape, 9, size=8.0), None, 1e-3)
+    follow(made(shape, options), text(shape, 9, 8.0), None, 1e-3)
 
 
 @pytest.mark.parametrize("name", ["grouped queries", "all"])
@@ -106,11 +90,11 @@ def test_large_logits_do_not_overflow(name: str):
 def test_half_precision_goes_in_and_out(name: str):
     """As a mixer reads it token after token: the state is float32, and the window as it came in."""
     shape, options = CASES[name]
-    mixer, text = made(shape, options), heads(shape, 9, torch.bfloat16)
-    ours = theirs = mixer.no_memory(*text[1:])
+    mixer, given = made(shape, options), text(shape, 9, dtype=torch.bfloat16)
+    ours = theirs = mixer.no_memory(*given[1:])
     for i in range(9):
-        out, ours = step.launched(mixer, *token(text, i), SCALING, None, ours)
-        expected, theirs = mixer(*token(text, i), SCALING, None, theirs, mixer.ways.recurrent)
+        out, ours = step.launched(mixer, *token(given, i), SCALING, None, ours)
+        expected, theirs = mixer(*token(given, i), SCALING, None, theirs, mixer.ways.recurrent)
         assert out.dtype == torch.bfloat16 and ours.sums.dtype == torch.float32 and ours.keys.dtype == torch.bfloat16
         torch.testing.assert_close(out, expected, rtol=1e-2, atol=1e-2)
         torch.testing.assert_close(ours.sums, theirs.sums, rtol=1e-5, atol=1e-5)
@@ -120,20 +104,20 @@ def test_half_precision_goes_in_and_out(name: str):
 @torch.no_grad()
 def test_a_mixer_takes_it_on_a_gpu(monkeypatch: pytest.MonkeyPatch):
     shape, options = CASES["all"]
-    mixer, text = made(shape, options), heads(shape, 9)
-    _, memory = mixer(*[each[:, :, :8] for each in text], SCALING)
-    expected = step.launched(mixer, *token(text, 8), SCALING, None, memory)
-    found = mixer(*token(text, 8), SCALING, None, memory)
+    mixer, given = made(shape, options), text(shape, 9)
+    _, memory = mixer(*[each[:, :, :8] for each in given], SCALING)
+    expected = step.launched(mixer, *token(given, 8), SCALING, None, memory)
+    found = mixer(*token(given, 8), SCALING, None, memory)
     assert all(torch.equal(*pair) for pair in zip((found[0], *found[1]), (expected[0], *expected[1]), strict=True))
 
 
 @torch.no_grad()
 def test_nothing_that_came_before_is_written_to():
     shape, options = CASES["all"]
-    mixer, text = made(shape, options), heads(shape, 4)
-    _, memory = mixer(*text, SCALING)
+    mixer, given = made(shape, options), text(shape, 4)
+    _, memory = mixer(*given, SCALING)
     kept = [part.clone() for part in memory]
-    step.launched(mixer, *token(text, 0), SCALING, None, memory)
+    step.launched(mixer, *token(given, 0), SCALING, None, memory)
     assert all(torch.equal(*pair) for pair in zip(kept, memory, strict=True))
 
 
@@ -182,6 +166,15 @@ def test_steps_that_there_is_no_kernel_for(monkeypatch: pytest.MonkeyPatch):
     assert not chosen(plain)
 
 
+def test_too_little_memory_is_no_reason_to_give_up(monkeypatch: pytest.MonkeyPatch):
+    def work() -> None:
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(torch.OutOfMemoryError):
+        attempt.attempt("this", work)
+    assert attempt.possible("this")
+
+
 @torch.no_grad()
 def test_a_kernel_that_cannot_be_built_is_told_of_once(monkeypatch: pytest.MonkeyPatch):
     """And PyTorch does it, then and from then on."""
@@ -191,12 +184,13 @@ def test_a_kernel_that_cannot_be_built_is_told_of_once(monkeypatch: pytest.Monke
             raise RuntimeError("Failed to find C compiler")
 
     shape, options = CASES["window"]
-    mixer, given = made(shape, options), heads(shape, 6)
+    mixer, given = made(shape, options), text(shape, 6)
     monkeypatch.setattr(step, "step_kernel", Broken())
-    monkeypatch.setattr(mixer_module, "has_kernel", lambda *given: step.step_kernel is not None)
+    monkeypatch.setattr(mixer_module, "has_kernel", lambda *given: attempt.possible(step.WHAT))
+    monkeypatch.setattr(attempt, "_given_up", set())
     _, memory = mixer(*[each[:, :, :5] for each in given], SCALING)
     with pytest.warns(UserWarning, match="PyTorch.*Failed to find C compiler"):
         found, _ = mixer(*token(given, 5), SCALING, None, memory)
     expected, _ = mixer(*token(given, 5), SCALING, None, memory, mixer.ways.recurrent)
-    assert torch.equal(found, expected) and step.step_kernel is None
+    assert torch.equal(found, expected) and not attempt.possible(step.WHAT)
     assert torch.equal(mixer(*token(given, 5), SCALING, None, memory)[0], expected)

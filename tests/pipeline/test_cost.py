@@ -122,7 +122,7 @@ def test_the_median_of_rounds_counts_and_the_first_does_not(subject: Subject, mo
 
 def fail(subject: Subject, monkeypatch: pytest.MonkeyPatch, name: str, least: int, error: RuntimeError) -> None:
     """Let there be no memory for a student's step of this kind, for so many tokens or more."""
-    make = getattr(cost, name) if name == "reading" else cost.STEPS["student"]
+    make = getattr(cost, name) if name == "reading" else steps.STEP_OF["student"]
 
     def reading(model: Any, length: int, given: Subject) -> Any:
         def step() -> Any:
@@ -140,7 +140,7 @@ def fail(subject: Subject, monkeypatch: pytest.MonkeyPatch, name: str, least: in
     if name == "reading":
         monkeypatch.setattr(cost, "reading", reading)
     else:
-        monkeypatch.setitem(cost.STEPS, "student", decoding)
+        monkeypatch.setitem(steps.STEP_OF, "student", decoding)
 
 
 @pytest.mark.parametrize("name", ["reading", "decoding"])

@@ -6,18 +6,18 @@ from typing import Any
 
 import pytest
 import torch
+from flexformer.interpreted import DEVICE, close, made, text
 from torch import Tensor
 
 from distill import map_stream, maploss
 from distill.capture import Heads
+from distill.flexformer import attempt
 from distill.flexformer.feature_map import HeadShape
 from distill.flexformer.mixer import Mixer
 from distill.map_stream import stream_kl
 from distill.maploss import layer_kl, log_student, log_teacher, row_kl
 from distill.mixer import bare
 
-#: Where there is no GPU, the interpreter reads memory of the processor.
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PLAIN = bare("exponential", features=16, frequency_scale=1.0, key_weight="quadratic")
 #: Heads, key-value heads, head_dim, and what the mixer is.
 CASES: dict[str, tuple[HeadShape, dict[str, Any]]] = {
@@ -37,19 +37,8 @@ def unchanged() -> Any:
     torch.set_float32_matmul_precision(before)
 
 
-def made(shape: HeadShape, options: dict[str, Any]) -> Mixer:
-    torch.manual_seed(0)
-    mixer = Mixer(shape, options)
-    with torch.no_grad():
-        for parameter in mixer.parameters():
-            parameter.normal_(0.0, 0.5)
-    return mixer.to(DEVICE)
-
-
 def heads(shape: HeadShape, length: int, size: float = 1.0) -> Heads:
-    counts = ((shape.heads, size), (shape.kv_heads, size), (shape.kv_heads, 1.0))
-    drawn = [scale * torch.randn(2, count, length, shape.head_dim, device=DEVICE) for count, scale in counts]
-    return Heads(torch.nn.Identity(), *drawn, SCALING)
+    return Heads(torch.nn.Identity(), *text(shape, length, size), SCALING)
 
 
 def wide(given: Heads) -> Heads:
@@ -87,12 +76,6 @@ def check(name: str, rows: Tensor, precision: str, tolerance: float, causal: boo
     theirs = torch.autograd.grad((expected * weights).sum(), list(exact.parameters()))
     for mine, right in zip(ours, theirs, strict=True):
         close(mine, right, tolerance)
-
-
-def close(found: Tensor, expected: Tensor, tolerance: float) -> None:
-    """By the largest there is: a single one can be as small as it likes."""
-    error = (found.double() - expected).abs().max() / expected.abs().max()
-    assert error <= tolerance, f"{error:.2e} off"
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("highest", 1e-4), ("high", 1e-3), ("medium", 1e-2)])
@@ -190,9 +173,9 @@ def test_kernels_that_cannot_be_built_are_told_of_once(monkeypatch: pytest.Monke
         raise RuntimeError("Failed to find C compiler")
 
     monkeypatch.setattr(map_stream, "stream_kl", broken)
-    monkeypatch.setattr(map_stream, "_broken", [])
+    monkeypatch.setattr(attempt, "_given_up", set())
     monkeypatch.setattr(maploss, "TILE", 1)
-    monkeypatch.setattr(maploss, "streams", lambda mixer, heads: not map_stream._broken)
+    monkeypatch.setattr(maploss, "streams", lambda mixer, heads: attempt.possible(map_stream.WHAT))
     with pytest.warns(UserWarning, match="PyTorch.*Failed to find C compiler"):
         torch.testing.assert_close(layer_kl(mixer, given), expected)
     torch.testing.assert_close(layer_kl(mixer, given), expected)

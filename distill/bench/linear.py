@@ -1,27 +1,15 @@
-"""Causal linear attention of exponential features through the kernels of `linear_kernels`, on a GPU."""
+"""Causal linear attention of exponential features through `linear_kernels`, to be measured before it is used."""
 
+import importlib.util
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .decay import NoDecay
-from .engine import State, Weighted, per_query_head
-from .exponential import Exponential
-
-try:
-    from .linear_kernels import (
-        key_gradient_kernel,
-        later_kernel,
-        later_scan_kernel,
-        output_kernel,
-        query_gradient_kernel,
-        scan_kernel,
-        sums_kernel,
-    )
-except ImportError:  # No Triton for this machine: PyTorch does it.
-    sums_kernel = None
+from ..flexformer.decay import NoDecay
+from ..flexformer.engine import State, Weighted, per_query_head
+from ..flexformer.exponential import Exponential
 
 #: Tokens of a chunk, features of a block that a scan takes, and the largest sizes that fit into registers.
 CHUNK, SCANNED, MOST, DEEPEST = 64, 16, 256, 128
@@ -29,15 +17,13 @@ WARPS = 8
 
 
 def has_kernels(mixer: Any, query: Tensor, value: Tensor) -> bool:
-    """Whether the linear part of `mixer`, a Mixer, has kernels for this: exponential features without decay."""
+    """Whether there are kernels for `mixer`, a Mixer: exponential features without decay, and no window beside them."""
     return (
-        sums_kernel is not None
-        and query.is_cuda
-        and query.dtype != torch.float64
-        and not torch.compiler.is_compiling()
-        and mixer.causal
+        query.is_cuda
+        and importlib.util.find_spec("triton") is not None
         and type(mixer.map) is Exponential
         and type(mixer.decay) is NoDecay
+        and not mixer.width
         and mixer.feature_dim <= MOST
         and max(query.shape[-1], value.shape[-1]) <= DEEPEST
     )
@@ -65,6 +51,9 @@ class Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+        from ..tiles import block
+        from .linear_kernels import output_kernel, scan_kernel, sums_kernel
+
         *parameters, present, state, scale, degree = rest
         parameters = [each.contiguous() for each in parameters]
         query, key, value = (each.contiguous() for each in (query, key, value))
@@ -112,6 +101,8 @@ class Linear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, given: Tensor, *_: Any) -> Any:
+        from .linear_gradients import key_gradient_kernel, later_kernel, later_scan_kernel, query_gradient_kernel
+
         query, key, value, present, *parameters, sums, size, before, shift, peak = ctx.saved_tensors
         batch, heads, length, _ = query.shape
         kv_heads, chunks = key.shape[1], before.shape[1]
@@ -145,8 +136,3 @@ def mode(query: Tensor) -> str:
     """How products are made: bfloat16 would leave errors of some per cent in gradients, which are differences."""
     precise = query.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
     return "tf32x3" if precise else "tf32"
-
-
-def block(size: int) -> int:
-    """The size of a block that holds so many; products take no fewer than 16."""
-    return max(16, 1 << (size - 1).bit_length())

@@ -5,17 +5,16 @@ from typing import Any
 
 import pytest
 import torch
+from flexformer.interpreted import DEVICE, close, made, text
 from torch import Tensor
 
-from distill.flexformer import linear
+from distill.bench import linear
 from distill.flexformer.engine import NO_KEYS, State, Weighted, chunked
 from distill.flexformer.feature_map import HeadShape
 from distill.flexformer.mixer import Mixer
 from distill.flexformer.precision import scaled
 from distill.mixer import bare
 
-#: Where there is no GPU, the interpreter reads memory of the processor.
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PLAIN = bare("exponential", features=16, frequency_scale=1.0, key_weight="quadratic")
 #: Heads, key-value heads, head_dim, and what the mixer is.
 CASES: dict[str, tuple[HeadShape, dict[str, Any]]] = {
@@ -37,19 +36,8 @@ def precision() -> Any:
     torch.set_float32_matmul_precision(before)
 
 
-def made(shape: HeadShape, options: dict[str, Any]) -> Mixer:
-    torch.manual_seed(0)
-    mixer = Mixer(shape, options)
-    with torch.no_grad():
-        for parameter in mixer.parameters():
-            parameter.normal_(0.0, 0.5)
-    return mixer.to(DEVICE)
-
-
-def text(shape: HeadShape, length: int, size: float = 1.0, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    counts = ((shape.heads, size), (shape.kv_heads, size), (shape.kv_heads, 1.0))
-    drawn = [scale * torch.randn(2, count, length, shape.head_dim, device=DEVICE) for count, scale in counts]
-    return [each.to(dtype).requires_grad_() for each in drawn]
+def tracked(*args: Any) -> list[Tensor]:
+    return [each.requires_grad_() for each in text(*args)]
 
 
 def nothing(mixer: Mixer, given: list[Tensor]) -> State:
@@ -70,7 +58,7 @@ def check(
     dtype: torch.dtype = torch.float32,
 ) -> None:  # fmt: skip
     shape, options = CASES[name]
-    mixer, given = made(shape, options), text(shape, length, size, dtype)
+    mixer, given = made(shape, options), tracked(shape, length, size, dtype)
     exact, wide = deepcopy(mixer).double(), [each.detach().double().requires_grad_() for each in given]
     present = torch.ones(2, length, dtype=torch.bool, device=DEVICE)
     if absent is not None:
@@ -86,13 +74,6 @@ def check(
     theirs = torch.autograd.grad((expected.sums * weights).sum(), [*wide, *exact.parameters()])
     for mine, right in zip(ours, theirs, strict=True):
         close(mine, right, tolerance)
-
-
-def close(found: Tensor, expected: Tensor, tolerance: float) -> None:
-    """By the largest there is: a single one can be as small as it likes."""
-    assert found.shape == expected.shape
-    error = (found.double() - expected).abs().max() / expected.abs().max().clamp(min=1e-30)
-    assert error <= tolerance, f"{error:.2e} off"
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -128,7 +109,7 @@ def test_large_logits_do_not_overflow():
 @torch.no_grad()
 def test_it_goes_on_from_a_state():
     shape, options = CASES["grouped queries"]
-    mixer, given = made(shape, options), text(shape, 150)
+    mixer, given = made(shape, options), tracked(shape, 150)
     present = torch.ones(2, 150, dtype=torch.bool, device=DEVICE)
     whole, end = linear.linear_attention(mixer, *given, SCALING, present, nothing(mixer, given))
     first = [each[:, :, :70] for each in given]

@@ -1,0 +1,36 @@
+"""What tests of kernels begin with: mixers and texts where the kernels run, and what is near enough."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill.flexformer.feature_map import HeadShape
+from distill.flexformer.mixer import Mixer
+
+#: Where there is no GPU, Triton's interpreter reads memory of the processor.
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def made(shape: HeadShape, options: dict[str, Any]) -> Mixer:
+    """A mixer with parameters that all matter."""
+    torch.manual_seed(0)
+    mixer = Mixer(shape, options)
+    with torch.no_grad():
+        for parameter in mixer.parameters():
+            parameter.normal_(0.0, 0.5)
+    return mixer.to(DEVICE)
+
+
+def text(shape: HeadShape, length: int, size: float = 1.0, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """q, k and v of two texts; size: of the numbers in queries and keys."""
+    counts = ((shape.heads, size), (shape.kv_heads, size), (shape.kv_heads, 1.0))
+    drawn = [scale * torch.randn(2, count, length, shape.head_dim, device=DEVICE) for count, scale in counts]
+    return [each.to(dtype) for each in drawn]
+
+
+def close(found: Tensor, expected: Tensor, tolerance: float) -> None:
+    """By the largest there is: a single one can be as small as it likes."""
+    assert found.shape == expected.shape
+    error = (found.double() - expected).abs().max() / expected.abs().max().clamp(min=1e-30)
+    assert error <= tolerance, f"{error:.2e} off"

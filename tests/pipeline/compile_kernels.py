@@ -1,0 +1,64 @@
+"""Compiles every kernel for a GPU, which takes none: what Triton's interpreter lets pass and its compiler does not."""
+
+from typing import Any
+
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.compiler import compile as compiled
+
+from distill import map_kernels
+from distill.bench import linear_gradients, linear_kernels
+from distill.flexformer import step_kernel
+
+#: An H100 or H200.
+TARGET = GPUTarget("cuda", 90, 32)
+HEAD: dict[str, Any] = {"G": 2, "F": 32, "D": 32, "V": 32, "BLOCK_D": 32, "BLOCK_V": 32}
+STEP = HEAD | {
+    "K": 2, "R": 2, "W": 16, "DEGREE": 2, "DECAYS": True, "PADDED": True, "NO_KEYS": -1e30, "FORGOTTEN": -50.0,
+    "BLOCK_F": 32, "BLOCK_R": 2, "BLOCK_W": 16,
+}  # fmt: skip
+MAP = HEAD | {
+    "W": 16, "CAUSAL": True, "GATED": True, "PADDED": True, "BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_F": 32, "PART": 32,
+}  # fmt: skip
+LINEAR = HEAD | {"DEGREE": 2, "C": 32, "BLOCK_F": 32}
+KERNELS = [
+    (step_kernel.step_kernel, STEP),
+    *(
+        (kernel, MAP | {"MODE": mode})
+        for kernel in (map_kernels.forward_kernel, map_kernels.query_kernel, map_kernels.key_kernel)
+        for mode in ("bf16", "tf32x3")
+    ),
+    *(
+        (kernel, LINEAR | {"MODE": "tf32"})
+        for kernel in (
+            linear_kernels.sums_kernel,
+            linear_kernels.scan_kernel,
+            linear_kernels.output_kernel,
+            linear_gradients.later_kernel,
+            linear_gradients.later_scan_kernel,
+            linear_gradients.query_gradient_kernel,
+            linear_gradients.key_gradient_kernel,
+        )
+    ),
+]
+#: What arguments are that are no pointers to float32.
+TYPES = (
+    dict.fromkeys(("scale", "scaling", "epsilon"), "fp32")
+    | dict.fromkeys(("N", "K", "H", "Q", "F", "CHUNKS"), "i32")
+    | dict.fromkeys(("seen", "new_seen", "positions"), "*i64")
+    | dict.fromkeys(("real", "present", "new_present", "there"), "*i8")
+    | dict.fromkeys(("query", "key", "value", "keys", "values", "new_keys", "new_values", "out"), "*bf16")
+)
+
+
+def build(kernel: Any, sizes: dict[str, Any]) -> None:
+    constants = {each.name: sizes[each.name] for each in kernel.params if each.is_constexpr}
+    signature = {name: "constexpr" if name in constants else TYPES.get(name, "*fp32") for name in kernel.arg_names}
+    compiled(ASTSource(kernel, signature, constants), target=TARGET, options={"num_warps": 8})
+    print(kernel.__name__, sizes.get("MODE", ""), flush=True)
+
+
+if __name__ == "__main__":
+    for each in KERNELS:
+        build(*each)
+    print("all")
