@@ -1,6 +1,7 @@
 """Linear attention by kernels, run by Triton's interpreter, against the engine in float64: values and gradients."""
 
 from copy import deepcopy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -104,6 +105,20 @@ def test_padding_is_not_taken_in():
 def test_large_logits_do_not_overflow():
     """|q·k| up to some 200."""
     check("plain", 1e-3, size=7.0)
+
+
+def test_what_there_are_kernels_for():
+    """No decay, no other features, and no window, which they know nothing of."""
+
+    def chosen(options: dict[str, Any], **changed: Any) -> bool:
+        given: Any = SimpleNamespace(**{"is_cuda": True, "shape": (1, 2, 9, 16)} | changed)
+        return linear.has_kernels(made(HeadShape(2, 2, 16), options), given, given)
+
+    assert chosen(PLAIN)
+    for other in ({"window": 4}, {"decay": "fixed"}, {"features": 300}):
+        assert not chosen(PLAIN | other)
+    assert not chosen(bare("hedgehog", features=16))
+    assert not chosen(PLAIN, is_cuda=False) and not chosen(PLAIN, shape=(1, 2, 9, 200))
 
 
 @torch.no_grad()
