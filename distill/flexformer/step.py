@@ -27,15 +27,14 @@ WARPS = 8
 
 
 def has_kernel(mixer: Any, query: Tensor, value: Tensor) -> bool:
-    """Whether one kernel does this step of `mixer`, a Mixer with all its parts: not with gradients, not in float64, and
-    not while compiling, where the compiler fuses what it sees."""
+    """Whether one kernel does this step of `mixer`, a Mixer with all its parts: without gradients, not in float64."""
     return (
         step_kernel is not None
         and possible(WHAT)
         and query.is_cuda
         and not torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
+        and not torch.compiler.is_exporting()
         and query.dtype != torch.float64
         and mixer.parts >= {"linear", "window"}
         and type(mixer.map) is Exponential
@@ -54,7 +53,11 @@ def one_step(
 
     None where the kernel cannot be built.
     """
-    return attempt(WHAT, lambda: launched(mixer, query, key, value, scaling, padding, memory))
+    if torch.compiler.is_compiling():
+        # The compiler builds it, and it is a part of what it captures.
+        return launched(mixer, query, key, value, scaling, padding, memory)
+    with torch.cuda.device_of(query):
+        return attempt(WHAT, lambda: launched(mixer, query, key, value, scaling, padding, memory))
 
 
 def launched(
@@ -66,35 +69,34 @@ def launched(
     new = Memory(*(torch.empty_like(part) for part in old))
     out = value.new_empty(batch, heads, 1, width)
     real = mixer.map.key_bias if padding is None else (padding != 0).view(torch.int8)
-    with torch.cuda.device_of(query):
-        step_kernel[(batch * kv_heads,)](
-            *(part.contiguous() for part in (query, key, value)),
-            real,
-            out,
-            *_as_bytes(old),
-            *_as_bytes(new),
-            *_parameters(mixer),
-            scaling**0.5,
-            mixer.map.epsilon,
-            K=kv_heads,
-            G=heads // kv_heads,
-            F=mixer.feature_dim,
-            R=mixer.groups,
-            D=head_dim,
-            V=width,
-            W=mixer.width,
-            DEGREE=len(mixer.key_weight.coefficients),
-            DECAYS=isinstance(mixer.decay, LearnedDecay),
-            PADDED=padding is not None,
-            NO_KEYS=NO_KEYS,
-            FORGOTTEN=FORGOTTEN,
-            BLOCK_F=BLOCK,
-            BLOCK_R=next_power_of_2(mixer.groups),
-            BLOCK_D=next_power_of_2(head_dim),
-            BLOCK_V=next_power_of_2(width),
-            BLOCK_W=next_power_of_2(max(1, mixer.width - 1)),
-            num_warps=WARPS,
-        )
+    step_kernel[(batch * kv_heads,)](
+        *(part.contiguous() for part in (query, key, value)),
+        real,
+        out,
+        *_as_bytes(old),
+        *_as_bytes(new),
+        *_parameters(mixer),
+        scaling**0.5,
+        mixer.map.epsilon,
+        K=kv_heads,
+        G=heads // kv_heads,
+        F=mixer.feature_dim,
+        R=mixer.groups,
+        D=head_dim,
+        V=width,
+        W=mixer.width,
+        DEGREE=len(mixer.key_weight.coefficients),
+        DECAYS=isinstance(mixer.decay, LearnedDecay),
+        PADDED=padding is not None,
+        NO_KEYS=NO_KEYS,
+        FORGOTTEN=FORGOTTEN,
+        BLOCK_F=BLOCK,
+        BLOCK_R=next_power_of_2(mixer.groups),
+        BLOCK_D=next_power_of_2(head_dim),
+        BLOCK_V=next_power_of_2(width),
+        BLOCK_W=next_power_of_2(max(1, mixer.width - 1)),
+        num_warps=WARPS,
+    )
     return out, new
 
 

@@ -111,6 +111,20 @@ def test_a_mixer_takes_it_on_a_gpu(monkeypatch: pytest.MonkeyPatch):
     assert all(torch.equal(*pair) for pair in zip((found[0], *found[1]), (expected[0], *expected[1]), strict=True))
 
 
+@pytest.mark.skipif(DEVICE == "cpu", reason="a kernel is compiled on a GPU")
+@pytest.mark.parametrize("name", ["plain", "all"])
+@torch.no_grad()
+def test_it_is_a_part_of_what_is_compiled(name: str):
+    shape, options = CASES[name]
+    mixer, given = made(shape, options), text(shape, 9)
+    _, memory = mixer(*[each[:, :, :8] for each in given], SCALING)
+    fast = torch.compile(mixer, fullgraph=True, dynamic=False)
+    out, kept = fast(*token(given, 8), SCALING, None, memory)
+    expected, after = step.launched(mixer, *token(given, 8), SCALING, None, memory)
+    for found, right in zip((out, *kept), (expected, *after), strict=True):
+        torch.testing.assert_close(found, right)
+
+
 @torch.no_grad()
 def test_nothing_that_came_before_is_written_to():
     shape, options = CASES["all"]
@@ -158,7 +172,7 @@ def test_steps_that_there_is_no_kernel_for(monkeypatch: pytest.MonkeyPatch):
     assert not chosen(plain, None, OnGpu(width=200))
     with torch.enable_grad():
         assert not chosen(plain)
-    for owner, name in ((torch.compiler, "is_compiling"), (torch.jit, "is_tracing")):
+    for owner, name in ((torch.compiler, "is_exporting"), (torch.jit, "is_tracing")):
         with monkeypatch.context() as changed:
             changed.setattr(owner, name, lambda: True)
             assert not chosen(plain)
