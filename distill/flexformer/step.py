@@ -17,13 +17,13 @@ try:
 except (ImportError, OSError):  # No Triton for this machine, or no source for it to read: PyTorch does it.
     step_kernel = None
 
-#: Features that are held at a time; tokens of a window, and dimensions of a head, all of which are; and how many query
-#: heads may share a key-value head, one after another, before that takes too long.
-BLOCK, WIDEST, DEEPEST, MOST_SHARED = 64, 256, 128, 8
+#: Features, tokens of a window and dimensions of a head, all of which are held at once; and how many query heads may
+#: share a key-value head, one after another, before that takes too long.
+MOST, WIDEST, DEEPEST, MOST_SHARED = 256, 256, 128, 8
 #: What the kernel is for.
 WHAT = "decoding"
-#: With fewer a block of features and one of the window do not fit into registers.
-WARPS = 8
+#: Numbers of a tile that a warp holds.
+HELD = 1024
 
 
 def has_kernel(mixer: Any, query: Tensor, value: Tensor) -> bool:
@@ -40,6 +40,7 @@ def has_kernel(mixer: Any, query: Tensor, value: Tensor) -> bool:
         and type(mixer.map) is Exponential
         and type(mixer.decay) in (NoDecay, LearnedDecay)
         and type(mixer.normaliser) is RowSum
+        and mixer.feature_dim <= MOST
         and mixer.width <= WIDEST
         and mixer.shape.group <= MOST_SHARED
         and max(query.shape[-1], value.shape[-1]) <= DEEPEST
@@ -68,6 +69,8 @@ def launched(
     old = Memory(*(part.contiguous() for part in memory))
     new = Memory(*(torch.empty_like(part) for part in old))
     out = value.new_empty(batch, heads, 1, width)
+    features, near = next_power_of_2(mixer.feature_dim), next_power_of_2(max(1, mixer.width - 1))
+    largest = max(features, near) * next_power_of_2(max(head_dim, width))
     real = mixer.map.key_bias if padding is None else (padding != 0).view(torch.int8)
     step_kernel[(batch * kv_heads,)](
         *(part.contiguous() for part in (query, key, value)),
@@ -90,12 +93,12 @@ def launched(
         PADDED=padding is not None,
         NO_KEYS=NO_KEYS,
         FORGOTTEN=FORGOTTEN,
-        BLOCK_F=BLOCK,
+        BLOCK_F=features,
         BLOCK_R=next_power_of_2(mixer.groups),
         BLOCK_D=next_power_of_2(head_dim),
         BLOCK_V=next_power_of_2(width),
-        BLOCK_W=next_power_of_2(max(1, mixer.width - 1)),
-        num_warps=WARPS,
+        BLOCK_W=near,
+        num_warps=min(32, max(4, largest // HELD)),
     )
     return out, new
 

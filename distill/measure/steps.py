@@ -86,15 +86,17 @@ def student_step(student: Any, batch: int, length: int) -> tuple[Step, int]:
             cache.layers[index] = cache.memories[index] = full(layer, length)
     states: list[tuple[Any, Any]] = [(layer, layer.memory) for layer in cache.layers if isinstance(layer, StateLayer)]
     ids, places = tokens(student, batch, 1), at(student, batch, length)
+    old = [kept for _, kept in states]
 
     def step() -> Any:
         for layer, kept in states:
             # A number that grew would be compiled anew.
             layer.memory, layer.seen = kept, read
         out = student(input_ids=ids, position_ids=places, past_key_values=cache, use_cache=True)
-        for layer, kept in states:
-            for old, new in zip(kept, layer.memory, strict=True):
-                old.copy_(new)
+        new = [layer.memory for layer, _ in states]
+        for part, after in zip(zip(*old, strict=True), zip(*new, strict=True), strict=True):
+            # Of all layers at once: one after another would take longer than the copy does.
+            torch._foreach_copy_(list(part), list(after))
         return out
 
     exact: list[Any] = [layer for layer in cache.layers if isinstance(layer, FixedLayer)]

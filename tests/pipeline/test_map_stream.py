@@ -78,7 +78,7 @@ def check(name: str, rows: Tensor, precision: str, tolerance: float, causal: boo
         close(mine, right, tolerance)
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("highest", 1e-4), ("high", 1e-3), ("medium", 1e-2)])
+@pytest.mark.parametrize(("precision", "tolerance"), [("highest", 1e-4), ("high", 2e-3), ("medium", 1e-2)])
 @pytest.mark.parametrize("name", CASES)
 def test_it_is_the_dense_loss(name: str, precision: str, tolerance: float):
     check(name, torch.arange(80), precision, tolerance)
