@@ -17,7 +17,7 @@ backwards. Sums are float32; products as MODE says, see `tiles.product`.
 import triton
 import triton.language as tl
 
-from .tiles import product, rows
+from .flexformer.tiles import product, rows
 
 #: Stands for the maximum of nothing: finite, so that differences of it are.
 NONE: tl.constexpr = tl.constexpr(-1e30)

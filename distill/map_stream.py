@@ -101,7 +101,7 @@ def arguments(
     query: Tensor, key: Tensor, weight: Tensor, gate: Tensor | None, whole: Whole, heads: Heads, rows: Tensor
 ) -> tuple[list[Tensor], dict[str, Any]]:
     """What all kernels begin with, and their sizes."""
-    from .tiles import block
+    from .flexformer.tiles import block
 
     # In the place of what there is not stands something that is not read.
     there = weight if heads.padding is None else (heads.padding != 0).to(torch.int8)

@@ -9,11 +9,10 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from ..capture import Heads
-from ..flexformer.engine import State
+from ..flexformer.linear import has_kernels, launched
 from ..flexformer.mixer import Mixer
 from ..measure.steps import Step
 from .layer import Layer, error
-from .linear import has_kernels, linear_attention
 
 #: Tokens in all, of as many texts as there is room for; fewer where nobody wants to wait for so many.
 TOKENS = {"cuda": 65536, "cpu": 2048}
@@ -49,12 +48,7 @@ def plain(mixer: Mixer, heads: Heads) -> Tensor:
 
 
 def kernels(mixer: Mixer, heads: Heads) -> Tensor:
-    memory = mixer.no_memory(heads.key, heads.value)
-    present = torch.ones(len(heads.key), heads.key.shape[2], dtype=torch.bool, device=heads.key.device)
-    given = heads.query, heads.key, heads.value, heads.scaling, present, State(memory.sums, memory.maximum)
-    found, _ = linear_attention(mixer, *given)
-    out: Tensor = mixer.normaliser(found.sums)
-    return out.to(heads.value.dtype)
+    return launched(mixer, heads.query, heads.key, heads.value, heads.scaling, None, None)[0]
 
 
 def attentions(layer: Layer) -> dict[str, Attention]:
@@ -63,7 +57,7 @@ def attentions(layer: Layer) -> dict[str, Attention]:
     if layer.device.type == "cuda":
         found["linear, compiled"] = torch.compile(plain, dynamic=False)
     heads = layer.heads(1)
-    if has_kernels(layer.mixer(), heads.query, heads.value):
+    if has_kernels(layer.mixer(), heads.query, heads.value, None):
         found["linear, kernels"] = kernels
     return found
 

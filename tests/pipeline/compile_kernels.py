@@ -7,8 +7,7 @@ from triton.compiler import ASTSource
 from triton.compiler import compile as compiled
 
 from distill import map_kernels
-from distill.bench import linear_gradients, linear_kernels
-from distill.flexformer import step_kernel
+from distill.flexformer import linear_gradients, linear_kernels, step_kernel
 
 #: An H100 or H200.
 TARGET = GPUTarget("cuda", 90, 32)
@@ -20,7 +19,10 @@ STEP = HEAD | {
 MAP = HEAD | {
     "W": 16, "CAUSAL": True, "GATED": True, "PADDED": True, "BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_F": 32, "PART": 32,
 }  # fmt: skip
-LINEAR = HEAD | {"DEGREE": 2, "C": 32, "BLOCK_F": 32}
+LINEAR = HEAD | {
+    "W": 16, "DEGREE": 2, "C": 32, "BLOCK_F": 32,
+    "X": 32 * 33, "REVERSE": True, "BLOCK": 64, "ROWS": 16,
+}  # fmt: skip
 KERNELS = [
     (step_kernel.step_kernel, STEP),
     *(
@@ -29,16 +31,16 @@ KERNELS = [
         for mode in ("bf16", "tf32x3")
     ),
     *(
-        (kernel, LINEAR | {"MODE": "tf32"})
+        (kernel, LINEAR | {"MODE": mode})
         for kernel in (
             linear_kernels.sums_kernel,
             linear_kernels.scan_kernel,
             linear_kernels.output_kernel,
             linear_gradients.later_kernel,
-            linear_gradients.later_scan_kernel,
             linear_gradients.query_gradient_kernel,
             linear_gradients.key_gradient_kernel,
         )
+        for mode in ("bf16", "tf32x3")
     ),
 ]
 #: What arguments are that are no pointers to float32.

@@ -2,11 +2,33 @@
 
 import os
 
-import triton
-import triton.language as tl
+try:
+    import triton
+    import triton.language as tl
+    from triton import cdiv as cdiv
+except ImportError:  # Caught, or transformers would ask everybody for it who loads a checkpoint.
+    raise
 
-#: Triton's interpreter multiplies bfloat16 as if its bits were whole numbers: there they are rounded, and then widened.
+#: Triton's interpreter multiplies bfloat16 as if its bits were whole numbers, and does not round to it, but cuts off.
 INTERPRETED: tl.constexpr = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+
+
+@triton.jit
+def narrow(x, dtype: tl.constexpr):
+    """x rounded to `dtype`."""
+    if INTERPRETED and dtype == tl.bfloat16:
+        bits = x.to(tl.float32).to(tl.int32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000
+        x = bits.to(tl.float32, bitcast=True)
+    return x.to(dtype)
+
+
+@triton.jit
+def held_as(x, MODE: tl.constexpr):
+    """As products of `MODE` take it: half as wide where they are of bfloat16."""
+    if MODE == "bf16":
+        x = narrow(x, tl.bfloat16)
+    return x
 
 
 @triton.jit
@@ -14,7 +36,7 @@ def product(a, b, MODE: tl.constexpr):
     """Of bfloat16 ("bf16"), or of float32 as tensor cores have it ("tf32"), or as exact as it is ("tf32x3")."""
     # No return in between: what comes after one is compiled all the same.
     if MODE == "bf16":
-        a, b = a.to(tl.bfloat16), b.to(tl.bfloat16)
+        a, b = held_as(a, MODE), held_as(b, MODE)
         found = tl.dot(a.to(tl.float32), b.to(tl.float32)) if INTERPRETED else tl.dot(a, b)
     else:
         found = tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision=MODE)

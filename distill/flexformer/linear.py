@@ -1,0 +1,207 @@
+"""Whole texts through a layer's mixer by kernels, where there are some: on a GPU, of exponential features."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .attempt import attempt, possible
+from .decay import NoDecay
+from .exponential import Exponential
+from .memory import Memory
+from .normaliser import RowSum
+
+try:
+    from .linear_gradients import key_gradient_kernel, later_kernel, query_gradient_kernel
+    from .linear_kernels import output_kernel, scan_kernel, sums_kernel
+    from .tiles import block, cdiv
+
+    built = True
+except (ImportError, OSError):  # No Triton for this machine, or no source for it to read: PyTorch does it.
+    built = False
+
+#: Tokens of a chunk; of a scan, numbers and chunks that are held at a time.
+CHUNK, SCANNED, AT_ONCE = 64, 512, 16
+#: The largest features, heads, and products of both that fit into a multiprocessor.
+MOST, DEEPEST, LARGEST = 256, 128, 16384
+#: More would make the same twice, of a chunk of so many.
+WARPS = 4
+#: What the kernels are for.
+WHAT = "linear attention"
+
+
+def has_kernels(mixer: Any, query: Tensor, value: Tensor, memory: Memory | None) -> bool:
+    """Whether there are kernels for `mixer`, a Mixer with all its parts: exponential features without decay.
+
+    Not with gradients where a text goes on from a memory, which they do not go back to.
+    """
+    wide = max(query.shape[-1], value.shape[-1])
+    return (
+        built
+        and possible(WHAT)
+        and query.is_cuda
+        and query.dtype != torch.float64
+        and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+        and not (memory is not None and torch.is_grad_enabled())
+        and mixer.causal
+        and mixer.parts >= {"linear", "window"}
+        and type(mixer.map) is Exponential
+        and type(mixer.decay) is NoDecay
+        and type(mixer.normaliser) is RowSum
+        and wide <= DEEPEST
+        and mixer.feature_dim <= MOST
+        and block(mixer.feature_dim) * block(wide) <= LARGEST
+    )
+
+
+def through_kernels(
+    mixer: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float, padding: Tensor | None, memory: Memory | None
+) -> tuple[Tensor, Memory] | None:
+    """What `Mixer.forward` does with q (B, H, N, D), k and v (B, K, N, D). None where the kernels cannot be built."""
+    with torch.cuda.device_of(query):
+        return attempt(WHAT, lambda: launched(mixer, query, key, value, scaling, padding, memory))
+
+
+def launched(
+    mixer: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float, padding: Tensor | None, memory: Memory | None
+) -> tuple[Tensor, Memory]:
+    old = memory or mixer.no_memory(key, value)
+    real = key.new_ones(len(key), key.shape[2], dtype=torch.bool) if padding is None else padding != 0
+    keys, values = (torch.cat(both, 2) if mixer.width else both[1] for both in ((old.keys, key), (old.values, value)))
+    present = torch.cat([old.present, real], 1)
+    sizes = Sizes(mixer.width, len(mixer.key_weight.coefficients), mixer.map.epsilon, scaling**0.5)
+    out, sums, maximum = Attention.apply(query, keys, values, *parameters(mixer), present, old.sums, old.maximum, sizes)
+    recent = slice(key.shape[2], None)
+    window = (keys[:, :, recent].clone(), values[:, :, recent].clone(), present[:, recent].clone())
+    return out, Memory(sums, maximum, old.seen + real.sum(1), *window)
+
+
+def parameters(mixer: Any) -> tuple[Tensor, ...]:
+    """Frequencies and biases, the key weight's two coefficients, and the gate's three: float32."""
+    features = mixer.map
+    # In the place of what a mixer does not have stands something that is not read.
+    none = features.key_bias.detach()
+    weights = (*mixer.key_weight.coefficients, none, none)[:2]
+    gate = (none,) * 3 if mixer.window is None else (mixer.window.bias, *mixer.window.coefficients)
+    given = features.query_frequency, features.query_bias, features.key_frequency, features.key_bias, *weights, *gate
+    return tuple(each.float().contiguous() for each in given)
+
+
+class Sizes(NamedTuple):
+    """Tokens of the window, how far the key weight's polynomial goes, ε, and the root of softmax's scaling."""
+
+    width: int
+    degree: int
+    epsilon: float
+    scale: float
+
+
+class Attention(torch.autograd.Function):
+    """→ o (B, H, N, V) and the state after the last token, which no gradient goes through."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+        *given, present, sums, maximum, sizes = rest
+        query, key, value = (each.contiguous() for each in (query, key, value))
+        present = present.contiguous().view(torch.int8)
+        batch, heads, length, head_dim = query.shape
+        kv_heads, width, features = key.shape[1], value.shape[-1], given[0].shape[-2]
+        chunks, places, numbers = cdiv(length, CHUNK), batch * kv_heads, features * (width + 1)
+        shared = constants(query, sizes, features, head_dim, width)
+        grouped = shared | {"G": heads // kv_heads}
+        end = length, kv_heads, chunks
+
+        wide = query.new_empty(0, dtype=torch.float32)
+        states = query.new_empty(places, chunks, numbers, dtype=state_type(query))
+        peaks = wide.new_empty(places, chunks)
+        sums_kernel[(chunks, places)](
+            key, value, present, *given[2:6], states, peaks, sizes.scale, *end, DEGREE=sizes.degree, **shared
+        )
+        tops = torch.cat([maximum.reshape(places, 1), peaks], 1).cummax(1).values
+        running = torch.cat([sums[..., :-1].reshape(places, -1), sums[..., -1].reshape(places, -1)], 1)
+        scan(states, running, peaks, tops, reverse=False)
+        out = (
+            torch.empty_like(query, dtype=value.dtype)
+            if width == head_dim
+            else value.new_empty(*query.shape[:3], width)
+        )
+        shifts = wide.new_empty(places, length)
+        joined, totals = wide.new_empty(batch, heads, length), wide.new_empty(batch, heads, length)
+        output_kernel[(chunks, batch * heads)](
+            query, key, value, present, *given, states, tops, out, shifts, joined, totals, sizes.scale, sizes.epsilon,
+            *end, DEGREE=sizes.degree, **grouped,
+        )  # fmt: skip
+        ctx.save_for_backward(query, key, value, present, *given, states, tops, joined, totals, out)
+        ctx.sizes, ctx.grouped, ctx.end = sizes, grouped, end
+        table, ones = running.split([features * width, features], 1)
+        after = torch.cat([table.unflatten(1, (features, width)), ones[..., None]], -1).view_as(sums)
+        last = tops[:, -1].reshape(maximum.shape).clone()
+        ctx.mark_non_differentiable(after, last)
+        return out, after, last
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, asked: Tensor, *_: Any) -> Any:
+        query, key, value, present, *given, states, tops, joined, totals, out = ctx.saved_tensors
+        sizes, grouped, end = ctx.sizes, ctx.grouped, ctx.end
+        length, _, chunks = end
+        rows, places = query.shape[0] * query.shape[1], len(tops)
+        asked = asked.contiguous()
+        by_query, by_key, by_value = (torch.empty_like(each) for each in (query, key, value))
+        by = [torch.zeros_like(each) for each in given]
+        inner = torch.empty_like(joined)
+        of_gate = given[6:]
+        after = sizes.scale, sizes.epsilon, *end
+        with torch.cuda.device_of(query):
+            query_gradient_kernel[(chunks, rows)](
+                query, key, value, present, *given, states, tops, joined, totals, out, asked,
+                by_query, *by[:2], *by[6:], inner, *after, DEGREE=sizes.degree, **grouped,
+            )  # fmt: skip
+            later = torch.empty_like(states)
+            later_kernel[(chunks, places)](
+                query, asked, *given[:2], *of_gate, tops, joined, totals, inner, later, *after, **grouped
+            )
+            turned = -tops.flip(1)
+            nothing = later.new_zeros(places, later.shape[-1], dtype=torch.float32)
+            scan(later, nothing, turned[:, 1:].contiguous(), turned, reverse=True)
+            key_gradient_kernel[(cdiv(length + sizes.width, CHUNK), places)](
+                query, key, value, present, *given, later, tops, joined, totals, inner, asked,
+                by_key, by_value, *by[2:6], *after, DEGREE=sizes.degree, **grouped,
+            )  # fmt: skip
+        return by_query, by_key, by_value, *by, None, None, None, None
+
+
+def scan(states: Tensor, running: Tensor, sources: Tensor, targets: Tensor, reverse: bool) -> None:
+    scan_mode = "tf32x3" if mode(states) == "tf32x3" else "tf32"
+    places, chunks, numbers = states.shape
+    scan_kernel[(cdiv(numbers, SCANNED), places)](
+        states, running, sources, targets, chunks, X=numbers, MODE=scan_mode, REVERSE=reverse,
+        BLOCK=SCANNED, ROWS=AT_ONCE,
+    )  # fmt: skip
+
+
+def constants(query: Tensor, sizes: Sizes, features: int, head_dim: int, width: int) -> dict[str, Any]:
+    """What all kernels are built for."""
+    blocks = {"BLOCK_F": block(features), "BLOCK_D": block(head_dim), "BLOCK_V": block(width)}
+    return blocks | {
+        "W": sizes.width,
+        "F": features,
+        "D": head_dim,
+        "V": width,
+        "MODE": mode(query),
+        "C": CHUNK,
+        "num_warps": WARPS,
+    }
+
+
+def mode(query: Tensor) -> str:
+    """How products are made: as precise as what comes in, and as PyTorch is told to be."""
+    if query.dtype != torch.float32:
+        return "bf16"
+    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+def state_type(query: Tensor) -> torch.dtype:
+    """Of chunks' sums, which are the larger part of what is written and read."""
+    return torch.float32 if query.dtype == torch.float32 else torch.bfloat16

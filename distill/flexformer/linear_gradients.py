@@ -1,0 +1,225 @@
+"""Backwards through `linear_kernels`, from the end of a text to its beginning.
+
+Of all weights P_ij that query i gives, near ones e^{q_i·k_j − λ_i} and far ones ρ_i e^{w_j − s_i} φ_q(q_i)·φ_k(k_j),
+
+    ∂/∂ log P_ij = P_ij (∂o_i·v_j − Δ_i),    Δ_i = ∂o_i·o_i,    ∂/∂v_j = Σ_i P_ij ∂o_i
+
+λ_i is the shift of both parts plus the logarithm of their size, ρ_i = e^{s_i + g_i − λ_i}. With γ_i = ρ_i [∂o_i, −Δ_i],
+
+    ∂/∂φ_q(q_i) = Σ_j e^{w_j − s_i} (γ_i·[v_j, 1]) φ_k(k_j),    ∂/∂φ_k(k_j) = Σ_i e^{w_j − s_i} (γ_i·[v_j, 1]) φ_q(q_i)
+    ∂/∂w_j = φ_k(k_j)·∂/∂φ_k(k_j),    ∂/∂g_i = φ_q(q_i)·∂/∂φ_q(q_i)
+
+What keys need of later chunks is Σ_i e^{m − s_i} φ_q(q_i) γ_iᵀ, m the largest w up to the end of theirs: no exponential
+passes 1. Where a size is below ε it is none that depends on anything, and Δ_i = 0.
+"""
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # Caught, or transformers would ask everybody for it who loads a checkpoint.
+    raise
+
+from .linear_kernels import features, key_weight, near_logits, polynomial, shifted
+from .tiles import held_as, narrow, product, rows
+
+
+@triton.jit
+def asking(given, joined, sizes, inner, at, n, v, N, V: tl.constexpr, epsilon):
+    """∂o_i, Δ_i and λ_i of queries at `at`: ∞ beyond the last, so that their weights are none."""
+    asked = tl.load(given + at[:, None] * V + v[None, :], mask=(n < N)[:, None] & (v < V)[None, :], other=0.0)
+    size = tl.maximum(tl.load(sizes + at, mask=n < N, other=1.0), epsilon)
+    whole = tl.load(joined + at, mask=n < N, other=float("inf")) + tl.log(size)
+    return asked, tl.load(inner + at, mask=n < N, other=0.0), whole
+
+
+@triton.jit
+def gates(x, asker, gate_bias, gate_linear, gate_quadratic, d, scale, W: tl.constexpr, D: tl.constexpr):
+    gate = polynomial(x, gate_linear + asker * D, gate_quadratic + asker * D, d, scale, D, 2 if W > 0 else 0)
+    if W > 0:
+        gate += tl.load(gate_bias + asker).to(tl.float32)
+    return gate
+
+
+@triton.jit
+def query_gradient_kernel(
+    query, key, value, present, query_frequency, query_bias, key_frequency, key_bias, linear, quadratic,
+    gate_bias, gate_linear, gate_quadratic, sums, tops, joined, sizes, out, given,
+    by_query, by_frequency, by_bias, by_gate_bias, by_gate_linear, by_gate_quadratic, inner, scale, epsilon,
+    N, K, CHUNKS, G: tl.constexpr, W: tl.constexpr, F: tl.constexpr, D: tl.constexpr, V: tl.constexpr,
+    DEGREE: tl.constexpr, MODE: tl.constexpr,
+    C: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
+):  # fmt: skip
+    """Grid (chunks, B·H); inner becomes Δ (B, H, N)."""
+    chunk, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    place, asker = row // G, row % (K * G)
+    n = chunk * C + tl.arange(0, C)
+    d, f, v = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_F), tl.arange(0, BLOCK_V)
+    at = row * N + n
+    x = rows(query + row * N * D, n, N, d, D)
+    asked = rows(given + row * N * V, n, N, v, V)
+    got = rows(out + row * N * V, n, N, v, V)
+    size = tl.load(sizes + at, mask=n < N, other=1.0)
+    delta = tl.where(size >= epsilon, tl.sum(asked.to(tl.float32) * got.to(tl.float32), 1), 0.0)
+    tl.store(inner + at, delta, mask=n < N)
+    whole = tl.load(joined + at, mask=n < N, other=float("inf")) + tl.log(tl.maximum(size, epsilon))
+
+    by_x = tl.zeros((C, BLOCK_D), tl.float32)
+    if W > 0:
+        for behind in range(0, W + C, C):
+            j = chunk * C + behind + tl.arange(0, C)
+            there = tl.load(present + place // K * (N + W) + j, mask=j < N + W, other=0) != 0
+            y = rows(key + place * (N + W) * D, j, N + W, d, D)
+            near = tl.exp(near_logits(x, y, n, j, there, scale, N, W, MODE) - whole[:, None])
+            worth = rows(value + place * (N + W) * V, j, N + W, v, V)
+            by_near = near * (product(asked, tl.trans(worth), MODE) - delta[:, None])
+            by_x += product(by_near, y, MODE)
+        by_x *= scale
+
+    # As few tiles as wide as there are features at a time as can be: more do not fit into registers.
+    y = rows(key + place * (N + W) * D, n, N, d, D)
+    head = place % K
+    there = present + place // K * (N + W)
+    weight = key_weight(y, n, N, linear + head * D, quadratic + head * D, there, d, scale, D, DEGREE)
+    top = tl.load(tops + place * (CHUNKS + 1) + chunk)
+    shift, decay = shifted(weight, n, top)
+    gate = gates(x, asker, gate_bias, gate_linear, gate_quadratic, d, scale, W, D)
+    share = tl.exp(shift + gate - whole)
+    worth = rows(value + place * (N + W) * V, n, N, v, V)
+    by_score = (product(asked, tl.trans(worth), MODE) - delta[:, None]) * share[:, None] * decay
+    spot = sums + (place * CHUNKS + chunk) * F * (V + 1)
+    ones = tl.load(spot + F * V + f, mask=f < F, other=0.0).to(tl.float32)
+    by_phi = product(asked, tl.trans(rows(spot, f, F, v, V)), MODE) - delta[:, None] * ones[None, :]
+    by_phi = by_phi * (share * tl.exp(top - shift))[:, None]
+    by_phi += product(
+        by_score, features(y, key_frequency + head * F * D, key_bias + head * F, f, d, scale, F, D, MODE), MODE
+    )
+    frequency = query_frequency + asker * F * D
+    phi = features(x, frequency, query_bias + asker * F, f, d, scale, F, D, MODE)
+    by_gate = tl.sum(phi * by_phi, 1)
+    by_logit = phi * (by_phi - by_gate[:, None])
+    inside = (f < F)[:, None] & (d < D)[None, :]
+    for_frequency = product(tl.trans(by_logit), x, MODE) * scale
+    tl.atomic_add(by_frequency + asker * F * D + f[:, None] * D + d[None, :], for_frequency, mask=inside)
+    tl.atomic_add(by_bias + asker * F + f, tl.sum(by_logit, 0), mask=f < F)
+    by_x += product(by_logit, rows(frequency, f, F, d, D), MODE)
+    if W > 0:
+        z = x.to(tl.float32) * scale
+        steep = tl.load(gate_linear + asker * D + d, mask=d < D, other=0.0).to(tl.float32)[None, :]
+        steeper = tl.load(gate_quadratic + asker * D + d, mask=d < D, other=0.0).to(tl.float32)[None, :]
+        by_x += by_gate[:, None] * (steep + 2 * z * steeper)
+        tl.atomic_add(by_gate_bias + asker, tl.sum(by_gate, 0))
+        tl.atomic_add(by_gate_linear + asker * D + d, tl.sum(by_gate[:, None] * z, 0), mask=d < D)
+        tl.atomic_add(by_gate_quadratic + asker * D + d, tl.sum(by_gate[:, None] * z * z, 0), mask=d < D)
+    inside = (n < N)[:, None] & (d < D)[None, :]
+    tl.store(by_query + at[:, None] * D + d[None, :], narrow(by_x * scale, by_query.dtype.element_ty), inside)
+
+
+@triton.jit
+def later_kernel(
+    query, given, query_frequency, query_bias, gate_bias, gate_linear, gate_quadratic, tops, joined, sizes, inner,
+    later, scale, epsilon,
+    N, K, CHUNKS, G: tl.constexpr, W: tl.constexpr, F: tl.constexpr, D: tl.constexpr, V: tl.constexpr,
+    MODE: tl.constexpr,
+    C: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
+):  # fmt: skip
+    """Grid (chunks, B·K): Σ_i e^{m − s_i} φ_q(q_i) γ_i of a chunk's queries, m the largest weight before the chunk."""
+    chunk, place = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    n = chunk * C + tl.arange(0, C)
+    d, f, v = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_F), tl.arange(0, BLOCK_V)
+    top = tl.load(tops + place * (CHUNKS + 1) + chunk)
+    state, ones = tl.zeros((BLOCK_F, BLOCK_V), tl.float32), tl.zeros((BLOCK_F,), tl.float32)
+    for g in range(0, G):
+        row = place * G + g
+        asker = row % (K * G)
+        x = rows(query + row * N * D, n, N, d, D)
+        asked, delta, whole = asking(given, joined, sizes, inner, row * N + n, n, v, N, V, epsilon)
+        gate = gates(x, asker, gate_bias, gate_linear, gate_quadratic, d, scale, W, D)
+        phi = features(x, query_frequency + asker * F * D, query_bias + asker * F, f, d, scale, F, D, MODE)
+        phi = phi * tl.exp(top + gate - whole)[:, None]
+        state += product(tl.trans(phi), asked, MODE)
+        ones -= tl.sum(phi * delta[:, None], 0)
+    spot = later + (place * CHUNKS + chunk) * F * (V + 1)
+    inside = (f < F)[:, None] & (v < V)[None, :]
+    tl.store(spot + f[:, None] * V + v[None, :], narrow(state, later.dtype.element_ty), mask=inside)
+    tl.store(spot + F * V + f, narrow(ones, later.dtype.element_ty), mask=f < F)
+
+
+@triton.jit
+def key_gradient_kernel(
+    query, key, value, present, query_frequency, query_bias, key_frequency, key_bias, linear, quadratic,
+    gate_bias, gate_linear, gate_quadratic, later, tops, joined, sizes, inner, given,
+    by_key, by_value, by_frequency, by_bias, by_linear, by_quadratic, scale, epsilon,
+    N, K, CHUNKS, G: tl.constexpr, W: tl.constexpr, F: tl.constexpr, D: tl.constexpr, V: tl.constexpr,
+    DEGREE: tl.constexpr, MODE: tl.constexpr,
+    C: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
+):  # fmt: skip
+    """Grid (chunks of N + W keys, B·K); later: of the queries after each chunk."""
+    chunk, place = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    head = place % K
+    n = chunk * C + tl.arange(0, C)
+    d, f, v = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_F), tl.arange(0, BLOCK_V)
+    y = rows(key + place * (N + W) * D, n, N + W, d, D)
+    worth = rows(value + place * (N + W) * V, n, N + W, v, V)
+    by_y, by_worth = tl.zeros((C, BLOCK_D), tl.float32), tl.zeros((C, BLOCK_V), tl.float32)
+    if chunk < CHUNKS:
+        there = present + place // K * (N + W)
+        weight = key_weight(y, n, N, linear + head * D, quadratic + head * D, there, d, scale, D, DEGREE)
+        top = tl.load(tops + place * (CHUNKS + 1) + chunk)
+        shift, decay = shifted(weight, n, top)
+        spot = later + (place * CHUNKS + chunk) * F * (V + 1)
+        state = rows(spot, f, F, v, V)
+        ones = tl.load(spot + F * V + f, mask=f < F, other=0.0).to(tl.float32)
+        reach = tl.exp(weight - tl.load(tops + place * (CHUNKS + 1) + chunk + 1))
+        frequency = key_frequency + head * F * D
+        phi = features(y, frequency, key_bias + head * F, f, d, scale, F, D, MODE)
+        by_worth += product(phi, state, MODE) * reach[:, None]
+        held = held_as(phi, MODE)
+        by_phi = (product(worth, tl.trans(state), MODE) + ones[None, :]) * reach[:, None]
+        for g in range(0, G):
+            row = place * G + g
+            asker = row % (K * G)
+            x = rows(query + row * N * D, n, N, d, D)
+            asked, delta, whole = asking(given, joined, sizes, inner, row * N + n, n, v, N, V, epsilon)
+            gate = gates(x, asker, gate_bias, gate_linear, gate_quadratic, d, scale, W, D)
+            share = tl.exp(shift + gate - whole)[:, None] * decay
+            asking_phi = features(x, query_frequency + asker * F * D, query_bias + asker * F, f, d, scale, F, D, MODE)
+            scores = product(asking_phi, tl.trans(held), MODE) * share
+            by_worth += product(tl.trans(scores), asked, MODE)
+            by_score = (product(asked, tl.trans(worth), MODE) - delta[:, None]) * share
+            by_phi += product(tl.trans(by_score), asking_phi, MODE)
+        # Once more, since in between there is no room for it.
+        phi = features(y, frequency, key_bias + head * F, f, d, scale, F, D, MODE)
+        by_weight = tl.sum(phi * by_phi, 1)
+        by_logit = phi * (by_phi - by_weight[:, None])
+        inside = (f < F)[:, None] & (d < D)[None, :]
+        for_frequency = product(tl.trans(by_logit), y, MODE) * scale
+        tl.atomic_add(by_frequency + head * F * D + f[:, None] * D + d[None, :], for_frequency, mask=inside)
+        tl.atomic_add(by_bias + head * F + f, tl.sum(by_logit, 0), mask=f < F)
+        by_y += product(by_logit, rows(frequency, f, F, d, D), MODE)
+        z = y.to(tl.float32) * scale
+        if DEGREE >= 1:
+            by_y += by_weight[:, None] * tl.load(linear + head * D + d, mask=d < D, other=0.0).to(tl.float32)[None, :]
+            tl.atomic_add(by_linear + head * D + d, tl.sum(by_weight[:, None] * z, 0), mask=d < D)
+        if DEGREE >= 2:
+            steep = tl.load(quadratic + head * D + d, mask=d < D, other=0.0).to(tl.float32)
+            by_y += 2 * by_weight[:, None] * z * steep[None, :]
+            tl.atomic_add(by_quadratic + head * D + d, tl.sum(by_weight[:, None] * z * z, 0), mask=d < D)
+    if W > 0:
+        seen = tl.load(present + place // K * (N + W) + n, mask=n < N + W, other=0) != 0
+        for behind in range(0, W + C, C):
+            # Of queries that are at i + W, from the latest on: i < j ≤ i + W.
+            i = (chunk * C - behind) + tl.arange(0, C)
+            i = tl.where(i >= 0, i, N)
+            for g in range(0, G):
+                row = place * G + g
+                x = rows(query + row * N * D, i, N, d, D)
+                asked, delta, whole = asking(given, joined, sizes, inner, row * N + i, i, v, N, V, epsilon)
+                near = tl.exp(near_logits(x, y, i, n, seen, scale, N, W, MODE) - whole[:, None])
+                by_worth += product(tl.trans(near), asked, MODE)
+                by_near = near * (product(asked, tl.trans(worth), MODE) - delta[:, None])
+                by_y += product(tl.trans(by_near), x, MODE) * scale
+    at = (place * (N + W) + n)[:, None]
+    inside = (n < N + W)[:, None] & (d < D)[None, :]
+    tl.store(by_key + at * D + d[None, :], narrow(by_y * scale, by_key.dtype.element_ty), inside)
+    inside = (n < N + W)[:, None] & (v < V)[None, :]
+    tl.store(by_value + at * V + v[None, :], narrow(by_worth, by_value.dtype.element_ty), inside)

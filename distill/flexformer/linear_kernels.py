@@ -1,0 +1,193 @@
+"""Causal linear attention of exponential features, joined to a window of exact softmax, in Triton.
+
+    φ(x) = softmax(Ω x + b),    o_i = (e^{s_i + g_i} Σ_{j ≤ i−w} e^{w_j − s_i} φ_q(q_i)·φ_k(k_j) [v_j, 1]
+                                      + Σ_{i−w < j ≤ i} e^{q_i·k_j} [v_j, 1]), divided by its last column
+
+as `Mixer.forward` has it, in chunks of C tokens: every chunk's own sums, a scan over these, and then the outputs, each
+from the sums before its chunk, from the chunk itself, and from its window. No N × F tensor is in memory: features are
+made anew in each kernel; `linear_gradients` goes back. s_i is the largest w_j so far, g_i the window's gate.
+
+Keys and values (B, K, W + N, ·) begin with what the window remembers, and `present` with it: query i is at i + W among
+them, and the linear part, which runs W tokens behind, reads the first N. A chunk's sums are a row of F·V + F numbers:
+Σ φ v and Σ φ. x stands for rows as they came; what they count is x times `scale`, the root of softmax's scaling.
+"""
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # Caught, or transformers would ask everybody for it who loads a checkpoint.
+    raise
+
+from .tiles import narrow, product, rows
+
+#: Stands for the maximum of no keys at all: `engine.NO_KEYS`.
+NO_KEYS: tl.constexpr = tl.constexpr(-1e30)
+
+
+@triton.jit
+def features(x, frequency, bias, f, d, scale, F: tl.constexpr, D: tl.constexpr, MODE: tl.constexpr):
+    """softmax(Ω x + b) of rows x: (C, F)."""
+    logits = product(x, tl.trans(rows(frequency, f, F, d, D)), MODE) * scale
+    logits += tl.load(bias + f, mask=f < F, other=0.0).to(tl.float32)[None, :]
+    logits = tl.where((f < F)[None, :], logits, float("-inf"))
+    weights = tl.exp(logits - tl.max(logits, 1)[:, None])
+    return weights / tl.sum(weights, 1)[:, None]
+
+
+@triton.jit
+def polynomial(x, linear, quadratic, d, scale, D: tl.constexpr, DEGREE: tl.constexpr):
+    """u·x + c·x² of rows x, as far as DEGREE says: (C,)."""
+    y = x.to(tl.float32) * scale
+    found = tl.sum(y * 0.0, 1)
+    if DEGREE >= 1:
+        found += tl.sum(y * tl.load(linear + d, mask=d < D, other=0.0).to(tl.float32)[None, :], 1)
+    if DEGREE >= 2:
+        found += tl.sum(y * y * tl.load(quadratic + d, mask=d < D, other=0.0).to(tl.float32)[None, :], 1)
+    return found
+
+
+@triton.jit
+def key_weight(x, n, N, linear, quadratic, present, d, scale, D: tl.constexpr, DEGREE: tl.constexpr):
+    """w of rows x, −∞ for those that are absent: (C,)."""
+    there = tl.load(present + n, mask=n < N, other=0) != 0
+    return tl.where(there, polynomial(x, linear, quadratic, d, scale, D, DEGREE), float("-inf"))
+
+
+@triton.jit
+def sums_kernel(
+    key, value, present, frequency, bias, linear, quadratic, sums, peaks, scale,
+    N, K, CHUNKS, W: tl.constexpr, F: tl.constexpr, D: tl.constexpr, V: tl.constexpr, DEGREE: tl.constexpr,
+    MODE: tl.constexpr,
+    C: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
+):  # fmt: skip
+    """Grid (chunks, B·K): Σ_j e^{w_j − p} φ_k(k_j) [v_j, 1] of a chunk by itself, and its largest w_j, p."""
+    chunk, place = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    head, first = place % K, place * (N + W)
+    n = chunk * C + tl.arange(0, C)
+    d, f, v = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_F), tl.arange(0, BLOCK_V)
+    x = rows(key + first * D, n, N, d, D)
+    there = present + place // K * (N + W)
+    weight = key_weight(x, n, N, linear + head * D, quadratic + head * D, there, d, scale, D, DEGREE)
+    peak = tl.maximum(tl.max(weight, 0), NO_KEYS)
+    phi = features(x, frequency + head * F * D, bias + head * F, f, d, scale, F, D, MODE)
+    phi = phi * tl.exp(weight - peak)[:, None]
+    state = product(tl.trans(phi), rows(value + first * V, n, N, v, V), MODE)
+    spot = sums + (place * CHUNKS + chunk) * F * (V + 1)
+    inside = (f < F)[:, None] & (v < V)[None, :]
+    tl.store(spot + f[:, None] * V + v[None, :], narrow(state, sums.dtype.element_ty), mask=inside)
+    tl.store(spot + F * V + f, narrow(tl.sum(phi, 0), sums.dtype.element_ty), mask=f < F)
+    tl.store(peaks + place * CHUNKS + chunk, peak)
+
+
+@triton.jit
+def scan_kernel(
+    sums, running, sources, targets,
+    CHUNKS, X: tl.constexpr, MODE: tl.constexpr, REVERSE: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Grid (blocks of X, B·K): row c of sums (B·K, CHUNKS, X) becomes e^{t_0 − t_c} r + Σ_{b < c} e^{u_b − t_c} row b.
+
+    sources u (B·K, CHUNKS) and targets t (B·K, CHUNKS + 1), which do not fall, and u_b ≤ t_c for b < c; running
+    r (B·K, X) becomes what row CHUNKS would. REVERSE: rows, and they alone, are counted from the end.
+    """
+    place = tl.program_id(1).to(tl.int64)
+    x, row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, ROWS)
+    sources += place * CHUNKS
+    targets += place * (CHUNKS + 1)
+    found = tl.load(running + place * X + x, mask=x < X, other=0.0)
+    for first in range(0, CHUNKS, ROWS):
+        c = first + row
+        at = c
+        if REVERSE:
+            at = CHUNKS - 1 - c
+        spot = sums + (place * CHUNKS + at)[:, None] * X + x[None, :]
+        inside = (c < CHUNKS)[:, None] & (x < X)[None, :]
+        own = tl.load(spot, mask=inside, other=0.0).to(tl.float32)
+        source = tl.load(sources + c, mask=c < CHUNKS, other=float("-inf"))
+        target = tl.load(targets + tl.minimum(c, CHUNKS))
+        start = tl.load(targets + first)
+        end = tl.load(targets + tl.minimum(first + ROWS, CHUNKS))
+        earlier = row[None, :] < row[:, None]
+        gap = tl.where(earlier, source[None, :] - target[:, None], float("-inf"))
+        before = product(tl.exp(gap), own, MODE) + tl.exp(start - target)[:, None] * found[None, :]
+        tl.store(spot, narrow(before, sums.dtype.element_ty), mask=inside)
+        found = found * tl.exp(start - end) + tl.sum(own * tl.exp(source - end)[:, None], 0)
+    tl.store(running + place * X + x, found, mask=x < X)
+
+
+@triton.jit
+def shifted(weight, n, before):
+    """s_i = the largest of what came before and of w_j, j ≤ i, in the chunk; and e^{w_j − s_i}, 0 for j > i."""
+    weight = tl.where(n[None, :] <= n[:, None], weight[None, :], float("-inf"))
+    shift = tl.maximum(tl.max(weight, 1), before)
+    return shift, tl.exp(weight - shift[:, None])
+
+
+@triton.jit
+def near_logits(x, y, n, j, there, scale, N, W: tl.constexpr, MODE: tl.constexpr):
+    """q·k of queries x at n and keys y at j, −∞ outside the window: (C, C)."""
+    logits = product(x, tl.trans(y), MODE) * (scale * scale)
+    seen = (j[None, :] > n[:, None]) & (j[None, :] <= n[:, None] + W) & there[None, :] & (n < N)[:, None]
+    return tl.where(seen, logits, float("-inf"))
+
+
+@triton.jit
+def output_kernel(
+    query, key, value, present, query_frequency, query_bias, key_frequency, key_bias, linear, quadratic,
+    gate_bias, gate_linear, gate_quadratic, sums, tops, out, shifts, joined, sizes, scale, epsilon,
+    N, K, CHUNKS, G: tl.constexpr, W: tl.constexpr, F: tl.constexpr, D: tl.constexpr, V: tl.constexpr,
+    DEGREE: tl.constexpr, MODE: tl.constexpr,
+    C: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
+):  # fmt: skip
+    """Grid (chunks, B·H): o (B, H, N, V); s_i (B, K, N); and the shift and the size that both parts have joined.
+
+    Before it is divided by, a size (B, H, N) is at least ε.
+    """
+    chunk, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    place, asker = row // G, row % (K * G)
+    n = chunk * C + tl.arange(0, C)
+    d, f, v = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_F), tl.arange(0, BLOCK_V)
+    head, there = place % K, present + place // K * (N + W)
+    y = rows(key + place * (N + W) * D, n, N, d, D)
+    weight = key_weight(y, n, N, linear + head * D, quadratic + head * D, there, d, scale, D, DEGREE)
+    top = tl.load(tops + place * (CHUNKS + 1) + chunk)
+    shift, decay = shifted(weight, n, top)
+    x = rows(query + row * N * D, n, N, d, D)
+    phi = features(x, query_frequency + asker * F * D, query_bias + asker * F, f, d, scale, F, D, MODE)
+    spot = sums + (place * CHUNKS + chunk) * F * (V + 1)
+    size = tl.load(spot + F * V + f, mask=f < F, other=0.0).to(tl.float32)
+    reach = tl.exp(top - shift)
+    found = product(phi, rows(spot, f, F, v, V), MODE) * reach[:, None]
+    total = tl.sum(phi * size[None, :], 1) * reach
+    key_phi = features(y, key_frequency + head * F * D, key_bias + head * F, f, d, scale, F, D, MODE)
+    scores = product(phi, tl.trans(key_phi), MODE) * decay
+    found += product(scores, rows(value + place * (N + W) * V, n, N, v, V), MODE)
+    total += tl.sum(scores, 1)
+    both = shift
+    if W > 0:
+        near = tl.full((C,), NO_KEYS, tl.float32)
+        near_found, near_total = tl.zeros((C, BLOCK_V), tl.float32), tl.zeros((C,), tl.float32)
+        for first in range(0, W + C, C):
+            j = chunk * C + first + tl.arange(0, C)
+            seen = tl.load(there + j, mask=j < N + W, other=0) != 0
+            y = rows(key + place * (N + W) * D, j, N + W, d, D)
+            logits = near_logits(x, y, n, j, seen, scale, N, W, MODE)
+            higher = tl.maximum(near, tl.max(logits, 1))
+            weights, shrunk = tl.exp(logits - higher[:, None]), tl.exp(near - higher)
+            worth = rows(value + place * (N + W) * V, j, N + W, v, V)
+            near_found = near_found * shrunk[:, None] + product(weights, worth, MODE)
+            near_total = near_total * shrunk + tl.sum(weights, 1)
+            near = higher
+        gate = polynomial(x, gate_linear + asker * D, gate_quadratic + asker * D, d, scale, D, 2)
+        gate += tl.load(gate_bias + asker).to(tl.float32)
+        both = tl.maximum(near, shift + gate)
+        opened, closed = tl.exp(shift + gate - both), tl.exp(near - both)
+        found = found * opened[:, None] + near_found * closed[:, None]
+        total = total * opened + near_total * closed
+    found = found / tl.maximum(total, epsilon)[:, None]
+    at = row * N + n
+    inside = (n < N)[:, None] & (v < V)[None, :]
+    tl.store(out + at[:, None] * V + v[None, :], narrow(found, out.dtype.element_ty), mask=inside)
+    tl.store(joined + at, both, mask=n < N)
+    tl.store(sizes + at, total, mask=n < N)
+    if row % G == 0:
+        tl.store(shifts + place * N + n, shift, mask=n < N)

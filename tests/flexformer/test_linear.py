@@ -1,0 +1,199 @@
+"""Whole texts by kernels, run by Triton's interpreter, against the mixer in float64: values, gradients and memory."""
+
+from copy import deepcopy
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from distill.flexformer import attempt, linear
+from distill.flexformer import mixer as mixer_module
+from distill.flexformer.feature_map import HeadShape
+from distill.flexformer.memory import Memory
+from distill.flexformer.mixer import Mixer
+from distill.mixer import bare
+
+from .interpreted import DEVICE, made, text
+
+PLAIN = bare("exponential", features=16, frequency_scale=1.0, key_weight="quadratic")
+#: Heads, key-value heads, head_dim, and what the mixer is.
+CASES: dict[str, tuple[HeadShape, dict[str, Any]]] = {
+    "plain": (HeadShape(2, 2, 16), PLAIN),
+    "grouped queries": (HeadShape(4, 2, 16), PLAIN),
+    "no power of two": (HeadShape(3, 1, 10), PLAIN | {"features": 23, "key_weight": "linear"}),
+    "no key weight": (HeadShape(1, 1, 16), PLAIN | {"key_weight": "none"}),
+    "window": (HeadShape(2, 2, 16), PLAIN | {"window": 64}),
+    "window of one": (HeadShape(2, 2, 16), PLAIN | {"window": 1}),
+    "wide window": (HeadShape(4, 2, 16), PLAIN | {"window": 71}),
+}
+SCALING = 0.25
+#: A chunk and a half.
+LENGTH = 96
+
+
+@pytest.fixture(autouse=True)
+def precision() -> Any:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+def tracked(*args: Any) -> list[Tensor]:
+    return [each.requires_grad_() for each in text(*args)]
+
+
+def close(found: Tensor, expected: Tensor, tolerance: float, what: str = "") -> None:
+    """By the norm of what there is, which is nothing where a query sees but one key."""
+    assert found.shape == expected.shape
+    if not found.is_floating_point():
+        assert torch.equal(found, expected)
+        return
+    error = (found.double() - expected).norm() / expected.norm().clamp(min=0.1)
+    assert error <= tolerance, f"{what}: {error:.2e} off"
+
+
+def check(
+    name: str, tolerance: float, length: int = LENGTH, size: float = 1.0, absent: Any = None,
+    dtype: torch.dtype = torch.float32,
+) -> None:  # fmt: skip
+    shape, options = CASES[name]
+    mixer, given = made(shape, options), tracked(shape, length, size, dtype)
+    exact, wide = deepcopy(mixer).double(), [each.detach().double().requires_grad_() for each in given]
+    padding = None
+    if absent is not None:
+        padding = torch.ones(2, length, dtype=torch.long, device=DEVICE)
+        padding[absent] = 0
+    found, after = linear.launched(mixer, *given, SCALING, padding, None)
+    expected, expected_after = exact(*wide, SCALING, padding, None, exact.ways.chunked)
+    assert found.dtype == dtype
+    close(found, expected, tolerance, "output")
+    for part in Memory._fields:
+        close(getattr(after, part), getattr(expected_after, part), tolerance, part)
+    weights = torch.randn_like(expected)
+    named = dict(mixer.named_parameters())
+    ours = torch.autograd.grad((found.double() * weights).sum(), [*given, *named.values()])
+    theirs = torch.autograd.grad((expected * weights).sum(), [*wide, *exact.parameters()])
+    for what, mine, right in zip(["query", "key", "value", *named], ours, theirs, strict=True):
+        close(mine, right, tolerance, what)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_is_the_formula(name: str):
+    check(name, 1e-4)
+
+
+@pytest.mark.parametrize("name", ["grouped queries", "window"])
+def test_half_precision(name: str):
+    check(name, 1e-2, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("name", ["plain", "window"])
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 130])
+def test_any_length(name: str, length: int):
+    check(name, 1e-4, length)
+
+
+@pytest.mark.parametrize("name", ["grouped queries", "wide window"])
+def test_padding_is_not_taken_in(name: str):
+    """At the left of the first text and at the right of the second; a text may begin with a chunk of nothing."""
+    at = (torch.tensor([0] * 70 + [1] * 9), torch.tensor([*range(70), *range(121, 130)]))
+    check(name, 1e-4, 130, absent=at)
+
+
+@pytest.mark.parametrize("name", ["plain", "window"])
+def test_large_logits_do_not_overflow(name: str):
+    """|q·k| up to some 200."""
+    check(name, 1e-3, size=7.0)
+
+
+PREFIX = {"one token": 1, "less than the window": 40, "more than a chunk": 70}
+
+
+@pytest.mark.parametrize("name", ["grouped queries", "window"])
+@pytest.mark.parametrize("read", PREFIX.values(), ids=PREFIX)
+@torch.no_grad()
+def test_it_goes_on_from_a_memory(name: str, read: int):
+    shape, options = CASES[name]
+    mixer, given = made(shape, options), text(shape, 150)
+    padding = torch.ones(2, 150, dtype=torch.long, device=DEVICE)
+    padding[0, :50] = 0
+    whole, end = linear.launched(mixer, *given, SCALING, padding, None)
+    _, memory = linear.launched(mixer, *[each[:, :, :read] for each in given], SCALING, padding[:, :read], None)
+    kept = [part.clone() for part in memory]
+    rest = [each[:, :, read:] for each in given]
+    found, after = linear.launched(mixer, *rest, SCALING, padding[:, read:], memory)
+    close(found, whole[:, :, read:].double(), 1e-5)
+    for mine, right in zip(after, end, strict=True):
+        close(mine, right.double() if right.is_floating_point() else right, 1e-5)
+    assert all(torch.equal(*pair) for pair in zip(kept, memory, strict=True))
+
+
+def test_going_backwards_twice_gives_the_same():
+    shape, options = CASES["window"]
+    mixer, given = made(shape, options), tracked(shape, 70)
+    out, _ = linear.launched(mixer, *given, SCALING, None, None)
+    first, second = (torch.autograd.grad(out.sum(), given, retain_graph=True) for _ in range(2))
+    assert all(torch.equal(*pair) for pair in zip(first, second, strict=True))
+
+
+def on_gpu(**changed: Any) -> Any:
+    return SimpleNamespace(**{"is_cuda": True, "dtype": torch.float32, "shape": (1, 2, 9, 16)} | changed)
+
+
+def chosen(mixer: Mixer, given: Any = None, memory: Any = None) -> bool:
+    return linear.has_kernels(mixer, given or on_gpu(), given or on_gpu(), memory)
+
+
+def test_mixers_that_there_are_kernels_for():
+    shape = HeadShape(2, 2, 16)
+    plain = made(shape, PLAIN)
+    assert chosen(plain) and chosen(made(shape, PLAIN | {"window": 4}))
+    for other in ({"decay": "fixed"}, {"features": 300}, {"normaliser": "norm"}):
+        assert not chosen(made(shape, PLAIN | other))
+    assert not chosen(made(shape, bare("hedgehog", features=16))) and not chosen(Mixer(shape, PLAIN, causal=False))
+    plain.parts = {"linear"}
+    assert not chosen(plain)
+
+
+def test_texts_that_there_are_kernels_for(monkeypatch: pytest.MonkeyPatch):
+    """Gradients do not go back to what was read before."""
+    plain = made(HeadShape(2, 2, 16), PLAIN)
+    for given in ({"is_cuda": False}, {"shape": (1, 2, 9, 200)}, {"dtype": torch.float64}):
+        assert not chosen(plain, on_gpu(**given))
+    assert not chosen(plain, None, "memory")
+    with torch.no_grad():
+        assert chosen(plain, None, "memory")
+    for owner, name in ((torch.compiler, "is_compiling"), (torch.jit, "is_tracing")):
+        with monkeypatch.context() as changed:
+            changed.setattr(owner, name, lambda: True)
+            assert not chosen(plain)
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="kernels are chosen on a GPU")
+def test_a_mixer_takes_them_on_a_gpu():
+    shape, options = CASES["window"]
+    mixer, given = made(shape, options), text(shape, 70)
+    expected, found = linear.launched(mixer, *given, SCALING, None, None), mixer(*given, SCALING)
+    assert torch.equal(found[0], expected[0])
+    assert all(torch.equal(*pair) for pair in zip(found[1], expected[1], strict=True))
+
+
+@torch.no_grad()
+def test_kernels_that_cannot_be_built_are_told_of_once(monkeypatch: pytest.MonkeyPatch):
+    """And PyTorch does it, then and from then on."""
+
+    def broken(*given: Any) -> Any:
+        raise RuntimeError("Failed to find C compiler")
+
+    shape, options = CASES["window"]
+    mixer, given = made(shape, options), text(shape, 6)
+    expected = mixer(*given, SCALING, path=mixer.ways.chunked)[0]
+    monkeypatch.setattr(linear, "launched", broken)
+    monkeypatch.setattr(mixer_module, "has_kernels", lambda *given: attempt.possible(linear.WHAT))
+    monkeypatch.setattr(attempt, "_given_up", set())
+    with pytest.warns(UserWarning, match="PyTorch.*Failed to find C compiler"):
+        assert torch.equal(mixer(*given, SCALING)[0], expected)
+    assert not attempt.possible(linear.WHAT) and torch.equal(mixer(*given, SCALING)[0], expected)
