@@ -27,25 +27,18 @@ TINY: tl.constexpr = tl.constexpr(1.1754943508222875e-38)
 
 @triton.jit
 def tile(
-    query, key, query_features, key_features, log_weight, gate, there, i, row, row_count, j, scaling,
-    N, F: tl.constexpr, D: tl.constexpr, W: tl.constexpr,
-    CAUSAL: tl.constexpr, GATED: tl.constexpr, PADDED: tl.constexpr, MODE: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_F: tl.constexpr,
+    asked, asked_features, keys, key_features, log_weight, gate, there, i, row, row_count, j, scaling,
+    N, W: tl.constexpr, CAUSAL: tl.constexpr, GATED: tl.constexpr, PADDED: tl.constexpr, MODE: tl.constexpr,
 ):  # fmt: skip
     """s, a, the kernel's values and which of them count, of rows (M,) at positions i and keys j (N,)."""
-    d = tl.arange(0, BLOCK_D)
-    asked = rows(query, i, N, d, D)
-    s = product(asked, tl.trans(rows(key, j, N, d, D)), MODE) * scaling
+    s = product(asked, tl.trans(keys), MODE) * scaling
     visible = (row < row_count)[:, None] & (j < N)[None, :]
     if CAUSAL:
         visible = visible & (j[None, :] <= i[:, None])
     if PADDED:
         visible = visible & (tl.load(there + j, mask=j < N, other=0) != 0)[None, :]
     s = tl.where(visible, s, float("-inf"))
-    kappa = tl.zeros(s.shape, tl.float32)
-    for first in range(0, F, BLOCK_F):
-        f = first + tl.arange(0, BLOCK_F)
-        kappa += product(rows(query_features, i, N, f, F), tl.trans(rows(key_features, j + W, N, f, F)), MODE)
+    kappa = product(asked_features, tl.trans(key_features), MODE)
     a = tl.log(tl.maximum(kappa, TINY)) + tl.load(log_weight + j + W, mask=j + W < N, other=0.0)[None, :]
     if GATED:
         a += tl.load(gate + i, mask=row < row_count, other=0.0)[:, None]
@@ -66,7 +59,9 @@ def forward_kernel(
     head = tl.program_id(1).to(tl.int64)
     shared = head // G
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    d, f = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_F)
     i = tl.load(positions + row, mask=row < Q, other=0)
+    asked, features = rows(query + head * N * D, i, N, d, D), rows(query_features + head * N * F, i, N, f, F)
     end = N
     if CAUSAL:
         end = tl.max(i, 0) + 1
@@ -76,9 +71,10 @@ def forward_kernel(
     for first in range(0, end, BLOCK_N):
         j = first + tl.arange(0, BLOCK_N)
         s, a, _, far = tile(
-            query + head * N * D, key + shared * N * D, query_features + head * N * F, key_features + shared * N * F,
+            asked, features, rows(key + shared * N * D, j, N, d, D),
+            rows(key_features + shared * N * F, j + W, N, f, F),
             log_weight + shared * N, gate + head * N, there + head // H * N, i, row, Q, j, scaling,
-            N, F, D, W, CAUSAL, GATED, PADDED, MODE, BLOCK_D, BLOCK_F,
+            N, W, CAUSAL, GATED, PADDED, MODE,
         )  # fmt: skip
         higher = tl.maximum(top, tl.max(s, 1))
         weight, shrunk = tl.exp(s - higher[:, None]), tl.exp(top - higher)
@@ -110,29 +106,33 @@ def query_kernel(
     head = tl.program_id(1).to(tl.int64)
     shared = head // G
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    f = tl.program_id(2) * PART + tl.arange(0, PART)
+    d, f, part = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_F), tl.program_id(2) * PART + tl.arange(0, PART)
     place = head * Q + row
     i = tl.load(positions + row, mask=row < Q, other=0)
+    asked, features = rows(query + head * N * D, i, N, d, D), rows(query_features + head * N * F, i, N, f, F)
     teacher = tl.load(teacher_size + place, mask=row < Q, other=0.0)
     student = tl.load(student_size + place, mask=row < Q, other=0.0)
-    asked = tl.load(given + place, mask=row < Q, other=0.0)
+    by_kl = tl.load(given + place, mask=row < Q, other=0.0)
     end = N
     if CAUSAL:
         end = tl.max(i, 0) + 1 - W
     gradient, opened = tl.zeros((BLOCK_M, PART), tl.float32), tl.zeros((BLOCK_M,), tl.float32)
     for first in range(0, end, BLOCK_N):
         j = first + tl.arange(0, BLOCK_N)
+        far_features = rows(key_features + shared * N * F, j + W, N, f, F)
         s, a, kappa, far = tile(
-            query + head * N * D, key + shared * N * D, query_features + head * N * F, key_features + shared * N * F,
+            asked, features, rows(key + shared * N * D, j, N, d, D), far_features,
             log_weight + shared * N, gate + head * N, there + head // H * N, i, row, Q, j, scaling,
-            N, F, D, W, CAUSAL, GATED, PADDED, MODE, BLOCK_D, BLOCK_F,
+            N, W, CAUSAL, GATED, PADDED, MODE,
         )  # fmt: skip
-        by_log = tl.where(far, (tl.exp(a - student[:, None]) - tl.exp(s - teacher[:, None])) * asked[:, None], 0.0)
+        by_log = tl.where(far, (tl.exp(a - student[:, None]) - tl.exp(s - teacher[:, None])) * by_kl[:, None], 0.0)
         by_value = tl.where(kappa > TINY, by_log / tl.maximum(kappa, TINY), 0.0)
-        gradient += product(by_value, rows(key_features + shared * N * F, j + W, N, f, F), MODE)
+        if PART < BLOCK_F:
+            far_features = rows(key_features + shared * N * F, j + W, N, part, F)
+        gradient += product(by_value, far_features, MODE)
         opened += tl.sum(by_log, 1)
-    inside = (row < Q)[:, None] & (f < F)[None, :]
-    tl.store(query_gradient + head * N * F + i[:, None] * F + f[None, :], gradient, mask=inside)
+    inside = (row < Q)[:, None] & (part < F)[None, :]
+    tl.store(query_gradient + head * N * F + i[:, None] * F + part[None, :], gradient, mask=inside)
     if GATED and tl.program_id(2) == 0:
         tl.store(gate_gradient + head * N + i, opened, mask=row < Q)
 
@@ -140,7 +140,7 @@ def query_kernel(
 @triton.jit
 def key_kernel(
     query, key, query_features, key_features, log_weight, gate, there, positions, teacher_size, student_size, given,
-    key_gradient, weight_gradient, scaling,
+    begins, key_gradient, weight_gradient, scaling,
     Q, N, K, G: tl.constexpr, F: tl.constexpr, D: tl.constexpr, W: tl.constexpr,
     CAUSAL: tl.constexpr, GATED: tl.constexpr, PADDED: tl.constexpr, MODE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_F: tl.constexpr, PART: tl.constexpr,
@@ -149,33 +149,36 @@ def key_kernel(
     shared = tl.program_id(1).to(tl.int64)
     first = tl.program_id(0) * BLOCK_N
     j = first + tl.arange(0, BLOCK_N)
-    f = tl.program_id(2) * PART + tl.arange(0, PART)
+    d, f, part = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_F), tl.program_id(2) * PART + tl.arange(0, PART)
+    keys = rows(key + shared * N * D, j, N, d, D)
+    far_features = rows(key_features + shared * N * F, j + W, N, f, F)
     gradient, weighed = tl.zeros((BLOCK_N, PART), tl.float32), tl.zeros((BLOCK_N,), tl.float32)
+    # Of rows before it none sees anything of this block.
+    begin = tl.load(begins + tl.program_id(0)).to(tl.int32)
     for g in range(0, G):
         head = shared * G + g
-        for start in range(0, Q, BLOCK_M):
+        for start in range(begin, Q, BLOCK_M):
             row = start + tl.arange(0, BLOCK_M)
             i = tl.load(positions + row, mask=row < Q, other=0)
-            # Rows are sorted: the first of them see nothing of this block.
-            if (not CAUSAL) or tl.max(i, 0) >= first + W:
-                place = head * Q + row
-                teacher = tl.load(teacher_size + place, mask=row < Q, other=0.0)
-                student = tl.load(student_size + place, mask=row < Q, other=0.0)
-                asked = tl.load(given + place, mask=row < Q, other=0.0)
-                s, a, kappa, far = tile(
-                    query + head * N * D, key + shared * N * D, query_features + head * N * F,
-                    key_features + shared * N * F, log_weight + shared * N, gate + head * N,
-                    there + shared // K * N, i, row, Q, j, scaling,
-                    N, F, D, W, CAUSAL, GATED, PADDED, MODE, BLOCK_D, BLOCK_F,
-                )  # fmt: skip
-                by_log = tl.exp(a - student[:, None]) - tl.exp(s - teacher[:, None])
-                by_log = tl.where(far, by_log * asked[:, None], 0.0)
-                by_value = tl.where(kappa > TINY, by_log / tl.maximum(kappa, TINY), 0.0)
-                features = rows(query_features + head * N * F, i, N, f, F)
-                gradient += product(tl.trans(by_value), features, MODE)
-                weighed += tl.sum(by_log, 0)
+            place = head * Q + row
+            teacher = tl.load(teacher_size + place, mask=row < Q, other=0.0)
+            student = tl.load(student_size + place, mask=row < Q, other=0.0)
+            by_kl = tl.load(given + place, mask=row < Q, other=0.0)
+            features = rows(query_features + head * N * F, i, N, f, F)
+            s, a, kappa, far = tile(
+                rows(query + head * N * D, i, N, d, D), features, keys, far_features,
+                log_weight + shared * N, gate + head * N, there + shared // K * N, i, row, Q, j, scaling,
+                N, W, CAUSAL, GATED, PADDED, MODE,
+            )  # fmt: skip
+            by_log = tl.exp(a - student[:, None]) - tl.exp(s - teacher[:, None])
+            by_log = tl.where(far, by_log * by_kl[:, None], 0.0)
+            by_value = tl.where(kappa > TINY, by_log / tl.maximum(kappa, TINY), 0.0)
+            if PART < BLOCK_F:
+                features = rows(query_features + head * N * F, i, N, part, F)
+            gradient += product(tl.trans(by_value), features, MODE)
+            weighed += tl.sum(by_log, 0)
     column = j + W
-    inside = (column < N)[:, None] & (f < F)[None, :]
-    tl.store(key_gradient + shared * N * F + column[:, None] * F + f[None, :], gradient, mask=inside)
+    inside = (column < N)[:, None] & (part < F)[None, :]
+    tl.store(key_gradient + shared * N * F + column[:, None] * F + part[None, :], gradient, mask=inside)
     if tl.program_id(2) == 0:
         tl.store(weight_gradient + shared * N + column, weighed, mask=column < N)

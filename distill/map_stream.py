@@ -11,19 +11,21 @@ from .capture import Heads
 from .flexformer.attempt import attempt, possible
 from .flexformer.decay import NoDecay
 from .flexformer.exponential import Exponential
+from .flexformer.linear import MODES
 from .flexformer.mixer import PARTS, Mixer
 from .flexformer.weights import Whole
 
-#: Rows and keys of a tile, features that are multiplied at a time, and features of a gradient that a program makes.
-TILE, DEPTH, PART = 64, 64, 128
-#: How products are made, by what PyTorch is told of those of float32.
-MODES = {"medium": "bf16", "high": "tf32", "highest": "tf32x3"}
+#: Rows and keys of a tile, and features that a program makes the gradient for.
+TILE, PART = 64, 128
+#: Features whose tiles fit into shared memory, by how products are made; and of how many those of three steps do.
+MOST = {"bf16": 256, "tf32": 256, "tf32x3": 128}
+AHEAD = 128
 #: The largest head_dim whose tiles fit into shared memory.
 DEEPEST = 128
 #: What the kernels are for.
 WHAT = "the loss of attention maps"
-#: With fewer the tiles do not fit into registers.
-WARPS = 8
+#: More would make the same twice, of a tile of so many rows.
+WARPS = 4
 
 
 def streams(mixer: Mixer, heads: Heads) -> bool:
@@ -36,6 +38,7 @@ def streams(mixer: Mixer, heads: Heads) -> bool:
         and type(mixer.decay) is NoDecay
         and len(mixer.parts) == len(PARTS)
         and heads.query.shape[-1] <= DEEPEST
+        and mixer.feature_dim <= MOST[MODES[torch.get_float32_matmul_precision()]]
         and possible(WHAT)
         and importlib.util.find_spec("triton") is not None
     )
@@ -86,13 +89,21 @@ class StreamedKl(torch.autograd.Function):
             torch.zeros_like(each, dtype=torch.float32) for each in (query, key, weight, gate)
         )
         both = *given, teacher, student, gradient.contiguous()
-        sizes, parts = ctx.sizes | {"PART": PART}, blocks(features, PART)
+        sizes, parts = ctx.sizes | {"PART": min(PART, ctx.sizes["BLOCK_F"])}, blocks(features, PART)
         with torch.cuda.device_of(query):
             query_kernel[(blocks(len(rows), TILE), batch * count, parts)](
                 *both, by_query, by_gate, ctx.scaling, len(rows), length, count, **sizes
             )
             key_kernel[(blocks(length, TILE), batch * shared, parts)](
-                *both, by_key, by_weight, ctx.scaling, len(rows), length, shared, **sizes
+                *both,
+                first_rows(rows, length, sizes),
+                by_key,
+                by_weight,
+                ctx.scaling,
+                len(rows),
+                length,
+                shared,
+                **sizes,
             )
         return by_query, by_key, by_weight, by_gate if sizes["GATED"] else None, None, None, None
 
@@ -121,12 +132,20 @@ def arguments(
         "BLOCK_M": TILE,
         "BLOCK_N": TILE,
         "BLOCK_D": block(head_dim),
-        "BLOCK_F": DEPTH,
+        "BLOCK_F": block(query.shape[-1]),
         "num_warps": WARPS,
         # Tiles on their way from memory: of float32 there is no room for several.
-        "num_stages": 3 if mode == "bf16" else 1,
+        "num_stages": 1 if mode != "bf16" else 3 if query.shape[-1] <= AHEAD else 2,
     }
     return [each.contiguous() for each in given], sizes
+
+
+def first_rows(rows: Tensor, length: int, sizes: dict[str, Any]) -> Tensor:
+    """By block of keys, the first tile of rows that sees something of it beyond the window: rows are sorted."""
+    starts = torch.arange(0, length, TILE, device=rows.device)
+    if not sizes["CAUSAL"]:
+        return torch.zeros_like(starts)
+    return torch.searchsorted(rows, starts + sizes["W"]) // TILE * TILE
 
 
 def blocks(count: int, size: int) -> int:

@@ -23,8 +23,12 @@ except (ImportError, OSError):  # No Triton for this machine, or no source for i
 
 #: Tokens of a chunk; of a scan, numbers and chunks that are held at a time.
 CHUNK, SCANNED, AT_ONCE = 64, 512, 16
-#: The largest features, heads, and products of both that fit into a multiprocessor.
+#: How products are made, by what PyTorch is told of those of float32.
+MODES = {"medium": "bf16", "high": "tf32", "highest": "tf32x3"}
+#: The most features and the widest heads, and how many numbers a tile of both may have, that fit into a multiprocessor.
 MOST, DEEPEST, LARGEST = 256, 128, 16384
+#: The same where products are of float32.
+MOST_WIDE, DEEPEST_WIDE = 128, 64
 #: More would make the same twice, of a chunk of so many.
 WARPS = 4
 #: What the kernels are for.
@@ -36,7 +40,6 @@ def has_kernels(mixer: Any, query: Tensor, value: Tensor, memory: Memory | None)
 
     Not with gradients where a text goes on from a memory, which they do not go back to.
     """
-    wide = max(query.shape[-1], value.shape[-1])
     return (
         built
         and possible(WHAT)
@@ -49,9 +52,7 @@ def has_kernels(mixer: Any, query: Tensor, value: Tensor, memory: Memory | None)
         and type(mixer.map) is Exponential
         and type(mixer.decay) is NoDecay
         and type(mixer.normaliser) is RowSum
-        and wide <= DEEPEST
-        and mixer.feature_dim <= MOST
-        and block(mixer.feature_dim) * block(wide) <= LARGEST
+        and fits(mixer.feature_dim, max(query.shape[-1], value.shape[-1]), mode(query))
     )
 
 
@@ -78,14 +79,14 @@ def launched(
 
 
 def parameters(mixer: Any) -> tuple[Tensor, ...]:
-    """Frequencies and biases, the key weight's two coefficients, and the gate's three: float32."""
+    """Frequencies and biases, the key weight's two coefficients, and the gate's three."""
     features = mixer.map
     # In the place of what a mixer does not have stands something that is not read.
     none = features.key_bias.detach()
     weights = (*mixer.key_weight.coefficients, none, none)[:2]
     gate = (none,) * 3 if mixer.window is None else (mixer.window.bias, *mixer.window.coefficients)
     given = features.query_frequency, features.query_bias, features.key_frequency, features.key_bias, *weights, *gate
-    return tuple(each.float().contiguous() for each in given)
+    return tuple(each.contiguous() for each in given)
 
 
 class Sizes(NamedTuple):
@@ -149,7 +150,7 @@ class Attention(torch.autograd.Function):
         rows, places = query.shape[0] * query.shape[1], len(tops)
         asked = asked.contiguous()
         by_query, by_key, by_value = (torch.empty_like(each) for each in (query, key, value))
-        by = [torch.zeros_like(each) for each in given]
+        by = [torch.zeros_like(each, dtype=torch.float32) for each in given]
         inner = torch.empty_like(joined)
         of_gate = given[6:]
         after = sizes.scale, sizes.epsilon, *end
@@ -169,6 +170,7 @@ class Attention(torch.autograd.Function):
                 query, key, value, present, *given, later, tops, joined, totals, inner, asked,
                 by_key, by_value, *by[2:6], *after, DEGREE=sizes.degree, **grouped,
             )  # fmt: skip
+        by = [found.to(each.dtype) for found, each in zip(by, given, strict=True)]
         return by_query, by_key, by_value, *by, None, None, None, None
 
 
@@ -192,14 +194,21 @@ def constants(query: Tensor, sizes: Sizes, features: int, head_dim: int, width: 
         "MODE": mode(query),
         "C": CHUNK,
         "num_warps": WARPS,
+        # Tiles on their way from memory: of float32 there is no room for several.
+        "num_stages": 1 if query.dtype == torch.float32 else 3,
     }
 
 
 def mode(query: Tensor) -> str:
     """How products are made: as precise as what comes in, and as PyTorch is told to be."""
-    if query.dtype != torch.float32:
-        return "bf16"
-    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    return MODES[torch.get_float32_matmul_precision()] if query.dtype == torch.float32 else "bf16"
+
+
+def fits(features: int, width: int, mode: str) -> bool:
+    """Whether tiles of so many features, and of heads as wide, do into a multiprocessor."""
+    if mode != "bf16":
+        return features <= MOST_WIDE and width <= DEEPEST_WIDE
+    return features <= MOST and width <= DEEPEST and block(features) * block(width) <= LARGEST
 
 
 def state_type(query: Tensor) -> torch.dtype:

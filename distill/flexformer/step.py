@@ -23,7 +23,7 @@ MOST, WIDEST, DEEPEST, MOST_SHARED = 256, 256, 128, 8
 #: What the kernel is for.
 WHAT = "decoding"
 #: Numbers of a tile that a warp holds.
-HELD = 1024
+HELD = 2048
 
 
 def has_kernel(mixer: Any, query: Tensor, value: Tensor) -> bool:

@@ -90,6 +90,12 @@ def test_half_precision(name: str):
     check(name, 1e-2, dtype=torch.bfloat16)
 
 
+def test_products_of_half_precision():
+    """Of float32, as `medium` has it."""
+    torch.set_float32_matmul_precision("medium")
+    check("window", 1e-2)
+
+
 @pytest.mark.parametrize("name", ["plain", "window"])
 @pytest.mark.parametrize("length", [1, 63, 64, 65, 130])
 def test_any_length(name: str, length: int):
@@ -161,8 +167,14 @@ def test_mixers_that_there_are_kernels_for():
 def test_texts_that_there_are_kernels_for(monkeypatch: pytest.MonkeyPatch):
     """Gradients do not go back to what was read before."""
     plain = made(HeadShape(2, 2, 16), PLAIN)
-    for given in ({"is_cuda": False}, {"shape": (1, 2, 9, 200)}, {"dtype": torch.float64}):
+    half: dict[str, Any] = {"shape": (1, 2, 9, 128), "dtype": torch.bfloat16}
+    assert chosen(plain, on_gpu(**half))
+    for given in (
+        {"is_cuda": False}, {"dtype": torch.float64}, {"shape": (1, 2, 9, 128)}, half | {"shape": (1, 2, 9, 200)},
+    ):  # fmt: skip
         assert not chosen(plain, on_gpu(**given))
+    wide = made(HeadShape(2, 2, 16), PLAIN | {"features": 130})
+    assert not chosen(wide) and chosen(wide, on_gpu(dtype=torch.bfloat16)) and not chosen(wide, on_gpu(**half))
     assert not chosen(plain, None, "memory")
     with torch.no_grad():
         assert chosen(plain, None, "memory")

@@ -47,7 +47,7 @@ KERNELS = [
 TYPES = (
     dict.fromkeys(("scale", "scaling", "epsilon"), "fp32")
     | dict.fromkeys(("N", "K", "H", "Q", "F", "CHUNKS"), "i32")
-    | dict.fromkeys(("seen", "new_seen", "positions"), "*i64")
+    | dict.fromkeys(("seen", "new_seen", "positions", "begins"), "*i64")
     | dict.fromkeys(("real", "present", "new_present", "there"), "*i8")
     | dict.fromkeys(("query", "key", "value", "keys", "values", "new_keys", "new_values", "out"), "*bf16")
 )
