@@ -1,4 +1,7 @@
-"""Whole texts through a layer's mixer by kernels, where there are some: on a GPU, of exponential features."""
+"""Whole texts through a layer's mixer by kernels, where there are some: on a GPU, of exponential features.
+
+Nothing takes them yet but `distill.bench attention`: on a GPU, at the sizes of a model, their gradients are not right.
+"""
 
 from typing import Any, NamedTuple
 
@@ -6,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .attempt import attempt, possible
 from .decay import NoDecay
 from .exponential import Exponential
 from .memory import Memory
@@ -31,8 +33,6 @@ MOST, DEEPEST, LARGEST = 256, 128, 16384
 MOST_WIDE, DEEPEST_WIDE = 128, 64
 #: More would make the same twice, of a chunk of so many.
 WARPS = 4
-#: What the kernels are for.
-WHAT = "linear attention"
 
 
 def has_kernels(mixer: Any, query: Tensor, value: Tensor, memory: Memory | None) -> bool:
@@ -42,7 +42,6 @@ def has_kernels(mixer: Any, query: Tensor, value: Tensor, memory: Memory | None)
     """
     return (
         built
-        and possible(WHAT)
         and query.is_cuda
         and query.dtype != torch.float64
         and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
@@ -56,23 +55,19 @@ def has_kernels(mixer: Any, query: Tensor, value: Tensor, memory: Memory | None)
     )
 
 
-def through_kernels(
-    mixer: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float, padding: Tensor | None, memory: Memory | None
-) -> tuple[Tensor, Memory] | None:
-    """What `Mixer.forward` does with q (B, H, N, D), k and v (B, K, N, D). None where the kernels cannot be built."""
-    with torch.cuda.device_of(query):
-        return attempt(WHAT, lambda: launched(mixer, query, key, value, scaling, padding, memory))
-
-
 def launched(
     mixer: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float, padding: Tensor | None, memory: Memory | None
 ) -> tuple[Tensor, Memory]:
+    """What `Mixer.forward` does with q (B, H, N, D), k and v (B, K, N, D)."""
     old = memory or mixer.no_memory(key, value)
     real = key.new_ones(len(key), key.shape[2], dtype=torch.bool) if padding is None else padding != 0
     keys, values = (torch.cat(both, 2) if mixer.width else both[1] for both in ((old.keys, key), (old.values, value)))
     present = torch.cat([old.present, real], 1)
     sizes = Sizes(mixer.width, len(mixer.key_weight.coefficients), mixer.map.epsilon, scaling**0.5)
-    out, sums, maximum = Attention.apply(query, keys, values, *parameters(mixer), present, old.sums, old.maximum, sizes)
+    with torch.cuda.device_of(query):
+        out, sums, maximum = Attention.apply(
+            query, keys, values, *parameters(mixer), present, old.sums, old.maximum, sizes
+        )
     recent = slice(key.shape[2], None)
     window = (keys[:, :, recent].clone(), values[:, :, recent].clone(), present[:, recent].clone())
     return out, Memory(sums, maximum, old.seen + real.sum(1), *window)

@@ -34,7 +34,6 @@ def has_kernel(mixer: Any, query: Tensor, value: Tensor) -> bool:
         and query.is_cuda
         and not torch.is_grad_enabled()
         and not torch.jit.is_tracing()
-        and not torch.compiler.is_exporting()
         and query.dtype != torch.float64
         and mixer.parts >= {"linear", "window"}
         and type(mixer.map) is Exponential
