@@ -103,7 +103,13 @@ def parallel(
     return Weighted(sums, per_query_head(shift, sums)), empty_state(features, value)
 
 
-def chunked(features: Features, value: Tensor, state: State | None = None, chunk: int = 64) -> tuple[Weighted, State]:
+#: Tokens of a chunk. Of 16 to 512, on two cores and from 512 to 8,192 tokens, 32 to 128 take about the same time.
+CHUNK = 64
+
+
+def chunked(
+    features: Features, value: Tensor, state: State | None = None, chunk: int = CHUNK
+) -> tuple[Weighted, State]:
     """Explicit inside chunks of `chunk` tokens, through the state between them: O(N)."""
     length, groups = value.shape[2], features.log_decay.shape[-1]
     state = state or empty_state(features, value)
@@ -239,7 +245,8 @@ def _scan_maximum(peak: Tensor, total: Tensor, start: Tensor) -> tuple[Tensor, T
 def _scan(local: Tensor, decay: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
     """state_c = decay_c · state_{c−1} + local_c: the states before each chunk (B, K, C, R, f, D+1), and the last."""
     before, state = [], start
-    for c in range(local.shape[2]):
+    # Taken apart at once: on the way back a chunk taken by its number costs as much as all of them.
+    for own, kept in zip(local.unbind(2), decay[..., None, None].unbind(2), strict=True):
         before.append(state)
-        state = state * decay[:, :, c, ..., None, None] + local[:, :, c]
+        state = state * kept + own
     return torch.stack(before, 2), state

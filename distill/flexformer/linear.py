@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .decay import NoDecay
+from .engine import CHUNK
 from .exponential import Exponential
 from .memory import Memory
 from .normaliser import RowSum
@@ -23,8 +24,8 @@ try:
 except (ImportError, OSError):  # No Triton for this machine, or no source for it to read: PyTorch does it.
     built = False
 
-#: Tokens of a chunk; of a scan, numbers and chunks that are held at a time.
-CHUNK, SCANNED, AT_ONCE = 64, 512, 16
+#: Of a scan, numbers and chunks that are held at a time.
+SCANNED, AT_ONCE = 512, 16
 #: How products are made, by what PyTorch is told of those of float32.
 MODES = {"medium": "bf16", "high": "tf32", "highest": "tf32x3"}
 #: The most features and the widest heads, and how many numbers a tile of both may have, that fit into a multiprocessor.

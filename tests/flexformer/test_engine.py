@@ -103,3 +103,17 @@ def test_every_path_keeps_the_denominator_rule(path):
     key = torch.tensor([1.0, -1.0001], dtype=torch.float64)[None, None, :, None]
     out = mean(path, ones([0.0, 0.0])._replace(key=key), numbers(2), 1e-3)
     torch.testing.assert_close(out, torch.tensor([1.0, (1 - 2 * 1.0001) / -1e-3], dtype=torch.float64))
+
+
+def test_going_backwards_takes_no_chunk_by_its_number():
+    """Each such gradient would be as large as that of all chunks: time would grow with their square."""
+    made = ones([0.0] * 40)
+    made.key.requires_grad_()
+    out, _ = chunked(made, numbers(40), chunk=4)
+    seen, waiting = set(), [out.sums.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [each for each, _ in node.next_functions]
+    assert not [node for node in seen if node.name().startswith("Select")]
