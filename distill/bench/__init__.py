@@ -1,5 +1,6 @@
 """How fast it is: a student beside its exact teacher, and a layer and its loss in each way that there is.
 
-`__main__` → `serving` (decoding and prefill) → `faster` (what is done to a step) → `table` (rows, a page, a figure);
+`__main__` → `serving` (a step, a text, a step of training) → `faster` (what is done to a step) → `table` (rows, a page,
+a figure);
 `__main__` → `attention`, `maploss` (the ways) → `layer` (what is timed, side by side) → `layer_table`.
 """

@@ -1,12 +1,13 @@
-"""`python -m distill.bench decode|prefill CHECKPOINT`: a student's speed beside its exact teacher's, here and now.
+"""`python -m distill.bench decode|prefill|train CHECKPOINT`: a student's speed beside its exact teacher's.
 
-`python -m distill.bench attention|maploss`: one layer, or its loss in stage 1, in each way that there is to compute it.
+`python -m distill.bench attention|maploss|step`: one layer, its loss in stage 1, or its step of decoding, in each way.
 """
 
 import argparse
 import shlex
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,12 @@ def main(arguments: list[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(PROGRAM, description="Time what there is to be faster.")
     commands = made.add_subparsers(dest="what", required=True)
-    for name, told in (("decode", "a token after so many"), ("prefill", "so many tokens at once")):
+    students = {
+        "decode": "a token after so many",
+        "prefill": "so many tokens at once",
+        "train": "so many tokens, and back to all weights",
+    }
+    for name, told in students.items():
         student = commands.add_parser(name, help=f"a student beside its exact teacher: {told}")
         student.set_defaults(work=bench)
         student.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="the student/ that a run exported")
@@ -50,8 +56,13 @@ def parser() -> argparse.ArgumentParser:
         )
         student.add_argument("--compile", action="store_true", help="decode: let the compiler fuse both steps")
         student.add_argument("--graphs", action="store_true", help="decode: capture both steps as CUDA graphs")
-    for name, told in (("attention", "one layer"), ("maploss", "the loss of stage 1, of one layer")):
-        layer = commands.add_parser(name, help=f"{told} of exponential features, forwards and backwards")
+    layers = {
+        "attention": "one layer, forwards and backwards",
+        "maploss": "the loss of stage 1, of one layer, forwards and backwards",
+        "step": "one layer, a step of decoding",
+    }
+    for name, told in layers.items():
+        layer = commands.add_parser(name, help=f"{told}, of exponential features")
         layer.set_defaults(work=bench_layer)
         common(layer, [1024, 4096, 16384, 65536], "speed")
         layer.add_argument(
@@ -93,12 +104,12 @@ def bench(given: argparse.Namespace, command: str) -> Path:
     from ..measure.origin import hardware
     from ..positions import within_positions
     from .faster import captured, compiled
-    from .serving import time_decode, time_prefill
+    from .serving import Timing, time_decode, time_prefill, time_train
     from .table import TITLE, rows, save, section
 
     source = provenance(str(given.checkpoint), "")
     device = torch.device(given.device or best_device())
-    if given.what == "prefill" and (given.graphs or given.compile):
+    if given.what != "decode" and (given.graphs or given.compile):
         raise UserError("--graphs, --compile: only steps of decoding are compiled and captured; leave them out")
     if given.graphs and device.type != "cuda":
         raise UserError(f"--graphs: CUDA graphs are for a GPU, and --device is {device.type}; leave it out")
@@ -109,11 +120,12 @@ def bench(given: argparse.Namespace, command: str) -> Path:
         raise UserError(f"--lengths: the teacher has positions for {longest + 1:,} tokens; give shorter ones")
     ways = {"compiled": compiled} if given.compile else {}
     ways |= {"as CUDA graphs": captured} if given.graphs else {}
-    found = (
-        time_decode(models, lengths, given.batches, list(ways.values()))
-        if given.what == "decode"
-        else time_prefill(models, lengths, given.batches)
-    )
+    timed: dict[str, Callable[[dict[str, Any], list[int], list[int]], list[Timing]]] = {
+        "decode": partial(time_decode, faster=list(ways.values())),
+        "prefill": time_prefill,
+        "train": time_train,
+    }
+    found = timed[given.what](models, lengths, given.batches)
     mixer = source["mixer"]
     features = models["student"].config.mixer.get("features")
     label = mixer_words(mixer["map"], mixer, features)
@@ -135,12 +147,16 @@ def bench_layer(given: argparse.Namespace, command: str) -> Path:
     from ..flexformer.feature_map import HeadShape
     from ..measure.origin import hardware
     from ..mixer import bare
-    from . import attention, maploss
+    from . import attention, maploss, step
     from .layer import Layer, copied_per_second, multiplied_per_second, time_ways
-    from .layer_table import ATTENTION, MAP_LOSS, TITLE, rows, section
+    from .layer_table import ATTENTION, MAP_LOSS, STEP, TITLE, rows, section
     from .table import save
 
-    timed, goals = {"attention": (attention, ATTENTION), "maploss": (maploss, MAP_LOSS)}[given.what]
+    timed, goals = {
+        "attention": (attention, ATTENTION),
+        "maploss": (maploss, MAP_LOSS),
+        "step": (step, STEP),
+    }[given.what]
     shape = HeadShape(given.heads, given.kv_heads, given.head_dim)
     if min(shape) < 1 or given.heads % given.kv_heads:
         raise UserError(f"--heads {given.heads} must be a multiple of --kv-heads {given.kv_heads}, and all at least 1")
@@ -155,7 +171,8 @@ def bench_layer(given: argparse.Namespace, command: str) -> Path:
         raise UserError(f"{error}") from error
     torch.set_float32_matmul_precision(given.precision)
     try:
-        found = time_ways(device, given.lengths, timed.ways(layer), goals.what)
+        times = goals.times if device.type == "cuda" else 1
+        found = time_ways(device, given.lengths, timed.ways(layer), goals.what, times)
         rates = multiplied_per_second(device), copied_per_second(device)
         floors = {length: timed.floor(layer, length, *rates) for length in given.lengths}
         told = command, f"{hardware(device)}, {given.precision} precision", git_commit()

@@ -50,9 +50,10 @@ class Measured:
 
 
 def time_ways(
-    device: torch.device, lengths: list[int], ways: dict[str, Callable[[int], Step]], told: str
+    device: torch.device, lengths: list[int], ways: dict[str, Callable[[int], Step]], told: str, times: int = 1
 ) -> list[Measured]:
-    """ways: by name, what makes a step of a length. One that has no memory for a length is left out from there on."""
+    """ways: by name, what makes a step of a length, taken so many times to a round. One that has no memory for a length
+    is left out from there on."""
     left, steps = ways, dict[int, dict[str, Step]]()
     for length in sorted(lengths):
         fitting = {}
@@ -67,7 +68,7 @@ def time_ways(
                 fitting[name] = step
         left = {name: left[name] for name in fitting}
         steps[length] = fitting
-    seconds = in_turn(steps, 1, device, told, *TURNS)
+    seconds = in_turn(steps, times, device, told, *TURNS)
     on_gpu = device.type == "cuda"
     return [
         Measured(way, length, statistics.median(taken), peak_bytes(steps[length][way], device) if on_gpu else None)

@@ -1,4 +1,4 @@
-"""Decoding and prefill, student and teacher side by side, by length and batch."""
+"""Decoding, prefill and steps of training, student and teacher side by side, by length and batch."""
 
 import statistics
 from collections.abc import Callable
@@ -60,18 +60,39 @@ def time_decode_of(batch: int, models: dict[str, Any], lengths: list[int], faste
 @torch.no_grad()
 def time_prefill(models: dict[str, Any], lengths: list[int], batches: list[int]) -> list[Timing]:
     """A text of each length read whole, and what its first new token needs is kept: the time to the first token."""
+    return time_whole("prefill", reading, models, lengths, batches)
+
+
+def time_train(models: dict[str, Any], lengths: list[int], batches: list[int]) -> list[Timing]:
+    """A text of each length read whole, and the gradients of its loss for all weights: all but the optimizer's part."""
+    return time_whole("train", training, models, lengths, batches)
+
+
+def time_whole(
+    what: str, make: Callable[[Any, int, int], Step], models: dict[str, Any], lengths: list[int], batches: list[int]
+) -> list[Timing]:
     found = []
     for batch in batches:
-        steps = {length: {who: reading(models[who], batch, length) for who in WHO} for length in lengths}
-        told = f"prefill, batch {batch}"
+        steps = {length: {who: make(models[who], batch, length) for who in WHO} for length in lengths}
+        told = f"{what}, batch {batch}"
         for length, seconds in in_turn(steps, 1, models["teacher"].device, told, *TURNS).items():
-            found.append(timing("prefill", batch, length, seconds))
+            found.append(timing(what, batch, length, seconds))
     return found
 
 
 def reading(model: Any, batch: int, length: int) -> Step:
     ids = tokens(model, batch, length)
     return lambda: model(input_ids=ids, use_cache=True, logits_to_keep=1)
+
+
+def training(model: Any, batch: int, length: int) -> Step:
+    ids = tokens(model, batch, length)
+
+    def step() -> None:
+        model.zero_grad(set_to_none=True)
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+
+    return step
 
 
 def timing(

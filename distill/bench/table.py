@@ -25,6 +25,8 @@ FLAT_FROM, FLAT_TO = 1024, 16384
 FLAT = "<= 1.15"
 #: How much faster than its teacher a student is to decode on a GPU, at this length and batch.
 FASTER, FASTER_AT = ">= 2", (16384, 8)
+#: And to take a step of training, by length.
+TRAINED = {4096: ">= 1.1", 16384: ">= 1.7"}
 
 
 def rows(
@@ -41,7 +43,7 @@ def rows(
     made = []
     for each in found:
         place = f"{each.what} at {each.length} tokens, batch {each.batch}"
-        goal = FASTER if each.what == "decode" and on_gpu and (each.length, each.batch) == FASTER_AT else None
+        goal = wanted_of(each) if on_gpu else None
         made.append(row(place, "speedup", each.speedup, "teacher / student seconds", goal, each.error))
         made += [row(place, f"{who}_ms", 1e3 * each.seconds[who], "ms") for who in WHO]
         made += [row(place, f"{who}_bytes", kept, "bytes") for who, kept in (each.kept_bytes or {}).items()]
@@ -55,6 +57,12 @@ def rows(
             most = max(times) / min(times)
             made.append(row(f"decode from {FLAT_FROM} to {FLAT_TO} tokens, batch {batch}", "slowdown", most, "×", FLAT))
     return made
+
+
+def wanted_of(found: Timing) -> str | None:
+    if found.what == "train":
+        return TRAINED.get(found.length)
+    return FASTER if found.what == "decode" and (found.length, found.batch) == FASTER_AT else None
 
 
 def save(out: Path, new: list[Row], title: str, section: Callable[[str, list[Row]], Section]) -> Path:
@@ -104,7 +112,8 @@ def section(name: str, there: list[Row]) -> Section:
     return Section(
         title=name,
         intro="Decoding is one token after so many in every row; prefill reads them whole and keeps what the next "
-        f"needs. {'; '.join(dict.fromkeys(row.command or '' for row in there))}",
+        "needs; train reads them whole and goes back to all weights. "
+        f"{'; '.join(dict.fromkeys(row.command or '' for row in there))}",
         data={},
         tables=tables,
         figures=[[figure(what, batch, name, places, values) for what, batch in kinds]],

@@ -12,6 +12,7 @@ from distill.bench.__main__ import main
 from distill.bench.serving import Timing, timing
 from distill.bench.table import TITLE, rows, section
 from distill.bench.table import save as save_page
+from distill.exported import load_decoder
 from distill.measure.turns import in_turn
 from distill.report.compare.rows import Row
 
@@ -54,6 +55,19 @@ def test_every_timing_is_a_row_and_how_flat_decoding_is():
     # On a CPU, and of another batch, there is no goal for the speed.
     assert not any(row.goal for (_, metric), row in made(timings(), "2 CPU cores").items() if metric == "speedup")
     assert not any(row.goal for (_, metric), row in made(timings(1)).items() if metric == "speedup")
+
+
+def test_a_step_of_training_is_to_be_faster_at_two_lengths():
+    found = [Timing("train", 1, n, {"teacher": 1.0, "student": 1.0}, 1.0, 0.1) for n in (1024, 4096, 16384)]
+    wanted = {case.split("at ")[1].split(" ")[0]: row.goal for (case, metric), row in made(found).items() if row.goal}
+    assert wanted == {"4096": ">= 1.1", "16384": ">= 1.7"}
+    assert not any(row.goal for row in made(found, "2 CPU cores").values())
+
+
+def test_a_step_of_training_reaches_all_weights(checkpoint: Path):
+    student = load_decoder(checkpoint, "float32", "cpu")
+    serving.training(student, 1, 8)()
+    assert all(each.grad is not None for each in student.parameters())
 
 
 def test_a_table_keeps_what_was_not_measured_anew(tmp_path: Path):
@@ -101,7 +115,7 @@ def test_quotients_are_of_the_same_round():
     assert timing("decode", 1, 64, {"teacher": [1.0, 3.0, 9.0], "student": [1.0, 1.0, 3.0]}).speedup == 3.0
 
 
-@pytest.mark.parametrize("what", ["decode", "prefill"])
+@pytest.mark.parametrize("what", ["decode", "prefill", "train"])
 def test_the_command_measures_a_student(
     checkpoint: Path, tmp_path: Path, what: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
