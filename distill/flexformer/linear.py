@@ -123,10 +123,9 @@ class Attention(torch.autograd.Function):
             if width == head_dim
             else value.new_empty(*query.shape[:3], width)
         )
-        shifts = wide.new_empty(places, length)
         joined, totals = wide.new_empty(batch, heads, length), wide.new_empty(batch, heads, length)
         output_kernel[(chunks, batch * heads)](
-            query, key, value, present, *given, states, tops, out, shifts, joined, totals, sizes.scale, sizes.epsilon,
+            query, key, value, present, *given, states, tops, out, joined, totals, sizes.scale, sizes.epsilon,
             *end, DEGREE=sizes.degree, **grouped,
         )  # fmt: skip
         ctx.save_for_backward(query, key, value, present, *given, states, tops, joined, totals, out)

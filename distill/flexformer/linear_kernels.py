@@ -133,14 +133,14 @@ def near_logits(x, y, n, j, there, scale, N, W: tl.constexpr, MODE: tl.constexpr
 @triton.jit
 def output_kernel(
     query, key, value, present, query_frequency, query_bias, key_frequency, key_bias, linear, quadratic,
-    gate_bias, gate_linear, gate_quadratic, sums, tops, out, shifts, joined, sizes, scale, epsilon,
+    gate_bias, gate_linear, gate_quadratic, sums, tops, out, joined, sizes, scale, epsilon,
     N, K, CHUNKS, G: tl.constexpr, W: tl.constexpr, F: tl.constexpr, D: tl.constexpr, V: tl.constexpr,
     DEGREE: tl.constexpr, MODE: tl.constexpr,
     C: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    """Grid (chunks, B·H): o (B, H, N, V); s_i (B, K, N); and the shift and the size that both parts have joined.
+    """Grid (chunks, B·H): o (B, H, N, V), and the shift and the size (B, H, N) that both parts have joined.
 
-    Before it is divided by, a size (B, H, N) is at least ε.
+    Before it is divided by, a size is at least ε.
     """
     chunk, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     place, asker = row // G, row % (K * G)
@@ -189,5 +189,3 @@ def output_kernel(
     tl.store(out + at[:, None] * V + v[None, :], narrow(found, out.dtype.element_ty), mask=inside)
     tl.store(joined + at, both, mask=n < N)
     tl.store(sizes + at, total, mask=n < N)
-    if row % G == 0:
-        tl.store(shifts + place * N + n, shift, mask=n < N)
