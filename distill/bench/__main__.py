@@ -1,6 +1,6 @@
 """`python -m distill.bench decode|prefill|train CHECKPOINT`: a student's speed beside its exact teacher's.
 
-`python -m distill.bench attention|maploss|step`: one layer, its loss in stage 1, or its step of decoding, in each way.
+`python -m distill.bench attention|maploss|step|stage1`: a layer, its loss, its step of decoding, or stage 1 of twelve.
 """
 
 import argparse
@@ -60,6 +60,7 @@ def parser() -> argparse.ArgumentParser:
         "attention": "one layer, forwards and backwards",
         "maploss": "the loss of stage 1, of one layer, forwards and backwards",
         "step": "one layer, a step of decoding",
+        "stage1": "a step of stage 1, of a model of twelve layers,",
     }
     for name, told in layers.items():
         layer = commands.add_parser(name, help=f"{told}, of exponential features")
@@ -147,15 +148,16 @@ def bench_layer(given: argparse.Namespace, command: str) -> Path:
     from ..flexformer.feature_map import HeadShape
     from ..measure.origin import hardware
     from ..mixer import bare
-    from . import attention, maploss, step
+    from . import attention, maploss, stage1, step
     from .layer import Layer, copied_per_second, multiplied_per_second, time_ways
-    from .layer_table import ATTENTION, MAP_LOSS, STEP, TITLE, rows, section
+    from .layer_table import ATTENTION, MAP_LOSS, STAGE_1, STEP, TITLE, rows, section
     from .table import save
 
     timed, goals = {
         "attention": (attention, ATTENTION),
         "maploss": (maploss, MAP_LOSS),
         "step": (step, STEP),
+        "stage1": (stage1, STAGE_1),
     }[given.what]
     shape = HeadShape(given.heads, given.kv_heads, given.head_dim)
     if min(shape) < 1 or given.heads % given.kv_heads:

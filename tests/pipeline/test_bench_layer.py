@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from distill.bench import attention, maploss, step
+from distill.bench import attention, maploss, stage1, step
 from distill.bench.__main__ import main
 from distill.bench.layer import Layer, Measured, time_ways
-from distill.bench.layer_table import ATTENTION, MAP_LOSS, rows, section
+from distill.bench.layer_table import ATTENTION, MAP_LOSS, STAGE_1, rows, section
 from distill.flexformer.feature_map import HeadShape
 from distill.maploss import layer_kl
 from distill.mixer import bare
@@ -61,6 +61,28 @@ def test_every_way_is_a_step():
     assert list(step.ways(LAYER)) == ["softmax (SDPA)", "linear, plain"] and max(step.errors(LAYER).values()) < 1e-4
     # Sums of 16 features by 17 numbers, their maximum, how many tokens were read, and a window of three.
     assert step.floor(LAYER, 64, 1.0, 1.0) == 2 * 8 * (4 * (16 * 17 + 1) + 8 + 3 * (2 * 16 * 4 + 1))
+
+
+def test_a_step_of_stage_1_is_the_same_in_both_ways():
+    layer = Layer(HeadShape(2, 2, 16), OPTIONS | {"window": 3}, CPU)
+    found, batch = [], {"input_ids": torch.arange(20)[None]}
+    for stage in stage1.STAGES.values():
+        torch.manual_seed(0)
+        taught = stage1.teacher(layer, 20)
+        made = stage(taught, {i: layer.mixer() for i in range(stage1.LAYERS)}, stage1.WANTED)
+        made.training_step(batch, 0).backward()
+        found.append([each.grad for each in made.parameters()])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
+    assert stage1.floor(layer, 10, 2.0, 1.0) == 12 * maploss.floor(layer, 10, 2.0, 1.0)
+
+
+def test_a_speedup_is_over_the_way_it_is_told_to_be():
+    layer = Layer(LAYER.shape, LAYER.options, torch.device("cuda"))
+    found = [Measured("dense (compiled)", 4096, 0.06, 7), *(Measured("as a run", n, 0.02, 7) for n in (4096, 8192))]
+    made = rows(layer, STAGE_1, found, {4096: 0.001, 8192: 0.01}, {}, "c", "one GPU", "abc")
+    (speedup,) = [row for row in made if row.metric == "speedup"]
+    assert speedup.value == pytest.approx(3.0) and speedup.goal == ">= 3"
 
 
 def test_the_floor_of_the_loss_is_what_is_not_computed_twice():
@@ -117,12 +139,12 @@ def test_goals_are_for_one_way_on_a_gpu():
 
 def test_the_commands_add_to_their_page(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch):
     monkeypatch.setitem(attention.TOKENS, "cpu", 32)
-    sizes = ["--device", "cpu", "--heads", "2", "--kv-heads", "1", "--head-dim", "16", "--features", "16"]
-    for what in ("attention", "maploss", "step"):
+    sizes = ["--device", "cpu", "--heads", "2", "--kv-heads", "2", "--head-dim", "16", "--features", "16"]
+    for what in ("attention", "maploss", "step", "stage1"):
         assert main([what, *sizes, "--lengths", "8,16", "--out", str(tmp_path / "speed")]) == 0
-    assert capsys.readouterr().out == 3 * f"{tmp_path / 'speed.md'}\n"
+    assert capsys.readouterr().out == 4 * f"{tmp_path / 'speed.md'}\n"
     found = json.loads((tmp_path / "speed.json").read_text())
-    assert len(found) == 3 * 2 * 2 * 2 + 2 + 2 + 1 and all(row["value"] > 0 for row in found)
+    assert len(found) == 4 * 2 * 2 * 2 + 2 + 2 + 1 + 2 and all(row["value"] > 0 for row in found)
     page = (tmp_path / "speed.md").read_text()
     assert page.count("\n## ") == 1 and "| linear, plain | 16 |" in page
 
