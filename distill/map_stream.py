@@ -11,8 +11,8 @@ from .capture import Heads
 from .flexformer.attempt import attempt, possible
 from .flexformer.decay import NoDecay
 from .flexformer.exponential import Exponential
-from .flexformer.linear import MODES
 from .flexformer.mixer import PARTS, Mixer
+from .flexformer.precision import MODES
 from .flexformer.weights import Whole
 
 #: Rows and keys of a tile, and features that a program makes the gradient for.

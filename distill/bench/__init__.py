@@ -1,6 +1,6 @@
-"""How fast it is: a student beside its exact teacher, and a layer and its loss in each way that there is.
+"""How fast it is: a student beside its exact teacher, and a layer, its loss and its step in each way that there is.
 
 `__main__` → `serving` (a step, a text, a step of training) → `faster` (what is done to a step) → `table` (rows, a page,
 a figure);
-`__main__` → `attention`, `maploss` (the ways) → `layer` (what is timed, side by side) → `layer_table`.
+`__main__` → `attention`, `maploss`, `step`, `stage1` (the ways) → `layer` (what is timed) → `layer_table`.
 """

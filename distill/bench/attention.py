@@ -57,7 +57,7 @@ def attentions(layer: Layer) -> dict[str, Attention]:
     if layer.device.type == "cuda":
         found["linear, compiled"] = torch.compile(plain, dynamic=False)
     heads = layer.heads(1)
-    if has_kernels(layer.mixer(), heads.query, heads.value, None):
+    if has_kernels(layer.mixer(), heads.query, heads.value):
         found["linear, kernels"] = kernels
     return found
 

@@ -14,6 +14,8 @@ from .engine import CHUNK
 from .exponential import Exponential
 from .memory import Memory
 from .normaliser import RowSum
+from .parameters import parameters
+from .precision import MODES
 
 try:
     from .linear_gradients import key_gradient_kernel, later_kernel, query_gradient_kernel
@@ -26,8 +28,6 @@ except (ImportError, OSError):  # No Triton for this machine, or no source for i
 
 #: Of a scan, numbers and chunks that are held at a time.
 SCANNED, AT_ONCE = 512, 16
-#: How products are made, by what PyTorch is told of those of float32.
-MODES = {"medium": "bf16", "high": "tf32", "highest": "tf32x3"}
 #: The most features and the widest heads, and how many numbers a tile of both may have, that fit into a multiprocessor.
 MOST, DEEPEST, LARGEST = 256, 128, 16384
 #: The same where products are of float32.
@@ -36,17 +36,12 @@ MOST_WIDE, DEEPEST_WIDE = 128, 64
 WARPS = 4
 
 
-def has_kernels(mixer: Any, query: Tensor, value: Tensor, memory: Memory | None) -> bool:
-    """Whether there are kernels for `mixer`, a Mixer with all its parts: exponential features without decay.
-
-    Not with gradients where a text goes on from a memory, which they do not go back to.
-    """
+def has_kernels(mixer: Any, query: Tensor, value: Tensor) -> bool:
+    """Whether there are kernels for `mixer`, a Mixer with all its parts: exponential features without decay."""
     return (
         built
         and query.is_cuda
         and query.dtype != torch.float64
-        and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
-        and not (memory is not None and torch.is_grad_enabled())
         and mixer.causal
         and mixer.parts >= {"linear", "window"}
         and type(mixer.map) is Exponential
@@ -59,7 +54,7 @@ def has_kernels(mixer: Any, query: Tensor, value: Tensor, memory: Memory | None)
 def launched(
     mixer: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float, padding: Tensor | None, memory: Memory | None
 ) -> tuple[Tensor, Memory]:
-    """What `Mixer.forward` does with q (B, H, N, D), k and v (B, K, N, D)."""
+    """What `Mixer.forward` does with q (B, H, N, D), k and v (B, K, N, D); no gradient goes through a memory."""
     old = memory or mixer.no_memory(key, value)
     real = key.new_ones(len(key), key.shape[2], dtype=torch.bool) if padding is None else padding != 0
     keys, values = (torch.cat(both, 2) if mixer.width else both[1] for both in ((old.keys, key), (old.values, value)))
@@ -72,17 +67,6 @@ def launched(
     recent = slice(key.shape[2], None)
     window = (keys[:, :, recent].clone(), values[:, :, recent].clone(), present[:, recent].clone())
     return out, Memory(sums, maximum, old.seen + real.sum(1), *window)
-
-
-def parameters(mixer: Any) -> tuple[Tensor, ...]:
-    """Frequencies and biases, the key weight's two coefficients, and the gate's three."""
-    features = mixer.map
-    # In the place of what a mixer does not have stands something that is not read.
-    none = features.key_bias.detach()
-    weights = (*mixer.key_weight.coefficients, none, none)[:2]
-    gate = (none,) * 3 if mixer.window is None else (mixer.window.bias, *mixer.window.coefficients)
-    given = features.query_frequency, features.query_bias, features.key_frequency, features.key_bias, *weights, *gate
-    return tuple(each.contiguous() for each in given)
 
 
 class Sizes(NamedTuple):
@@ -118,11 +102,7 @@ class Attention(torch.autograd.Function):
         tops = torch.cat([maximum.reshape(places, 1), peaks], 1).cummax(1).values
         running = torch.cat([sums[..., :-1].reshape(places, -1), sums[..., -1].reshape(places, -1)], 1)
         scan(states, running, peaks, tops, reverse=False)
-        out = (
-            torch.empty_like(query, dtype=value.dtype)
-            if width == head_dim
-            else value.new_empty(*query.shape[:3], width)
-        )
+        out = value.new_empty(batch, heads, length, width)
         joined, totals = wide.new_empty(batch, heads, length), wide.new_empty(batch, heads, length)
         output_kernel[(chunks, batch * heads)](
             query, key, value, present, *given, states, tops, out, joined, totals, sizes.scale, sizes.epsilon,
@@ -147,7 +127,6 @@ class Attention(torch.autograd.Function):
         by_query, by_key, by_value = (torch.empty_like(each) for each in (query, key, value))
         by = [torch.zeros_like(each, dtype=torch.float32) for each in given]
         inner = torch.empty_like(joined)
-        of_gate = given[6:]
         after = sizes.scale, sizes.epsilon, *end
         with torch.cuda.device_of(query):
             query_gradient_kernel[(chunks, rows)](
@@ -156,7 +135,7 @@ class Attention(torch.autograd.Function):
             )  # fmt: skip
             later = torch.empty_like(states)
             later_kernel[(chunks, places)](
-                query, asked, *given[:2], *of_gate, tops, joined, totals, inner, later, *after, **grouped
+                query, asked, *given[:2], *given[6:], tops, joined, totals, inner, later, *after, **grouped
             )
             turned = -tops.flip(1)
             nothing = later.new_zeros(places, later.shape[-1], dtype=torch.float32)

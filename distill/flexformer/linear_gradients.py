@@ -24,12 +24,43 @@ from .tiles import held_as, narrow, product, rows
 
 
 @triton.jit
-def asking(given, joined, sizes, inner, at, n, v, N, V: tl.constexpr, epsilon):
-    """∂o_i, Δ_i and λ_i of queries at `at`: ∞ beyond the last, so that their weights are none."""
-    asked = tl.load(given + at[:, None] * V + v[None, :], mask=(n < N)[:, None] & (v < V)[None, :], other=0.0)
-    size = tl.maximum(tl.load(sizes + at, mask=n < N, other=1.0), epsilon)
-    whole = tl.load(joined + at, mask=n < N, other=float("inf")) + tl.log(size)
-    return asked, tl.load(inner + at, mask=n < N, other=0.0), whole
+def asking(given, joined, sizes, inner, row, n, v, N, V: tl.constexpr, epsilon):
+    """∂o_i, Δ_i and λ_i of queries n: ∞ beyond the last, so that their weights are none."""
+    asked = rows(given + row * N * V, n, N, v, V)
+    size = tl.maximum(tl.load(sizes + row * N + n, mask=n < N, other=1.0), epsilon)
+    whole = tl.load(joined + row * N + n, mask=n < N, other=float("inf")) + tl.log(size)
+    return asked, tl.load(inner + row * N + n, mask=n < N, other=0.0), whole
+
+
+@triton.jit
+def through_features(
+    phi, by_phi, x, frequency, by_frequency, by_bias, f, d, scale, F: tl.constexpr, D: tl.constexpr, MODE: tl.constexpr
+):
+    """From the gradient for φ that for scaled x, and φ·∂/∂φ; those for Ω and b are added to what there is."""
+    along = tl.sum(phi * by_phi, 1)
+    by_logit = phi * (by_phi - along[:, None])
+    inside = (f < F)[:, None] & (d < D)[None, :]
+    spot = by_frequency + f[:, None] * D + d[None, :]
+    tl.atomic_add(spot, product(tl.trans(by_logit), x, MODE) * scale, mask=inside)
+    tl.atomic_add(by_bias + f, tl.sum(by_logit, 0), mask=f < F)
+    return product(by_logit, rows(frequency, f, F, d, D), MODE), along
+
+
+@triton.jit
+def through_polynomial(
+    by_value, x, linear, quadratic, by_linear, by_quadratic, d, scale, D: tl.constexpr, DEGREE: tl.constexpr
+):
+    """From the gradient for `polynomial` that for scaled x; those for u and c are added to what there is."""
+    z = x.to(tl.float32) * scale
+    by_z = z * 0.0
+    if DEGREE >= 1:
+        by_z += by_value[:, None] * tl.load(linear + d, mask=d < D, other=0.0).to(tl.float32)[None, :]
+        tl.atomic_add(by_linear + d, tl.sum(by_value[:, None] * z, 0), mask=d < D)
+    if DEGREE >= 2:
+        steep = tl.load(quadratic + d, mask=d < D, other=0.0).to(tl.float32)
+        by_z += 2 * by_value[:, None] * z * steep[None, :]
+        tl.atomic_add(by_quadratic + d, tl.sum(by_value[:, None] * z * z, 0), mask=d < D)
+    return by_z
 
 
 @triton.jit
@@ -95,21 +126,16 @@ def query_gradient_kernel(
     )
     frequency = query_frequency + asker * F * D
     phi = features(x, frequency, query_bias + asker * F, f, d, scale, F, D, MODE)
-    by_gate = tl.sum(phi * by_phi, 1)
-    by_logit = phi * (by_phi - by_gate[:, None])
-    inside = (f < F)[:, None] & (d < D)[None, :]
-    for_frequency = product(tl.trans(by_logit), x, MODE) * scale
-    tl.atomic_add(by_frequency + asker * F * D + f[:, None] * D + d[None, :], for_frequency, mask=inside)
-    tl.atomic_add(by_bias + asker * F + f, tl.sum(by_logit, 0), mask=f < F)
-    by_x += product(by_logit, rows(frequency, f, F, d, D), MODE)
+    found, by_gate = through_features(
+        phi, by_phi, x, frequency, by_frequency + asker * F * D, by_bias + asker * F, f, d, scale, F, D, MODE
+    )
+    by_x += found
     if W > 0:
-        z = x.to(tl.float32) * scale
-        steep = tl.load(gate_linear + asker * D + d, mask=d < D, other=0.0).to(tl.float32)[None, :]
-        steeper = tl.load(gate_quadratic + asker * D + d, mask=d < D, other=0.0).to(tl.float32)[None, :]
-        by_x += by_gate[:, None] * (steep + 2 * z * steeper)
         tl.atomic_add(by_gate_bias + asker, tl.sum(by_gate, 0))
-        tl.atomic_add(by_gate_linear + asker * D + d, tl.sum(by_gate[:, None] * z, 0), mask=d < D)
-        tl.atomic_add(by_gate_quadratic + asker * D + d, tl.sum(by_gate[:, None] * z * z, 0), mask=d < D)
+        by_x += through_polynomial(
+            by_gate, x, gate_linear + asker * D, gate_quadratic + asker * D,
+            by_gate_linear + asker * D, by_gate_quadratic + asker * D, d, scale, D, 2,
+        )  # fmt: skip
     inside = (n < N)[:, None] & (d < D)[None, :]
     tl.store(by_query + at[:, None] * D + d[None, :], narrow(by_x * scale, by_query.dtype.element_ty), inside)
 
@@ -132,7 +158,7 @@ def later_kernel(
         row = place * G + g
         asker = row % (K * G)
         x = rows(query + row * N * D, n, N, d, D)
-        asked, delta, whole = asking(given, joined, sizes, inner, row * N + n, n, v, N, V, epsilon)
+        asked, delta, whole = asking(given, joined, sizes, inner, row, n, v, N, V, epsilon)
         gate = gates(x, asker, gate_bias, gate_linear, gate_quadratic, d, scale, W, D)
         phi = features(x, query_frequency + asker * F * D, query_bias + asker * F, f, d, scale, F, D, MODE)
         phi = phi * tl.exp(top + gate - whole)[:, None]
@@ -179,7 +205,7 @@ def key_gradient_kernel(
             row = place * G + g
             asker = row % (K * G)
             x = rows(query + row * N * D, n, N, d, D)
-            asked, delta, whole = asking(given, joined, sizes, inner, row * N + n, n, v, N, V, epsilon)
+            asked, delta, whole = asking(given, joined, sizes, inner, row, n, v, N, V, epsilon)
             gate = gates(x, asker, gate_bias, gate_linear, gate_quadratic, d, scale, W, D)
             share = tl.exp(shift + gate - whole)[:, None] * decay
             asking_phi = features(x, query_frequency + asker * F * D, query_bias + asker * F, f, d, scale, F, D, MODE)
@@ -189,21 +215,13 @@ def key_gradient_kernel(
             by_phi += product(tl.trans(by_score), asking_phi, MODE)
         # Once more, since in between there is no room for it.
         phi = features(y, frequency, key_bias + head * F, f, d, scale, F, D, MODE)
-        by_weight = tl.sum(phi * by_phi, 1)
-        by_logit = phi * (by_phi - by_weight[:, None])
-        inside = (f < F)[:, None] & (d < D)[None, :]
-        for_frequency = product(tl.trans(by_logit), y, MODE) * scale
-        tl.atomic_add(by_frequency + head * F * D + f[:, None] * D + d[None, :], for_frequency, mask=inside)
-        tl.atomic_add(by_bias + head * F + f, tl.sum(by_logit, 0), mask=f < F)
-        by_y += product(by_logit, rows(frequency, f, F, d, D), MODE)
-        z = y.to(tl.float32) * scale
-        if DEGREE >= 1:
-            by_y += by_weight[:, None] * tl.load(linear + head * D + d, mask=d < D, other=0.0).to(tl.float32)[None, :]
-            tl.atomic_add(by_linear + head * D + d, tl.sum(by_weight[:, None] * z, 0), mask=d < D)
-        if DEGREE >= 2:
-            steep = tl.load(quadratic + head * D + d, mask=d < D, other=0.0).to(tl.float32)
-            by_y += 2 * by_weight[:, None] * z * steep[None, :]
-            tl.atomic_add(by_quadratic + head * D + d, tl.sum(by_weight[:, None] * z * z, 0), mask=d < D)
+        found, by_weight = through_features(
+            phi, by_phi, y, frequency, by_frequency + head * F * D, by_bias + head * F, f, d, scale, F, D, MODE
+        )
+        by_y += found + through_polynomial(
+            by_weight, y, linear + head * D, quadratic + head * D, by_linear + head * D, by_quadratic + head * D,
+            d, scale, D, DEGREE,
+        )  # fmt: skip
     if W > 0:
         seen = tl.load(present + place // K * (N + W) + n, mask=n < N + W, other=0) != 0
         for behind in range(0, W + C, C):
@@ -213,7 +231,7 @@ def key_gradient_kernel(
             for g in range(0, G):
                 row = place * G + g
                 x = rows(query + row * N * D, i, N, d, D)
-                asked, delta, whole = asking(given, joined, sizes, inner, row * N + i, i, v, N, V, epsilon)
+                asked, delta, whole = asking(given, joined, sizes, inner, row, i, v, N, V, epsilon)
                 near = tl.exp(near_logits(x, y, i, n, seen, scale, N, W, MODE) - whole[:, None])
                 by_worth += product(tl.trans(near), asked, MODE)
                 by_near = near * (product(asked, tl.trans(worth), MODE) - delta[:, None])

@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor
 
+#: How kernels make products, by what PyTorch is told of those of float32.
+MODES = {"medium": "bf16", "high": "tf32", "highest": "tf32x3"}
+
 
 def at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()

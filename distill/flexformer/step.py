@@ -11,6 +11,7 @@ from .engine import NO_KEYS
 from .exponential import Exponential
 from .memory import Memory
 from .normaliser import RowSum
+from .parameters import parameters
 
 try:
     from .step_kernel import next_power_of_2, step_kernel
@@ -70,6 +71,8 @@ def launched(
     out = value.new_empty(batch, heads, 1, width)
     features, near = next_power_of_2(mixer.feature_dim), next_power_of_2(max(1, mixer.width - 1))
     largest = max(features, near) * next_power_of_2(max(head_dim, width))
+    decays = isinstance(mixer.decay, LearnedDecay)
+    # In the place of what there is not stands something that is not read.
     real = mixer.map.key_bias if padding is None else (padding != 0).view(torch.int8)
     step_kernel[(batch * kv_heads,)](
         *(part.contiguous() for part in (query, key, value)),
@@ -77,7 +80,8 @@ def launched(
         out,
         *_as_bytes(old),
         *_as_bytes(new),
-        *_parameters(mixer),
+        *parameters(mixer),
+        mixer.decay.log_rate if decays else mixer.map.key_bias,
         scaling**0.5,
         mixer.map.epsilon,
         K=kv_heads,
@@ -88,7 +92,7 @@ def launched(
         V=width,
         W=mixer.width,
         DEGREE=len(mixer.key_weight.coefficients),
-        DECAYS=isinstance(mixer.decay, LearnedDecay),
+        DECAYS=decays,
         PADDED=padding is not None,
         NO_KEYS=NO_KEYS,
         FORGOTTEN=FORGOTTEN,
@@ -100,25 +104,6 @@ def launched(
         num_warps=min(32, max(4, largest // HELD)),
     )
     return out, new
-
-
-def _parameters(mixer: Any) -> tuple[Tensor, ...]:
-    """Frequencies and biases, the key weight's two coefficients, the decay's rate, and the gate's three."""
-    features = mixer.map
-    # In the place of what a mixer does not have stands something that is not read.
-    none = features.key_bias
-    weights = (*mixer.key_weight.coefficients, none, none)[:2]
-    rate = mixer.decay.log_rate if isinstance(mixer.decay, LearnedDecay) else none
-    gate = (none,) * 3 if mixer.window is None else (mixer.window.bias, *mixer.window.coefficients)
-    return (
-        features.query_frequency,
-        features.query_bias,
-        features.key_frequency,
-        features.key_bias,
-        *weights,
-        rate,
-        *gate,
-    )
 
 
 def _as_bytes(memory: Memory) -> tuple[Tensor, ...]:

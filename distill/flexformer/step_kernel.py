@@ -45,7 +45,7 @@ def step_kernel(
     sums, maximum, seen, keys, values, present,
     new_sums, new_maximum, new_seen, new_keys, new_values, new_present,
     query_frequency, query_bias, key_frequency, key_bias,
-    weight_1, weight_2, log_rate, gate_bias, gate_1, gate_2,
+    weight_1, weight_2, gate_bias, gate_1, gate_2, log_rate,
     scale, epsilon,
     K: tl.constexpr, G: tl.constexpr, F: tl.constexpr, R: tl.constexpr, D: tl.constexpr, V: tl.constexpr,
     W: tl.constexpr, DEGREE: tl.constexpr, DECAYS: tl.constexpr, PADDED: tl.constexpr,

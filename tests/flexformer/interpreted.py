@@ -29,8 +29,11 @@ def text(shape: HeadShape, length: int, size: float = 1.0, dtype: torch.dtype = 
     return [each.to(dtype) for each in drawn]
 
 
-def close(found: Tensor, expected: Tensor, tolerance: float) -> None:
-    """By the largest there is: a single one can be as small as it likes."""
+def close(found: Tensor, expected: Tensor, tolerance: float, what: str = "", least: float = 1e-30) -> None:
+    """By the norm of what there is, or what else is the least that an error is compared with."""
     assert found.shape == expected.shape
-    error = (found.double() - expected).abs().max() / expected.abs().max().clamp(min=1e-30)
-    assert error <= tolerance, f"{error:.2e} off"
+    if not found.is_floating_point():
+        assert torch.equal(found, expected)
+        return
+    error = (found.double() - expected).norm() / expected.norm().clamp(min=least)
+    assert error <= tolerance, f"{what}: {error:.2e} off"

@@ -14,7 +14,7 @@ from distill.flexformer.memory import Memory
 from distill.flexformer.mixer import Mixer
 from distill.mixer import bare
 
-from .interpreted import DEVICE, made, text
+from .interpreted import DEVICE, close, made, text
 
 PLAIN = bare("exponential", features=16, frequency_scale=1.0, key_weight="quadratic")
 #: Heads, key-value heads, head_dim, and what the mixer is.
@@ -32,26 +32,8 @@ SCALING = 0.25
 LENGTH = 96
 
 
-@pytest.fixture(autouse=True)
-def precision() -> Any:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    yield
-    torch.set_float32_matmul_precision(before)
-
-
 def tracked(*args: Any) -> list[Tensor]:
     return [each.requires_grad_() for each in text(*args)]
-
-
-def close(found: Tensor, expected: Tensor, tolerance: float, what: str = "") -> None:
-    """By the norm of what there is, which is nothing where a query sees but one key."""
-    assert found.shape == expected.shape
-    if not found.is_floating_point():
-        assert torch.equal(found, expected)
-        return
-    error = (found.double() - expected).norm() / expected.norm().clamp(min=0.1)
-    assert error <= tolerance, f"{what}: {error:.2e} off"
 
 
 def check(
@@ -76,7 +58,8 @@ def check(
     ours = torch.autograd.grad((found.double() * weights).sum(), [*given, *named.values()])
     theirs = torch.autograd.grad((expected * weights).sum(), [*wide, *exact.parameters()])
     for what, mine, right in zip(["query", "key", "value", *named], ours, theirs, strict=True):
-        close(mine, right, tolerance, what)
+        # Of a query that sees but one key there is no gradient at all.
+        close(mine, right, tolerance, what, 0.1)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -132,7 +115,7 @@ def test_it_goes_on_from_a_memory(name: str, read: int):
     found, after = linear.launched(mixer, *rest, SCALING, padding[:, read:], memory)
     close(found, whole[:, :, read:].double(), 1e-5)
     for mine, right in zip(after, end, strict=True):
-        close(mine, right.double() if right.is_floating_point() else right, 1e-5)
+        close(mine, right, 1e-5)
     assert all(torch.equal(*pair) for pair in zip(kept, memory, strict=True))
 
 
@@ -148,8 +131,8 @@ def on_gpu(**changed: Any) -> Any:
     return SimpleNamespace(**{"is_cuda": True, "dtype": torch.float32, "shape": (1, 2, 9, 16)} | changed)
 
 
-def chosen(mixer: Mixer, given: Any = None, memory: Any = None) -> bool:
-    return linear.has_kernels(mixer, given or on_gpu(), given or on_gpu(), memory)
+def chosen(mixer: Mixer, given: Any = None) -> bool:
+    return linear.has_kernels(mixer, given or on_gpu(), given or on_gpu())
 
 
 def test_mixers_that_there_are_kernels_for():
@@ -163,8 +146,7 @@ def test_mixers_that_there_are_kernels_for():
     assert not chosen(plain)
 
 
-def test_texts_that_there_are_kernels_for(monkeypatch: pytest.MonkeyPatch):
-    """Gradients do not go back to what was read before."""
+def test_texts_that_there_are_kernels_for():
     plain = made(HeadShape(2, 2, 16), PLAIN)
     half: dict[str, Any] = {"shape": (1, 2, 9, 128), "dtype": torch.bfloat16}
     assert chosen(plain, on_gpu(**half))
@@ -174,13 +156,6 @@ def test_texts_that_there_are_kernels_for(monkeypatch: pytest.MonkeyPatch):
         assert not chosen(plain, on_gpu(**given))
     wide = made(HeadShape(2, 2, 16), PLAIN | {"features": 130})
     assert not chosen(wide) and chosen(wide, on_gpu(dtype=torch.bfloat16)) and not chosen(wide, on_gpu(**half))
-    assert not chosen(plain, None, "memory")
-    with torch.no_grad():
-        assert chosen(plain, None, "memory")
-    for owner, name in ((torch.compiler, "is_compiling"), (torch.jit, "is_tracing")):
-        with monkeypatch.context() as changed:
-            changed.setattr(owner, name, lambda: True)
-            assert not chosen(plain)
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="so large a layer takes a GPU")

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,14 +18,6 @@ CPU = torch.device("cpu")
 OPTIONS = bare("exponential", features=16, frequency_scale=0.3, key_weight="quadratic")
 PARTS = ("query", "key", "value")
 LAYER = Layer(HeadShape(2, 1, 16), OPTIONS | {"window": 3}, CPU)
-
-
-@pytest.fixture(autouse=True)
-def unchanged() -> Any:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    yield
-    torch.set_float32_matmul_precision(before)
 
 
 def test_every_way_is_the_loss():

@@ -30,13 +30,6 @@ CASES: dict[str, tuple[HeadShape, dict[str, Any]]] = {
 SCALING = 0.25
 
 
-@pytest.fixture(autouse=True)
-def unchanged() -> Any:
-    before = torch.get_float32_matmul_precision()
-    yield
-    torch.set_float32_matmul_precision(before)
-
-
 def heads(shape: HeadShape, length: int, size: float = 1.0) -> Heads:
     return Heads(torch.nn.Identity(), *text(shape, length, size), SCALING)
 

@@ -1,0 +1,16 @@
+"""The parameters of a mixer of exponential features, as kernels take them."""
+
+from typing import Any
+
+from torch import Tensor
+
+
+def parameters(mixer: Any) -> tuple[Tensor, ...]:
+    """Frequencies and biases, the key weight's two coefficients, and the gate's three."""
+    features = mixer.map
+    # In the place of what a mixer does not have stands something that is not read.
+    none = features.key_bias.detach()
+    weights = (*mixer.key_weight.coefficients, none, none)[:2]
+    gate = (none,) * 3 if mixer.window is None else (mixer.window.bias, *mixer.window.coefficients)
+    given = features.query_frequency, features.query_bias, features.key_frequency, features.key_bias, *weights, *gate
+    return tuple(each.contiguous() for each in given)
