@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def parameters(mixer: Any) -> tuple[Tensor, ...]:
@@ -10,7 +10,12 @@ def parameters(mixer: Any) -> tuple[Tensor, ...]:
     features = mixer.map
     # In the place of what a mixer does not have stands something that is not read.
     none = features.key_bias.detach()
-    weights = (*mixer.key_weight.coefficients, none, none)[:2]
-    gate = (none,) * 3 if mixer.window is None else (mixer.window.bias, *mixer.window.coefficients)
-    given = features.query_frequency, features.query_bias, features.key_frequency, features.key_bias, *weights, *gate
+    weights = [*_listed(mixer.key_weight.coefficients), none, none][:2]
+    gate = [none] * 3 if mixer.window is None else [mixer.window.bias, *_listed(mixer.window.coefficients)]
+    given = [features.query_frequency, features.query_bias, features.key_frequency, features.key_bias, *weights, *gate]
     return tuple(each.contiguous() for each in given)
+
+
+def _listed(coefficients: nn.ParameterList) -> list[Tensor]:
+    """By number: PyTorch 2.11 cannot compile the unpacking of such a list."""
+    return [coefficients[power] for power in range(len(coefficients))]

@@ -73,13 +73,13 @@ def launched(
     largest = max(features, near) * next_power_of_2(max(head_dim, width))
     decays = isinstance(mixer.decay, LearnedDecay)
     # In the place of what there is not stands something that is not read.
-    real = mixer.map.key_bias if padding is None else (padding != 0).view(torch.int8)
+    real = mixer.map.key_bias if padding is None else padding != 0
     step_kernel[(batch * kv_heads,)](
         *(part.contiguous() for part in (query, key, value)),
         real,
         out,
-        *_as_bytes(old),
-        *_as_bytes(new),
+        *old,
+        *new,
         *parameters(mixer),
         mixer.decay.log_rate if decays else mixer.map.key_bias,
         scaling**0.5,
@@ -104,8 +104,3 @@ def launched(
         num_warps=min(32, max(4, largest // HELD)),
     )
     return out, new
-
-
-def _as_bytes(memory: Memory) -> tuple[Tensor, ...]:
-    """As the kernel takes it: truth values as bytes."""
-    return *memory[:-1], memory.present.view(torch.int8)

@@ -52,7 +52,7 @@ def step_kernel(
     NO_KEYS: tl.constexpr, FORGOTTEN: tl.constexpr,
     BLOCK_F: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
-    """Grid (B·K,). Shapes as `memory.Memory` has them, all contiguous; real (B,) and present (B, W) are bytes."""
+    """Grid (B·K,). Shapes as `memory.Memory` has them, all contiguous."""
     place = tl.program_id(0).to(tl.int64)
     text, head = place // K, place % K
     f, d, v, r = tl.arange(0, BLOCK_F), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V), tl.arange(0, BLOCK_R)
@@ -141,4 +141,4 @@ def step_kernel(
         tl.store(new_seen + text, tl.load(seen + text) + here)
         if W > 0:
             tl.store(new_present + text * W + w, near_there, mask=w < W - 1)
-            tl.store(new_present + text * W + W - 1, here.to(tl.int8))
+            tl.store(new_present + text * W + W - 1, here != 0)

@@ -48,7 +48,7 @@ TYPES = (
     dict.fromkeys(("scale", "scaling", "epsilon"), "fp32")
     | dict.fromkeys(("N", "K", "H", "Q", "F", "CHUNKS"), "i32")
     | dict.fromkeys(("seen", "new_seen", "positions", "begins"), "*i64")
-    | dict.fromkeys(("real", "present", "new_present", "there"), "*i8")
+    | dict.fromkeys(("real", "present", "new_present", "there"), "*i1")
     | dict.fromkeys(("query", "key", "value", "keys", "values", "new_keys", "new_values", "out"), "*bf16")
 )
 
