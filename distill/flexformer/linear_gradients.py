@@ -24,11 +24,17 @@ from .tiles import held_as, narrow, product, rows
 
 
 @triton.jit
+def logarithm(x):
+    """As one instruction, and not as a branch for each kind of number."""
+    return tl.log2(x) * 0.6931471805599453
+
+
+@triton.jit
 def asking(given, joined, sizes, inner, row, n, v, N, V: tl.constexpr, epsilon):
     """∂o_i, Δ_i and λ_i of queries n: ∞ beyond the last, so that their weights are none."""
     asked = rows(given + row * N * V, n, N, v, V)
     size = tl.maximum(tl.load(sizes + row * N + n, mask=n < N, other=1.0), epsilon)
-    whole = tl.load(joined + row * N + n, mask=n < N, other=float("inf")) + tl.log(size)
+    whole = tl.load(joined + row * N + n, mask=n < N, other=float("inf")) + logarithm(size)
     return asked, tl.load(inner + row * N + n, mask=n < N, other=0.0), whole
 
 
@@ -39,11 +45,12 @@ def through_features(
     """From the gradient for φ that for scaled x, and φ·∂/∂φ; those for Ω and b are added to what there is."""
     along = tl.sum(phi * by_phi, 1)
     by_logit = phi * (by_phi - along[:, None])
-    inside = (f < F)[:, None] & (d < D)[None, :]
-    spot = by_frequency + f[:, None] * D + d[None, :]
-    tl.atomic_add(spot, product(tl.trans(by_logit), x, MODE) * scale, mask=inside)
-    tl.atomic_add(by_bias + f, tl.sum(by_logit, 0), mask=f < F)
-    return product(by_logit, rows(frequency, f, F, d, D), MODE), along
+    by_x = product(by_logit, rows(frequency, f, F, d, D), MODE)
+    for_frequency = product(tl.trans(by_logit), x, MODE) * scale
+    tl.atomic_add(by_bias + f, tl.sum(by_logit, 0), mask=f < F, sem="relaxed")
+    spot, inside = by_frequency + f[:, None] * D + d[None, :], (f < F)[:, None] & (d < D)[None, :]
+    tl.atomic_add(spot, for_frequency, mask=inside, sem="relaxed")
+    return by_x, along
 
 
 @triton.jit
@@ -55,11 +62,11 @@ def through_polynomial(
     by_z = z * 0.0
     if DEGREE >= 1:
         by_z += by_value[:, None] * tl.load(linear + d, mask=d < D, other=0.0).to(tl.float32)[None, :]
-        tl.atomic_add(by_linear + d, tl.sum(by_value[:, None] * z, 0), mask=d < D)
+        tl.atomic_add(by_linear + d, tl.sum(by_value[:, None] * z, 0), mask=d < D, sem="relaxed")
     if DEGREE >= 2:
         steep = tl.load(quadratic + d, mask=d < D, other=0.0).to(tl.float32)
         by_z += 2 * by_value[:, None] * z * steep[None, :]
-        tl.atomic_add(by_quadratic + d, tl.sum(by_value[:, None] * z * z, 0), mask=d < D)
+        tl.atomic_add(by_quadratic + d, tl.sum(by_value[:, None] * z * z, 0), mask=d < D, sem="relaxed")
     return by_z
 
 
@@ -92,50 +99,46 @@ def query_gradient_kernel(
     size = tl.load(sizes + at, mask=n < N, other=1.0)
     delta = tl.where(size >= epsilon, tl.sum(asked.to(tl.float32) * got.to(tl.float32), 1), 0.0)
     tl.store(inner + at, delta, mask=n < N)
-    whole = tl.load(joined + at, mask=n < N, other=float("inf")) + tl.log(tl.maximum(size, epsilon))
+    whole = tl.load(joined + at, mask=n < N, other=float("inf")) + logarithm(tl.maximum(size, epsilon))
+    gate = gates(x, asker, gate_bias, gate_linear, gate_quadratic, d, scale, W, D)
+    x, asked = held_as(x, MODE), held_as(asked, MODE)
 
-    by_x = tl.zeros((C, BLOCK_D), tl.float32)
-    if W > 0:
-        for behind in range(0, W + C, C):
-            j = chunk * C + behind + tl.arange(0, C)
-            there = tl.load(present + place // K * (N + W) + j, mask=j < N + W, other=0) != 0
-            y = rows(key + place * (N + W) * D, j, N + W, d, D)
-            near = tl.exp(near_logits(x, y, n, j, there, scale, N, W, MODE) - whole[:, None])
-            worth = rows(value + place * (N + W) * V, j, N + W, v, V)
-            by_near = near * (product(asked, tl.trans(worth), MODE) - delta[:, None])
-            by_x += product(by_near, y, MODE)
-        by_x *= scale
-
-    # As few tiles as wide as there are features at a time as can be: more do not fit into registers.
     y = rows(key + place * (N + W) * D, n, N, d, D)
     head = place % K
     there = present + place // K * (N + W)
     weight = key_weight(y, n, N, linear + head * D, quadratic + head * D, there, d, scale, D, DEGREE)
     top = tl.load(tops + place * (CHUNKS + 1) + chunk)
     shift, decay = shifted(weight, n, top)
-    gate = gates(x, asker, gate_bias, gate_linear, gate_quadratic, d, scale, W, D)
     share = tl.exp(shift + gate - whole)
     worth = rows(value + place * (N + W) * V, n, N, v, V)
-    by_score = (product(asked, tl.trans(worth), MODE) - delta[:, None]) * share[:, None] * decay
+    by_score = held_as((product(asked, tl.trans(worth), MODE) - delta[:, None]) * share[:, None] * decay, MODE)
+    # One tile as wide as there are features after another: more do not fit into registers.
+    phi = features(y, key_frequency + head * F * D, key_bias + head * F, f, d, scale, F, D, MODE)
+    by_phi = product(by_score, phi, MODE)
+    reach = share * tl.exp(top - shift)
     spot = sums + (place * CHUNKS + chunk) * F * (V + 1)
+    by_phi += product(asked.to(tl.float32) * reach[:, None], tl.trans(rows(spot, f, F, v, V)), MODE)
     ones = tl.load(spot + F * V + f, mask=f < F, other=0.0).to(tl.float32)
-    by_phi = product(asked, tl.trans(rows(spot, f, F, v, V)), MODE) - delta[:, None] * ones[None, :]
-    by_phi = by_phi * (share * tl.exp(top - shift))[:, None]
-    by_phi += product(
-        by_score, features(y, key_frequency + head * F * D, key_bias + head * F, f, d, scale, F, D, MODE), MODE
-    )
+    by_phi -= (delta * reach)[:, None] * ones[None, :]
     frequency = query_frequency + asker * F * D
     phi = features(x, frequency, query_bias + asker * F, f, d, scale, F, D, MODE)
-    found, by_gate = through_features(
+    by_x, by_gate = through_features(
         phi, by_phi, x, frequency, by_frequency + asker * F * D, by_bias + asker * F, f, d, scale, F, D, MODE
     )
-    by_x += found
     if W > 0:
-        tl.atomic_add(by_gate_bias + asker, tl.sum(by_gate, 0))
+        tl.atomic_add(by_gate_bias + asker, tl.sum(by_gate, 0), sem="relaxed")
         by_x += through_polynomial(
-            by_gate, x, gate_linear + asker * D, gate_quadratic + asker * D,
+            by_gate, rows(query + row * N * D, n, N, d, D), gate_linear + asker * D, gate_quadratic + asker * D,
             by_gate_linear + asker * D, by_gate_quadratic + asker * D, d, scale, D, 2,
         )  # fmt: skip
+        for behind in range(0, W + C, C):
+            j = chunk * C + behind + tl.arange(0, C)
+            seen = tl.load(there + j, mask=j < N + W, other=0) != 0
+            y = rows(key + place * (N + W) * D, j, N + W, d, D)
+            near = tl.exp(near_logits(x, y, n, j, seen, scale, N, W, MODE) - whole[:, None])
+            worth = rows(value + place * (N + W) * V, j, N + W, v, V)
+            by_near = near * (product(asked, tl.trans(worth), MODE) - delta[:, None])
+            by_x += product(by_near, y, MODE) * scale
     inside = (n < N)[:, None] & (d < D)[None, :]
     tl.store(by_query + at[:, None] * D + d[None, :], narrow(by_x * scale, by_query.dtype.element_ty), inside)
 
@@ -184,43 +187,44 @@ def key_gradient_kernel(
     head = place % K
     n = chunk * C + tl.arange(0, C)
     d, f, v = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_F), tl.arange(0, BLOCK_V)
-    y = rows(key + place * (N + W) * D, n, N + W, d, D)
-    worth = rows(value + place * (N + W) * V, n, N + W, v, V)
+    keys, frequency = key + place * (N + W) * D, key_frequency + head * F * D
+    whole_y = rows(keys, n, N + W, d, D)
+    y, worth = held_as(whole_y, MODE), held_as(rows(value + place * (N + W) * V, n, N + W, v, V), MODE)
     by_y, by_worth = tl.zeros((C, BLOCK_D), tl.float32), tl.zeros((C, BLOCK_V), tl.float32)
     if chunk < CHUNKS:
         there = present + place // K * (N + W)
-        weight = key_weight(y, n, N, linear + head * D, quadratic + head * D, there, d, scale, D, DEGREE)
+        weight = key_weight(whole_y, n, N, linear + head * D, quadratic + head * D, there, d, scale, D, DEGREE)
         top = tl.load(tops + place * (CHUNKS + 1) + chunk)
         shift, decay = shifted(weight, n, top)
-        spot = later + (place * CHUNKS + chunk) * F * (V + 1)
-        state = rows(spot, f, F, v, V)
-        ones = tl.load(spot + F * V + f, mask=f < F, other=0.0).to(tl.float32)
         reach = tl.exp(weight - tl.load(tops + place * (CHUNKS + 1) + chunk + 1))
-        frequency = key_frequency + head * F * D
-        phi = features(y, frequency, key_bias + head * F, f, d, scale, F, D, MODE)
-        by_worth += product(phi, state, MODE) * reach[:, None]
-        held = held_as(phi, MODE)
-        by_phi = (product(worth, tl.trans(state), MODE) + ones[None, :]) * reach[:, None]
+        held = held_as(features(y, frequency, key_bias + head * F, f, d, scale, F, D, MODE), MODE)
+        by_phi = tl.zeros((C, BLOCK_F), tl.float32)
         for g in range(0, G):
             row = place * G + g
             asker = row % (K * G)
             x = rows(query + row * N * D, n, N, d, D)
             asked, delta, whole = asking(given, joined, sizes, inner, row, n, v, N, V, epsilon)
             gate = gates(x, asker, gate_bias, gate_linear, gate_quadratic, d, scale, W, D)
+            x, asked = held_as(x, MODE), held_as(asked, MODE)
             share = tl.exp(shift + gate - whole)[:, None] * decay
-            asking_phi = features(x, query_frequency + asker * F * D, query_bias + asker * F, f, d, scale, F, D, MODE)
-            scores = product(asking_phi, tl.trans(held), MODE) * share
+            phi = features(x, query_frequency + asker * F * D, query_bias + asker * F, f, d, scale, F, D, MODE)
+            scores = product(phi, tl.trans(held), MODE) * share
             by_worth += product(tl.trans(scores), asked, MODE)
             by_score = (product(asked, tl.trans(worth), MODE) - delta[:, None]) * share
-            by_phi += product(tl.trans(by_score), asking_phi, MODE)
+            by_phi += product(tl.trans(by_score), phi, MODE)
+        spot = later + (place * CHUNKS + chunk) * F * (V + 1)
+        state = rows(spot, f, F, v, V)
+        by_phi += product(worth.to(tl.float32) * reach[:, None], tl.trans(state), MODE)
+        by_phi += reach[:, None] * tl.load(spot + F * V + f, mask=f < F, other=0.0).to(tl.float32)[None, :]
         # Once more, since in between there is no room for it.
         phi = features(y, frequency, key_bias + head * F, f, d, scale, F, D, MODE)
+        by_worth += product(phi * reach[:, None], state, MODE)
         found, by_weight = through_features(
             phi, by_phi, y, frequency, by_frequency + head * F * D, by_bias + head * F, f, d, scale, F, D, MODE
         )
         by_y += found + through_polynomial(
-            by_weight, y, linear + head * D, quadratic + head * D, by_linear + head * D, by_quadratic + head * D,
-            d, scale, D, DEGREE,
+            by_weight, rows(keys, n, N + W, d, D), linear + head * D, quadratic + head * D,
+            by_linear + head * D, by_quadratic + head * D, d, scale, D, DEGREE,
         )  # fmt: skip
     if W > 0:
         seen = tl.load(present + place // K * (N + W) + n, mask=n < N + W, other=0) != 0

@@ -18,7 +18,7 @@ try:
 except ImportError:  # Caught, or transformers would ask everybody for it who loads a checkpoint.
     raise
 
-from .tiles import narrow, product, rows
+from .tiles import held_as, narrow, product, rows
 
 #: Stands for the maximum of no keys at all: `engine.NO_KEYS`.
 NO_KEYS: tl.constexpr = tl.constexpr(-1e30)
@@ -151,6 +151,7 @@ def output_kernel(
     weight = key_weight(y, n, N, linear + head * D, quadratic + head * D, there, d, scale, D, DEGREE)
     top = tl.load(tops + place * (CHUNKS + 1) + chunk)
     shift, decay = shifted(weight, n, top)
+    held = held_as(features(y, key_frequency + head * F * D, key_bias + head * F, f, d, scale, F, D, MODE), MODE)
     x = rows(query + row * N * D, n, N, d, D)
     phi = features(x, query_frequency + asker * F * D, query_bias + asker * F, f, d, scale, F, D, MODE)
     spot = sums + (place * CHUNKS + chunk) * F * (V + 1)
@@ -158,8 +159,7 @@ def output_kernel(
     reach = tl.exp(top - shift)
     found = product(phi, rows(spot, f, F, v, V), MODE) * reach[:, None]
     total = tl.sum(phi * size[None, :], 1) * reach
-    key_phi = features(y, key_frequency + head * F * D, key_bias + head * F, f, d, scale, F, D, MODE)
-    scores = product(phi, tl.trans(key_phi), MODE) * decay
+    scores = product(phi, tl.trans(held), MODE) * decay
     found += product(scores, rows(value + place * (N + W) * V, n, N, v, V), MODE)
     total += tl.sum(scores, 1)
     both = shift

@@ -13,6 +13,7 @@ from .delta import DELTA, Reading
 from .engine import NO_KEYS, SUMS, Features, State, Way
 from .feature_map import HeadShape
 from .key_weight import KeyWeight
+from .linear import has_kernels, through_kernels
 from .memory import Memory
 from .normaliser import build_normaliser
 from .options import check_options
@@ -88,11 +89,14 @@ class Mixer(TokenMixer):
         if memory is not None and not self.causal:
             raise ValueError("an encoder sees both directions: it reads a text whole, and has no memory to go on from")
         one = memory is not None and query.shape[2] == 1
-        if memory is not None and one and path is None and has_kernel(self, query, value):
-            done = one_step(self, query, key, value, scaling, padding, memory)
+        if path is None:
+            done = None
+            if memory is not None and one and has_kernel(self, query, value):
+                done = one_step(self, query, key, value, scaling, padding, memory)
+            elif not one and has_kernels(self, query, value, memory):
+                done = through_kernels(self, query, key, value, scaling, padding, memory)
             if done is not None:
                 return done
-        if path is None:
             path = (self.ways.recurrent if one else self.ways.chunked) if self.causal else everywhere
         with torch.autocast(query.device.type, enabled=False):
             length = query.shape[2]
