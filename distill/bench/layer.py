@@ -1,7 +1,7 @@
 """One attention layer, and what computes the same of it in several ways, forwards and backwards, side by side."""
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,16 +50,22 @@ class Measured:
 
 
 def time_ways(
-    device: torch.device, lengths: list[int], ways: dict[str, Callable[[int], Step]], told: str, times: int = 1
+    device: torch.device,
+    lengths: list[int],
+    ways: Mapping[str, Callable[[int], Step | None]],
+    told: str,
+    times: int = 1,
 ) -> list[Measured]:
-    """ways: by name, what makes a step of a length, taken so many times to a round. One that has no memory for a length
-    is left out from there on."""
-    left, steps = ways, dict[int, dict[str, Step]]()
+    """ways: by name, what makes a step of a length, taken so many times to a round. One that makes none of a length, or
+    has no memory for it, is left out from there on."""
+    left, steps = dict(ways), dict[int, dict[str, Step]]()
     for length in sorted(lengths):
         fitting = {}
         for name, make in left.items():
             try:
                 step = make(length)
+                if step is None:
+                    continue
                 step()
             except RuntimeError as problem:
                 if not out_of_memory(problem):
