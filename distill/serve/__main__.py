@@ -15,6 +15,8 @@ from ..exported import DTYPES, load_decoder
 PROGRAM = "python -m distill.serve"
 #: What transformers' server is built on.
 NEEDED = ("fastapi", "uvicorn", "openai", "pydantic")
+#: Of arguments that count something.
+LEAST = {"slots": 1, "waiting": 1, "longest": 1, "chunk": 1, "room": 0, "grace": 0}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -60,23 +62,26 @@ def serve(given: argparse.Namespace) -> None:
     for name in NEEDED:
         if importlib.util.find_spec(name) is None:
             raise UserError(f"{name} is not installed: pip install 'distill[serve]'")
-    for name in ("slots", "waiting", "longest", "chunk"):
-        if getattr(given, name) < 1:
-            raise UserError(f"--{name} has to be 1 at least")
-    import uvicorn
-
+    for name, least in LEAST.items():
+        if getattr(given, name) < least:
+            raise UserError(f"--{name} has to be {least} at least")
     from .app import build_app
+    from .stopping import Server
 
     with listen(given.host, given.port) as listening:
         served, closing = loaded(given)
-        app = build_app(served, closing)
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=given.grace))
+        server = Server(build_app(served), given.grace, served.batch.stop)
         for each in (signal.SIGINT, signal.SIGTERM):
             # uvicorn stops at the first and then sends it once more, to whom it concerned before.
             signal.signal(each, lambda *_: None)
         host, port = listening.getsockname()[:2]
         print(f"{served.name} answers at http://{host}:{port}/v1; Ctrl-C stops it", flush=True)
-        server.run(sockets=[listening])
+        try:
+            server.run(sockets=[listening])
+        finally:
+            # Also where a second signal left no time for the first.
+            served.batch.stop()
+            closing()
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -90,6 +95,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 def loaded(given: argparse.Namespace) -> tuple[Any, Any]:
     """What is served, with the states it had when it was stopped; and what is to be done when it is stopped again."""
+    from safetensors import SafetensorError
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
@@ -121,7 +127,10 @@ def loaded(given: argparse.Namespace) -> tuple[Any, Any]:
 
     def closing() -> None:
         if given.states is not None:
-            states.save(given.states, student)
+            try:
+                states.save(given.states, student)
+            except (OSError, SafetensorError) as error:
+                raise UserError(f"--states {given.states} cannot be written: {reason(error)}") from error
             print(f"{len(states.states)} states in {given.states}")
 
     return Served(name, model, tokenizer, batch, longest, given.waiting), closing

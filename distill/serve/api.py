@@ -3,15 +3,12 @@
 A field that would change the answer and cannot be honoured is refused, not ignored.
 """
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from transformers import GenerationConfig
 
 from .choice import Wanted
-
-#: Of a completion and of a chat completion that does not say how long it may get.
-SHORT, LONG = 16, 1024
 
 
 class Refused(Exception):
@@ -32,6 +29,8 @@ class Asked(BaseModel):
     """What both kinds of request may say. A field set to what it is by default changes nothing, and is taken."""
 
     model_config = ConfigDict(extra="forbid")
+    #: Tokens of an answer that may get as long as it likes; fewer where there is no room for so many.
+    usual: ClassVar[int]
 
     model: str
     max_tokens: int | None = Field(None, ge=1)
@@ -39,9 +38,9 @@ class Asked(BaseModel):
     top_p: float | None = Field(None, gt=0, le=1)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
-    logit_bias: dict[int, float] | None = None
+    logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] | None = None
     stop: str | Annotated[list[str], Field(max_length=4)] | None = None
-    seed: int | None = None
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stream: bool | None = None
     # Told with the last chunk of every stream, wanted or not.
     stream_options: dict[str, Any] | None = None
@@ -51,9 +50,14 @@ class Asked(BaseModel):
     store: bool | None = None
     service_tier: str | None = None
 
-    def longest(self) -> int:
-        """How many tokens the answer may have."""
-        return self.max_tokens or SHORT
+    @property
+    def longest(self) -> int | None:
+        """How many tokens the answer may have, where that is said."""
+        return self.max_tokens
+
+    def plain(self) -> dict[str, Any]:
+        """As transformers' handlers read it: without what is null, and as it was understood."""
+        return self.model_dump(exclude_none=True)
 
     def wanted(self, defaults: GenerationConfig) -> Wanted:
         """defaults: the student's own, where the request is silent."""
@@ -62,7 +66,7 @@ class Asked(BaseModel):
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
         own = self.top_p if self.top_p is not None else defaults.top_p if defaults.do_sample else None
         return Wanted(
-            max_new_tokens=self.longest(),
+            max_new_tokens=self.longest or self.usual,
             temperature=asked,
             top_p=1.0 if own is None else own,
             top_k=(defaults.top_k or 0) if defaults.do_sample else 0,
@@ -77,7 +81,15 @@ class Asked(BaseModel):
 class Completion(Asked):
     """POST /v1/completions."""
 
+    usual = 16
+
     prompt: str
+
+    @property
+    def texts(self) -> list[str]:
+        """What its prompt is made of."""
+        return [self.prompt]
+
     suffix: None = None
     echo: Literal[False] | None = None
     best_of: Literal[1] | None = None
@@ -94,16 +106,26 @@ class Part(BaseModel):
 
 
 class Message(BaseModel):
-    """Other fields, such as tool_calls, are the chat template's."""
+    """Other fields are taken, and not written into the prompt."""
 
     model_config = ConfigDict(extra="allow")
 
     role: str
     content: str | list[Part] | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+
+    @field_validator("tool_calls")
+    @classmethod
+    def none_is_none(cls, calls: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+        """An empty list says no more than none: handlers drop the content of a message that has one."""
+        return calls or None
 
 
 class Chat(Asked):
     """POST /v1/chat/completions."""
+
+    usual = 1024
 
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
@@ -114,8 +136,14 @@ class Chat(Asked):
     top_logprobs: Literal[0] | None = None
     response_format: dict[Literal["type"], Literal["text"]] | None = None
 
-    def longest(self) -> int:
-        return self.max_completion_tokens or self.max_tokens or LONG
+    @property
+    def longest(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def texts(self) -> list[str]:
+        contents = [each.content or "" for each in self.messages]
+        return [part for each in contents for part in ([each] if isinstance(each, str) else [one.text for one in each])]
 
 
 Kind = TypeVar("Kind", bound=Asked)

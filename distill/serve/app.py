@@ -17,13 +17,14 @@ from .api import Refused
 from .host import Chats, Completions, Served
 
 #: Bytes of a request that are read; more is no prompt.
-MOST = 16 * 2**20
+MOST = 4 * 2**20
+#: How handlers begin to tell an error in a stream: a text, where the API has an object.
+FAILED = 'data: {"error": '
 #: Seconds between two looks whether someone still waits for an answer.
 PATIENCE = 0.5
 
 
-def build_app(served: Served, closing: Callable[[], None]) -> Starlette:
-    """The application; `closing` is called once, after the last answer."""
+def build_app(served: Served) -> Starlette:
     host: Any = served
     chats, completions = Chats(host, host), Completions(host, host)
     entry = {"id": served.name, "object": "model", "created": 0, "owned_by": "distill"}
@@ -53,7 +54,6 @@ def build_app(served: Served, closing: Callable[[], None]) -> Starlette:
         served.batch.start()
         yield
         served.batch.stop()
-        closing()
 
     return Starlette(
         routes=[
@@ -73,7 +73,11 @@ async def answered(request: Request, handle: Callable[[dict[str, Any], str], Awa
     body = await read(request)
     task = asyncio.ensure_future(handle(body, request.headers.get("x-request-id") or new_id()))
     while not task.done():
-        await asyncio.wait({task}, timeout=PATIENCE)
+        try:
+            await asyncio.wait({task}, timeout=PATIENCE)
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
         if not task.done() and await request.is_disconnected():
             task.cancel()
             await asyncio.wait({task})
@@ -82,13 +86,18 @@ async def answered(request: Request, handle: Callable[[dict[str, Any], str], Awa
 
 
 def ended(answer: Response) -> Response:
-    """The answer; where it is streamed, with the line that the API ends a stream with."""
+    """The answer; where it is streamed, with the line that the API ends a stream with, or the error in its own form."""
     if not isinstance(answer, StreamingResponse):
         return answer
     events: Any = answer.body_iterator
 
     async def to_the_end() -> AsyncIterator[Any]:
         async for event in events:
+            told, failed, message = event.rpartition(FAILED)
+            if failed:
+                error = Refused(500, f"the answer failed: {json.loads(message.strip().removesuffix('}'))}")
+                yield f"{told}data: {json.dumps(error.body)}\n\n"
+                return
             yield event
         yield "data: [DONE]\n\n"
 
@@ -107,7 +116,7 @@ async def read(request: Request) -> dict[str, Any]:
         body = json.loads(content)
     except ClientDisconnect as error:
         raise Refused(499, "the connection was closed") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Refused(400, f"the request is no JSON: {error}") from error
     if not isinstance(body, dict):
         raise Refused(400, "the request is no JSON object")

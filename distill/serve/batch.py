@@ -19,6 +19,8 @@ from .choice import Choice, Wanted
 from .prefixes import Prefixes
 from .stream import Stream
 
+STOPPED = "the server was stopped"
+
 
 @dataclass(eq=False)
 class Row:
@@ -90,14 +92,28 @@ class Batch:
         with self._changed:
             self._stopped = True
             self._changed.notify()
-        self._thread.join()
-        for row in [*self.decoding, *self.reading, *self.waiting]:
-            row.stream.end(RuntimeError("the server was stopped"))
+        if self._thread.ident is not None:
+            self._thread.join()
+        with self._changed:
+            left = [*self.decoding, *self.reading, *self.waiting]
+            self.decoding, self.reading, self.waiting = [], deque(), deque()
+        for row in left:
+            row.stream.end(RuntimeError(STOPPED))
 
     def submit(self, row: Row) -> None:
         with self._changed:
-            self.waiting.append(row)
-            self._changed.notify()
+            if not self._stopped:
+                self.waiting.append(row)
+                self._changed.notify()
+                return
+        row.stream.end(RuntimeError(STOPPED))
+
+    @property
+    def beyond(self) -> int:
+        """How many requests somebody waits for that there is no slot for."""
+        with self._changed:
+            wanted = sum(not row.stream.cancelled for row in [*self.waiting, *self.reading, *self.decoding])
+        return max(0, wanted - self.slots)
 
     @property
     def load(self) -> dict[str, int]:
@@ -116,8 +132,13 @@ class Batch:
                 self._changed.wait_for(lambda: self._stopped or self.waiting or self.reading or self.decoding)
                 if self._stopped:
                     return
+                gone = [row for row in [*self.waiting, *self.reading] if row.stream.cancelled]
+                for row in gone:
+                    (self.waiting if row in self.waiting else self.reading).remove(row)
                 while self.waiting and len(self.reading) + len(self.decoding) < self.slots:
                     self.reading.append(self.waiting.popleft())
+            for row in gone:
+                row.end()
             if self.reading:
                 self._attempt([self.reading[0]], self._read)
             if self.decoding:
@@ -140,10 +161,6 @@ class Batch:
         """The next chunk of the prompt that came first; the last of its tokens is the first that is read as an answer's
         are, with those of others, and is asked what comes after it."""
         row = self.reading[0]
-        if row.stream.cancelled:
-            self.reading.popleft()
-            row.end()
-            return
         if row.state is None:
             row.read, row.state = self._known(row.prompt)
         end = len(row.prompt) - 1

@@ -52,7 +52,8 @@ class Choice:
         """The next token, from logits (V,) on the CPU."""
         scores = self.corrected(logits.float())
         if self.wanted.temperature:
-            likely = self.warpers(NOTHING_SAID, scores[None]).softmax(-1)
+            # From the largest down, or one divided by next to nothing is no number.
+            likely = self.warpers(NOTHING_SAID, (scores - scores.max())[None]).softmax(-1)
             token = int(torch.multinomial(likely[0], 1, generator=self.generator))
         else:
             token = int(scores.argmax())

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from tokenizers.decoders import DecodeStream
@@ -35,16 +36,23 @@ class Stream:
     """What transformers' handlers read an answer from: a queue of texts that None ends, and the count of tokens.
 
     parser: transformers' own, which tells tool calls and reasoning from text; None where a model has no template for
-    them.
+    them. before: the last tokens of the text that the answer goes on with. complete: whether it ended by itself.
     """
 
-    def __init__(self, tokenizer: Any, stops: tuple[str, ...], ends: frozenset[int], parser: Any = None):
+    def __init__(
+        self,
+        tokenizer: Any,
+        stops: tuple[str, ...],
+        ends: frozenset[int],
+        parser: Any = None,
+        before: Sequence[int] = (),
+    ):
         self.loop = asyncio.get_running_loop()
         self.queue: asyncio.Queue[Any] = asyncio.Queue()
         self.tokens: list[int] = []
-        self.cancelled = False
+        self.cancelled = self.complete = False
         self._tokenizer, self._ends, self._parser, self._stops = tokenizer.backend_tokenizer, ends, parser, Stops(stops)
-        self._decoded = DecodeStream([], skip_special_tokens=parser is None)
+        self._decoded = DecodeStream(list(before), skip_special_tokens=parser is None)
         if parser is not None:
             self._tell(response_events_to_chunks(parser.initial_events))
 
@@ -58,7 +66,8 @@ class Stream:
         text = self._decoded.step(self._tokenizer, token)
         if text:
             self._read(self._stops.feed(text))
-        return not (self.cancelled or self._stops.found or token in self._ends)
+        self.complete = self._stops.found or token in self._ends
+        return not (self.cancelled or self.complete)
 
     def end(self, error: Exception | None = None) -> None:
         """No token follows."""
@@ -82,8 +91,8 @@ class Stream:
     def _finished(self) -> list[Any]:
         try:
             return response_events_to_chunks(self._parser.finalize()[1])
-        except (ValueError, RuntimeError):
-            # The answer ended inside a tool call.
+        except Exception:
+            # The answer ended inside a tool call, or in what only looks like one.
             return []
 
     def _tell(self, items: list[Any]) -> None:

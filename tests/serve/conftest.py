@@ -21,7 +21,9 @@ from distill.teacher import load_teacher
 torch.set_num_threads(1)
 
 TEMPLATE = (
-    "{% for message in messages %}# {{ message.role }}: {{ message.content }}\n{% endfor %}"
+    "{% for message in messages %}"
+    "{% if message.role == 'nobody' %}{{ raise_exception('nobody speaks') }}{% endif %}"
+    "# {{ message.role }}: {{ message.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}# assistant: {% endif %}"
 )
 

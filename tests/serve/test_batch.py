@@ -172,6 +172,29 @@ def test_who_is_not_answered_when_it_stops_is_told():
     assert [str(each.stream.error) for each in rows] == ["the server was stopped"] * 2
 
 
+def test_who_hung_up_waits_no_more():
+    """And holds no place that somebody else could have."""
+    batch = Batch(student("llama"), Prefixes(ROOM), 1, chunk=4)
+    rows = [row([1, 2], 10**6), *(row([3], 2) for _ in range(3))]
+    for each in rows:
+        batch.submit(each)
+    assert batch.beyond == 3
+    rows[1].stream.cancelled = rows[2].stream.cancelled = True
+    assert batch.beyond == 1
+    batch.start()
+    assert all(each.stream.ended.wait(60) for each in rows[1:3]) and list(batch.waiting) == [rows[3]]
+    batch.stop()
+    assert [str(each.stream.error) for each in (rows[0], rows[3])] == ["the server was stopped"] * 2
+
+
+def test_nobody_waits_for_a_batch_that_has_stopped():
+    batch, late = Batch(student("llama"), Prefixes(ROOM), 1, chunk=4), row([3], 2)
+    batch.stop()
+    batch.stop()
+    batch.submit(late)
+    assert str(late.stream.error) == "the server was stopped"
+
+
 def test_draws_with_a_seed_are_the_same_in_any_company(model: FlexformerForCausalLM):
     def said(company: int) -> list[int]:
         rows = [row([5, 6, 7], 12, temperature=1.0, seed=3), *(row([i + 1], 9) for i in range(company))]

@@ -136,6 +136,8 @@ def test_mistakes_are_one_line(checkpoint: Path, tmp_path: Path, capsys: pytest.
     for arguments, said in (
         (["decode", str(tmp_path)], "no provenance.json"),
         (["decode", str(tmp_path / "encoder")], "embedding, which writes no text"),
+        (["step", "--device", "abacus"], "--device abacus: "),
+        (["step", "--device", "cpu", "--out", str(tmp_path / "encoder/provenance")], "holds no list of rows"),
         (["decode", str(checkpoint), "--graphs", "--device", "cpu"], "--graphs"),
         # No build of PyTorch is for these and for a CPU alone.
         (["decode", str(checkpoint), "--device", "xpu", "--teacher", "pocket"], "--device xpu: "),

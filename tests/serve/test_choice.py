@@ -13,6 +13,10 @@ def test_the_likeliest():
     assert [choice(LOGITS) for _ in range(3)] == [1, 1, 1]
 
 
+def test_next_to_no_temperature_takes_the_likeliest():
+    assert Choice(Wanted(1, temperature=1e-40))(LOGITS) == 1
+
+
 def test_what_was_said_becomes_less_likely():
     """3.0 − 0.4 − 0.2 n against 2.5 − (0.4 + 0.2 n if said)."""
     choice = Choice(Wanted(1, frequency_penalty=0.2, presence_penalty=0.4))

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,11 +18,13 @@ from typing import Any
 import openai
 import pytest
 import torch
+from starlette.responses import StreamingResponse
 
 from distill.serve.__main__ import main
 from distill.serve.api import Refused
+from distill.serve.app import ended
 from distill.serve.choice import Wanted
-from distill.serve.host import Served
+from distill.serve.host import Asking, Served
 
 from .conftest import TEMPLATE
 
@@ -200,7 +202,39 @@ MISTAKES: dict[str, tuple[str, Any, int, str | None, str]] = {
         "context_length_exceeded",
         "1,000,000 are asked for",
     ),
-    "large": (TEXT, b'{"prompt": "' + b"x" * 2**25, 413, None, "16 MiB"),
+    "large": (TEXT, b'{"prompt": "' + b"x" * 2**23, 413, None, "4 MiB"),
+    "deep": (TEXT, b"[" * 10**5, 400, None, "no JSON"),
+    "characters": (
+        TEXT,
+        {"model": "student", "prompt": " " * 3_500_000},
+        400,
+        "context_length_exceeded",
+        "characters at most",
+    ),
+    "no text": (TEXT, b'{"model": "student", "prompt": "\\ud800"}', 400, None, "no prompt can be made"),
+    "seed": (TEXT, {"model": "student", "prompt": "x", "seed": 10**30}, 400, None, "seed"),
+    "no bias": (TEXT, b'{"model": "student", "prompt": "x", "logit_bias": {"5": NaN}}', 400, None, "logit_bias"),
+    "another template": (
+        CHAT,
+        {"model": "student", "messages": HELLO, "chat_template_kwargs": {"chat_template": "x"}},
+        400,
+        None,
+        "chat_template_kwargs.chat_template",
+    ),
+    "what the template refuses": (
+        CHAT,
+        {"model": "student", "messages": [{"role": "nobody", "content": "x"}]},
+        400,
+        None,
+        "nobody speaks",
+    ),
+    "a call without arguments": (
+        CHAT,
+        {"model": "student", "messages": [{"role": "assistant", "tool_calls": [{"function": {}}]}]},
+        400,
+        None,
+        "no prompt can be made",
+    ),
     "no messages": (CHAT, {"model": "student"}, 400, None, "messages"),
     "messages": (CHAT, {"model": "student", "messages": "hello"}, 400, None, "messages"),
     "no role": (CHAT, {"model": "student", "messages": [{"content": "x"}]}, 400, None, "messages.0.role"),
@@ -249,12 +283,94 @@ def test_a_stream_ends_as_the_api_says(server: Server, path: str, asked: dict[st
 
 def test_a_token_that_the_student_lacks_is_refused(student: Any, tokenizer: Any):
     """Not left to the next step, which is of the whole batch."""
-    batch: Any = SimpleNamespace(waiting=[])
-    served = Served("student", student, tokenizer, batch, 100, 100)
+    served = Served("student", student, tokenizer, SimpleNamespace(beyond=0), 100, 100)  # type: ignore[arg-type]
     known = student.config.vocab_size
-    assert served.bounded({"input_ids": torch.tensor([[known - 1]])}, Wanted(1)) == [known - 1]
+    assert served.bounded({"input_ids": torch.tensor([[known - 1]])}, asking(1)) == [known - 1]
     with pytest.raises(Refused, match=f"prompt: the student has no token {known}"):
-        served.bounded({"input_ids": torch.tensor([[5, known]])}, Wanted(1))
+        served.bounded({"input_ids": torch.tensor([[5, known]])}, asking(1))
+
+
+def asking(new: int, said: bool = True) -> Asking:
+    return Asking(Wanted(new), said, goes_on=True)
+
+
+def test_an_answer_of_no_said_length_gets_what_room_there_is(student: Any, tokenizer: Any):
+    served = Served("student", student, tokenizer, SimpleNamespace(beyond=0), 100, 100)  # type: ignore[arg-type]
+    prompt = {"input_ids": torch.arange(90)[None]}
+    silent, told = asking(1024, said=False), asking(10)
+    served.bounded(prompt, silent)
+    served.bounded(prompt, told)
+    assert silent.max_new_tokens == told.max_new_tokens == 10
+    with pytest.raises(Refused, match="the prompt has 90, and 11 are asked for"):
+        served.bounded(prompt, asking(11))
+    with pytest.raises(Refused, match="the prompt has 100, and 1 are asked for"):
+        served.bounded({"input_ids": torch.arange(100)[None]}, asking(1024, said=False))
+
+
+def test_who_ends_at_the_last_token_that_may_be_is_not_cut(client: openai.OpenAI, write: Any, tokenizer: Any):
+    first, second = (tokenizer.decode(write("def ", new)) for new in (1, 2))
+    for stream in (False, True):
+        answer = client.completions.create(
+            model="student", prompt="def ", max_tokens=2, stop=second[len(first) :], stream=stream
+        )
+        ends = [each.choices[0].finish_reason for each in answer] if stream else [answer.choices[0].finish_reason]
+        assert ends[-1] == "stop"
+
+
+@pytest.mark.parametrize("nothing", [[], None])
+def test_a_message_with_no_calls_keeps_its_text(server: Server, nothing: Any):
+    said = [{"role": "assistant", "content": "import os"}, *HELLO]
+    counted = []
+    for first in (said[0], said[0] | {"tool_calls": nothing}):
+        body = {"model": "student", "messages": [first, *said[1:]], "max_tokens": 1, "chat_template_kwargs": None}
+        status, content = server.ask("POST", CHAT, body)
+        assert status == 200
+        counted.append(content["usage"]["prompt_tokens"])
+    assert counted[0] == counted[1]
+
+
+def test_an_error_in_a_stream_has_the_apis_form(server: Server):
+    async def events() -> AsyncIterator[str]:
+        yield 'data: {"choices": []}\n\n'
+        yield 'data: {"choices": []}\n\ndata: {"error": "no \\"room\\" left"}\n\n'
+
+    async def told() -> list[str]:
+        return [str(event) async for event in ended(StreamingResponse(events())).body_iterator]  # type: ignore[attr-defined]
+
+    first, last = asyncio.run(told())
+    kept, _, error = last.partition("\n\ndata: ")
+    assert first == kept + "\n\n"
+    assert json.loads(error) == {"error": Refused(500, 'the answer failed: no "room" left').body["error"]}
+
+
+def test_a_second_signal_loses_no_state(checkpoint: Path, arguments: list[str], tmp_path: Path):
+    file = tmp_path / "states.safetensors"
+    with Server(checkpoint, *arguments, "--states", str(file)) as running:
+        running.ask("POST", TEXT, {"model": "student", "prompt": "import os", "max_tokens": 3})
+        body = json.dumps({"model": "student", "prompt": "def ", "max_tokens": 30000}).encode()
+        connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=PATIENCE)
+        connection.request("POST", TEXT, body)
+        while not running.load()["decoding"]:
+            time.sleep(0.05)
+        running.process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        assert running.stop(signal.SIGINT)[0] == 0
+        connection.close()
+    assert file.exists()
+
+
+def test_who_is_cut_off_is_told_in_the_apis_form(checkpoint: Path, arguments: list[str]):
+    with Server(checkpoint, *arguments, "--grace", "0") as running:
+        body = json.dumps({"model": "student", "prompt": "def ", "max_tokens": 30000}).encode()
+        connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=PATIENCE)
+        connection.request("POST", TEXT, body)
+        while not running.load()["decoding"]:
+            time.sleep(0.05)
+        code, error = running.stop(signal.SIGTERM)
+        answer = connection.getresponse()
+        assert answer.status == 500 and "the server was stopped" in json.loads(answer.read())["error"]["message"]
+        connection.close()
+    assert code == 0 and "Traceback" not in error
 
 
 @pytest.mark.parametrize(("method", "path", "status"), [("GET", "/v1/nothing", 404), ("GET", CHAT, 405)])
@@ -345,6 +461,7 @@ def test_mistakes_in_the_command_are_one_line(
         ([str(checkpoint), "--port", str(server.port)], "cannot be listened at"),
         ([str(checkpoint), "--device", "abacus"], "abacus"),
         ([str(checkpoint), "--slots", "0"], "--slots"),
+        ([str(checkpoint), "--room", "-1"], "--room has to be 0 at least"),
         ([str(checkpoint), "--chat-template", str(tmp_path / "none")], "--chat-template"),
         ([str(checkpoint), "--chat-template", str(tmp_path / "broken")], "broken cannot be used: unexpected end"),
         ([str(checkpoint), "--states", str(tmp_path / "no" / "states")], "states cannot be written"),

@@ -1,11 +1,15 @@
 """Text from tokens, and where it stops."""
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.decoders import Metaspace
+from tokenizers.models import WordLevel
 
 from distill.serve.stream import Stops, Stream
 
@@ -42,6 +46,39 @@ async def written(tokens: list[int], tokenizer: Any, stops: tuple[str, ...] = ()
     while (item := await stream.queue.get()) is not None:
         items.append(item)
     return items, more, stream
+
+
+def test_a_first_word_keeps_its_space():
+    """Some tokenizers have none before the first word of a text, which an answer that goes on with one is not."""
+    words = Tokenizer(WordLevel({"▁Hello": 0, "▁world": 1}))
+    words.decoder = Metaspace()
+
+    async def said(before: list[int]) -> list[str]:
+        stream = Stream(SimpleNamespace(backend_tokenizer=words), (), frozenset(), before=before)
+        stream.hear(1)
+        stream.end()
+        return [await stream.queue.get() for _ in range(2)]
+
+    assert asyncio.run(said([0])) == [" world", None] and asyncio.run(said([])) == ["world", None]
+
+
+def test_a_call_that_breaks_off_ends_its_answer_alone(tokenizer: Any):
+    class Broken:
+        initial_events = ()
+
+        def feed(self, text: str) -> list[Any]:
+            return []
+
+        def finalize(self) -> Any:
+            raise KeyError("arguments")
+
+    async def ended() -> Any:
+        stream = Stream(tokenizer, (), frozenset(), Broken())
+        stream.hear(5)
+        stream.end()
+        return await stream.queue.get()
+
+    assert asyncio.run(ended()) is None
 
 
 def test_the_pieces_are_the_text(tokenizer: Any):
