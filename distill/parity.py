@@ -17,8 +17,8 @@ from .flexformer.model import Flexformer
 from .stages.fit import matmul_precision
 from .task import Batch, Task
 
-#: Tokens that are read: beyond a window and over the ends of several chunks.
-TOKENS = 160
+#: Tokens that are read beyond a window: over the ends of several chunks.
+TOKENS = 96
 #: What two ways may differ by at most: the root of the mean square of their difference, as a share of that of what they
 #: differ about. float32 keeps seven digits, and a model of dozens of layers loses three.
 MOST = 1e-3
@@ -37,7 +37,8 @@ def parity(student: Flexformer, folder: Path, corpus: Corpus, task: Task, device
     """
     student.eval().to(device)
     domain = next(iter(corpus.validation))
-    batch = {name: each[..., :TOKENS].to(device) for name, each in next(iter(corpus.evaluation(domain, 1, 1))).items()}
+    block, length = next(iter(corpus.evaluation(domain, 1, 1))), student.config.mixer["window"] + TOKENS
+    batch = {name: each[..., :length].to(device) for name, each in block.items()}
     with matmul_precision("highest"):
         whole = task.predict(student, batch)
         found = {"reloaded": difference(reloaded(student, folder, batch, task), whole)}

@@ -44,6 +44,18 @@ def test_tokens_that_are_others_are_not_counted():
     assert agree(other, model, step.start) == (WRITTEN, 0)
 
 
+def test_what_lies_beyond_the_window_is_looked_at_too(monkeypatch: pytest.MonkeyPatch):
+    """Within it all students of a teacher say the same, whatever their kernels are."""
+    kind = KINDS["llama"]
+    monkeypatch.setitem(KINDS, "llama", kind._replace(mixer=kind.mixer | {"window": 80}))
+    model, other = (student("llama").float() for _ in range(2))
+    with torch.no_grad():
+        for mixer in other.mixers.values():
+            mixer.window.bias.fill_(10.0)
+    with pytest.raises(Apart):
+        agree(Step(other, 1), model, Step(model, 1).start)
+
+
 def test_a_number_that_is_none_is_no_agreement():
     model = student("gpt2", exact=[]).float()
 
