@@ -88,6 +88,11 @@ class Mixer(TokenMixer):
         """
         if memory is not None and not self.causal:
             raise ValueError("an encoder sees both directions: it reads a text whole, and has no memory to go on from")
+        if memory is not None and len(memory.seen) != len(query):
+            raise ValueError(
+                f"a state of {len(memory.seen)} texts cannot be gone on from with {len(query)}: "
+                "repeat or select its rows first"
+            )
         one = memory is not None and query.shape[2] == 1
         if path is None:
             done = None

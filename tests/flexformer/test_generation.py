@@ -69,3 +69,13 @@ def test_going_on_from_a_returned_cache(model: FlexformerForCausalLM):
 def test_a_cache_is_not_shared_between_calls(model: FlexformerForCausalLM):
     ids = tokens(1, 5)
     assert torch.equal(*(model.generate(ids, max_new_tokens=8, **GREEDY) for _ in range(2)))
+
+
+@torch.no_grad()
+def test_a_state_of_other_rows_is_refused(model: FlexformerForCausalLM):
+    """As `num_return_sequences` asks for, which repeats tokens and not states."""
+    state = model(tokens(1, 5), use_cache=True).past_key_values
+    with pytest.raises(
+        (ValueError, RuntimeError), match=r"a state of 1 texts cannot be gone on from with 3|Expected size 1"
+    ):
+        model(tokens(3, 1), past_key_values=state, use_cache=True)
