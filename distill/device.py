@@ -2,8 +2,20 @@
 
 import torch
 
+from .errors import UserError, reason
+
 
 def best_device() -> str:
     """The accelerator there is, else the CPU."""
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return found.type if found is not None else "cpu"
+
+
+def device_of(named: str | None) -> torch.device:
+    """What --device names, or the best there is; UserError where there is none such."""
+    try:
+        found = torch.device(named or best_device())
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {named}: {reason(error)}") from error
+    return found

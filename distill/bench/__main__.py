@@ -98,18 +98,18 @@ def counts(text: str) -> list[int]:
 
 def bench(given: argparse.Namespace, command: str) -> Path:
     """Measures, and adds what was found to OUT.json; returns OUT.md."""
-    import torch
 
     from ..checkpoint import git_commit
-    from ..device import best_device
+    from ..device import device_of
     from ..measure.origin import hardware
     from ..positions import within_positions
     from .faster import captured, compiled
     from .serving import Timing, time_decode, time_prefill, time_train
-    from .table import TITLE, rows, save, section
+    from .table import TITLE, rows, save, section, writable
 
     source = provenance(str(given.checkpoint), "")
-    device = torch.device(given.device or best_device())
+    writable(given.out)
+    device = device_of(given.device)
     if given.what != "decode" and (given.graphs or given.compile):
         raise UserError("--graphs, --compile: only steps of decoding are compiled and captured; leave them out")
     if given.graphs and device.type != "cuda":
@@ -144,14 +144,14 @@ def bench_layer(given: argparse.Namespace, command: str) -> Path:
     import torch
 
     from ..checkpoint import git_commit
-    from ..device import best_device
+    from ..device import device_of
     from ..flexformer.feature_map import HeadShape
     from ..measure.origin import hardware
     from ..mixer import bare
     from . import attention, maploss, stage1, step
     from .layer import Layer, copied_per_second, multiplied_per_second, time_ways
     from .layer_table import ATTENTION, MAP_LOSS, STAGE_1, STEP, TITLE, rows, section
-    from .table import save
+    from .table import save, writable
 
     timed, goals = {
         "attention": (attention, ATTENTION),
@@ -159,13 +159,14 @@ def bench_layer(given: argparse.Namespace, command: str) -> Path:
         "step": (step, STEP),
         "stage1": (stage1, STAGE_1),
     }[given.what]
+    writable(given.out)
     shape = HeadShape(given.heads, given.kv_heads, given.head_dim)
     if min(shape) < 1 or given.heads % given.kv_heads:
         raise UserError(f"--heads {given.heads} must be a multiple of --kv-heads {given.kv_heads}, and all at least 1")
     options = bare(
         "exponential", features=given.features, frequency_scale=0.3, key_weight="quadratic", window=given.window
     )
-    device = torch.device(given.device or best_device())
+    device = device_of(given.device)
     layer = Layer(shape, options, device, getattr(torch, given.dtype))
     try:
         layer.mixer()

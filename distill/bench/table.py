@@ -1,5 +1,6 @@
 """Timings as rows of docs/results/NAME.json, and from these alone NAME.md and a figure for each kind and batch."""
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from ..errors import UserError
 from ..measure.steps import WHO
 from ..names import file_name
 from ..report.compare.build import beside, figure_name, files, write
@@ -63,6 +65,16 @@ def wanted_of(found: Timing) -> str | None:
     if found.what == "train":
         return TRAINED.get(found.length)
     return FASTER if found.what == "decode" and (found.length, found.batch) == FASTER_AT else None
+
+
+def writable(out: Path) -> None:
+    """UserError where OUT cannot be written, or be added to: before minutes of measuring, not after."""
+    file = beside(out, ".json")
+    if file.exists():
+        read_rows(file)
+    there = next(each for each in file.absolute().parents if each.exists())
+    if not os.access(file if file.exists() else there, os.W_OK) or not there.is_dir():
+        raise UserError(f"--out {out} cannot be written: name a file in a folder that can")
 
 
 def save(out: Path, new: list[Row], title: str, section: Callable[[str, list[Row]], Section]) -> Path:
