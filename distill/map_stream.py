@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .capture import Heads
-from .flexformer.attempt import attempt, possible
+from .flexformer.attempt import attempt, possible, roomy
 from .flexformer.decay import NoDecay
 from .flexformer.exponential import Exponential
 from .flexformer.mixer import PARTS, Mixer
@@ -33,7 +33,7 @@ def streams(mixer: Mixer, heads: Heads) -> bool:
     return (
         heads.query.is_cuda
         and heads.query.dtype != torch.float64
-        and torch.version.hip is None
+        and roomy(heads.query.device)
         and type(mixer.map) is Exponential
         and type(mixer.decay) is NoDecay
         and len(mixer.parts) == len(PARTS)

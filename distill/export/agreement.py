@@ -23,7 +23,7 @@ def agree(program: Program, student: FlexformerForCausalLM, state: State) -> tup
     count = within_positions(student.lm, student.config.mixer["window"] + WRITTEN)
     first = max(0, count - WRITTEN)
     row, place = torch.arange(len(state["0.seen"]))[:, None], torch.arange(first + 1)
-    read, said = (row + STRIDE * place) % student.config.vocab_size, []
+    read, said = (row + STRIDE * place) % student.config.vocab_size, list[Tensor]()
     for _ in range(count):
         logits, state = program(read[:, len(said), None], state)
         said.append(logits)

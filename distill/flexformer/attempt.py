@@ -7,8 +7,16 @@ from typing import TypeVar
 import torch
 
 Made = TypeVar("Made")
+#: Bytes that the warps of an H100 share, for which kernels' tiles are made, backwards most of all.
+SHARED = 232448
 #: For what there are none, as has turned out.
 _given_up: set[str] = set()
+
+
+def roomy(device: torch.device) -> bool:
+    """Whether kernels that go backwards fit: that they do not would be seen only there, after others went forwards."""
+    # What is built for AMD's GPUs does not say.
+    return getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0) >= SHARED
 
 
 def possible(what: str) -> bool:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .attempt import attempt, possible
+from .attempt import attempt, possible, roomy
 from .decay import NoDecay
 from .engine import CHUNK
 from .exponential import Exponential
@@ -51,6 +51,7 @@ def has_kernels(mixer: Any, query: Tensor, value: Tensor, memory: Memory | None 
         and not torch.jit.is_tracing()
         and query.dtype != torch.float64
         and mode(query) == "bf16"
+        and roomy(query.device)
         and not (memory is not None and torch.is_grad_enabled())
         and mixer.causal
         and mixer.parts >= {"linear", "window"}

@@ -1,15 +1,24 @@
 """What tests of kernels begin with: mixers and texts where the kernels run, and what is near enough."""
 
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
+from distill.flexformer.attempt import SHARED
 from distill.flexformer.feature_map import HeadShape
 from distill.flexformer.mixer import Mixer
 
 #: Where there is no GPU, Triton's interpreter reads memory of the processor.
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def with_room(monkeypatch: pytest.MonkeyPatch, shared: int = SHARED) -> None:
+    """As on a GPU whose warps share so many bytes."""
+    told = SimpleNamespace(shared_memory_per_block_optin=shared)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: told)
 
 
 def made(shape: HeadShape, options: dict[str, Any]) -> Mixer:

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from distill.flexformer import attempt, linear
 from distill.flexformer import mixer as mixer_module
+from distill.flexformer.attempt import SHARED
 from distill.flexformer.feature_map import HeadShape
 from distill.flexformer.memory import Memory
 from distill.flexformer.mixer import Mixer
 from distill.mixer import bare
 
-from .interpreted import DEVICE, close, made, text
+from .interpreted import DEVICE, close, made, text, with_room
 
 PLAIN = bare("exponential", features=16, frequency_scale=1.0, key_weight="quadratic")
 #: Heads, key-value heads, head_dim, and what the mixer is.
@@ -129,14 +130,17 @@ def test_going_backwards_twice_gives_the_same():
 
 
 def on_gpu(**changed: Any) -> Any:
-    return SimpleNamespace(**{"is_cuda": True, "dtype": torch.bfloat16, "shape": (1, 2, 9, 16)} | changed)
+    return SimpleNamespace(
+        **{"is_cuda": True, "device": None, "dtype": torch.bfloat16, "shape": (1, 2, 9, 16)} | changed
+    )
 
 
 def chosen(mixer: Mixer, given: Any = None, memory: Any = None) -> bool:
     return linear.has_kernels(mixer, given or on_gpu(), given or on_gpu(), memory)
 
 
-def test_mixers_that_there_are_kernels_for():
+def test_mixers_that_there_are_kernels_for(monkeypatch: pytest.MonkeyPatch):
+    with_room(monkeypatch)
     shape = HeadShape(2, 2, 16)
     plain = made(shape, PLAIN)
     assert chosen(plain) and chosen(made(shape, PLAIN | {"window": 4}))
@@ -150,6 +154,9 @@ def test_mixers_that_there_are_kernels_for():
 def test_texts_that_there_are_kernels_for(monkeypatch: pytest.MonkeyPatch):
     """Gradients do not go back to what was read before; products of float32 are left to PyTorch."""
     plain = made(HeadShape(2, 2, 16), PLAIN)
+    with_room(monkeypatch, SHARED - 1)
+    assert not chosen(plain)
+    with_room(monkeypatch)
     for given in ({"is_cuda": False}, {"shape": (1, 2, 9, 200)}, {"dtype": torch.float64}, {"dtype": torch.float32}):
         assert not chosen(plain, on_gpu(**given))
     torch.set_float32_matmul_precision("medium")

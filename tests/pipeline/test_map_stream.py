@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from flexformer.interpreted import DEVICE, close, made, text
+from flexformer.interpreted import DEVICE, close, made, text, with_room
 from torch import Tensor
 
 from distill import map_stream, maploss
 from distill.capture import Heads
 from distill.flexformer import attempt
+from distill.flexformer.attempt import SHARED
 from distill.flexformer.feature_map import HeadShape
 from distill.flexformer.mixer import Mixer
 from distill.map_stream import stream_kl
@@ -127,7 +128,7 @@ def test_a_block_of_keys_whose_first_is_seen_by_the_last_query_alone():
 
 def on_a_gpu(given: Heads, **changed: Any) -> Any:
     """What is looked at to choose: queries that say they were there."""
-    told = {"is_cuda": True, "dtype": torch.float32, "shape": given.query.shape} | changed
+    told = {"is_cuda": True, "device": None, "dtype": torch.float32, "shape": given.query.shape} | changed
     return SimpleNamespace(query=SimpleNamespace(**told))
 
 
@@ -140,7 +141,8 @@ NONE_FOR: dict[str, tuple[HeadShape, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", NONE_FOR)
-def test_mixers_that_there_are_no_kernels_for(name: str):
+def test_mixers_that_there_are_no_kernels_for(name: str, monkeypatch: pytest.MonkeyPatch):
+    with_room(monkeypatch)
     shape, options = CASES["window"]
     assert map_stream.streams(made(shape, options), on_a_gpu(heads(shape, 4)))
     shape, options = NONE_FOR[name]
@@ -150,6 +152,9 @@ def test_mixers_that_there_are_no_kernels_for(name: str):
 def test_texts_that_there_are_no_kernels_for(monkeypatch: pytest.MonkeyPatch):
     shape, options = CASES["window"]
     mixer, given = made(shape, options), heads(shape, 4)
+    with_room(monkeypatch, SHARED - 1)
+    assert not map_stream.streams(mixer, on_a_gpu(given))
+    with_room(monkeypatch)
     for changed in ({"is_cuda": False}, {"dtype": torch.float64}):
         assert not map_stream.streams(mixer, on_a_gpu(given, **changed))
     mixer.parts = {"linear"}
