@@ -2,7 +2,7 @@
 
 import torch
 
-from .errors import UserError, reason
+from .errors import UserError
 
 
 def best_device() -> str:
@@ -17,5 +17,7 @@ def device_of(named: str | None) -> torch.device:
         found = torch.device(named or best_device())
         torch.empty(1, device=found)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {named}: {reason(error)}") from error
+        raise UserError(
+            f"--device {named}: there is none such here; name cpu, cuda or cuda:1, or leave it out"
+        ) from error
     return found

@@ -4,6 +4,7 @@ import asyncio
 import socket
 import threading
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -13,11 +14,19 @@ TOLD = 5
 
 
 class Server(uvicorn.Server):
-    """uvicorn's, which when it is stopped waits `grace` seconds, and then calls `stop` before it cuts anybody off."""
+    """uvicorn's; `grace` seconds after a first signal, or at a second one, it calls `stop`, and then cuts off."""
 
     def __init__(self, app: Any, grace: int, stop: Callable[[], None]):
         super().__init__(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=grace + TOLD))
         self.grace, self.stop = grace, stop
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit:
+            # Not uvicorn's way, which leaves at once: whoever waits is told first.
+            threading.Thread(target=self.stop, daemon=True).start()
+        else:
+            super().handle_exit(sig, frame)
+            print(f"stopping; answers have {self.grace} s to end, and once more cuts them off", flush=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         # In a thread, since it waits for the step at hand.

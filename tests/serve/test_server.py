@@ -354,7 +354,9 @@ def test_a_second_signal_loses_no_state(checkpoint: Path, arguments: list[str], 
             time.sleep(0.05)
         running.process.send_signal(signal.SIGINT)
         time.sleep(0.5)
-        assert running.stop(signal.SIGINT)[0] == 0
+        assert running.stop(signal.SIGINT) == (0, "")
+        answer = connection.getresponse()
+        assert answer.status == 500 and "the server was stopped" in json.loads(answer.read())["error"]["message"]
         connection.close()
     assert file.exists()
 
