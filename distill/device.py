@@ -1,23 +1,16 @@
-"""Where to compute when nobody says."""
+"""Where to compute, as --device says."""
 
 import torch
 
 from .errors import UserError
 
 
-def best_device() -> str:
-    """The accelerator there is, else the CPU."""
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return found.type if found is not None else "cpu"
-
-
-def device_of(named: str | None) -> torch.device:
-    """What --device names, or the best there is; UserError where there is none such."""
+def named_device(name: str | None) -> torch.device:
+    """The one of this name, or else the accelerator there is, or the CPU; UserError where there is none such."""
+    there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     try:
-        found = torch.device(named or best_device())
+        found = torch.device(name or there or "cpu")
         torch.empty(1, device=found)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"--device {named}: there is none such here; name cpu, cuda or cuda:1, or leave it out"
-        ) from error
+        raise UserError(f"--device {name}: there is none such here; give cpu, cuda or cuda:1") from error
     return found

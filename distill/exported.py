@@ -10,6 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 from .errors import UserError, reason
 
 if TYPE_CHECKING:
+    import torch
+
     from .flexformer.model import FlexformerForCausalLM
 
 
@@ -33,7 +35,7 @@ def provenance(path: str, called: str = "student.path=") -> dict[str, Any]:
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
-def load_decoder(path: Path, dtype: str = "float32", device: str = "cpu") -> "FlexformerForCausalLM":
+def load_decoder(path: Path, dtype: str = "float32", device: "torch.device | str" = "cpu") -> "FlexformerForCausalLM":
     """A student that writes text, as it was exported; UserError where it is none or cannot be loaded."""
     # Late: torch and transformers take seconds, and a mistyped path needs neither.
     import torch
@@ -45,12 +47,9 @@ def load_decoder(path: Path, dtype: str = "float32", device: str = "cpu") -> "Fl
         raise UserError(f"{path} is a student for {task}, which writes no text: load it with transformers")
     try:
         found = FlexformerForCausalLM.from_pretrained(path.expanduser(), dtype=getattr(torch, dtype)).eval()
+        placed: FlexformerForCausalLM = found.to(torch.device(device))
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{path} cannot be loaded: {reason(error)}") from error
-    try:
-        placed: FlexformerForCausalLM = found.to(torch.device(device))
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {device}: {reason(error)}") from error
     return placed
 
 

@@ -37,7 +37,7 @@ def parity(student: Flexformer, folder: Path, corpus: Corpus, task: Task, device
     """
     student.eval().to(device)
     domain = next(iter(corpus.validation))
-    block, length = next(iter(corpus.evaluation(domain, 1, 1))), (student.config.mixer.get("window") or 0) + TOKENS
+    block, length = next(iter(corpus.evaluation(domain, 1, 1))), student.config.window + TOKENS
     batch = {name: each[..., :length].to(device) for name, each in block.items()}
     with matmul_precision("highest"):
         whole = task.predict(student, batch)

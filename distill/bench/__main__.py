@@ -98,9 +98,8 @@ def counts(text: str) -> list[int]:
 
 def bench(given: argparse.Namespace, command: str) -> Path:
     """Measures, and adds what was found to OUT.json; returns OUT.md."""
-
     from ..checkpoint import git_commit
-    from ..device import device_of
+    from ..device import named_device
     from ..measure.origin import hardware
     from ..positions import within_positions
     from .faster import captured, compiled
@@ -109,7 +108,7 @@ def bench(given: argparse.Namespace, command: str) -> Path:
 
     source = provenance(str(given.checkpoint), "")
     writable(given.out)
-    device = device_of(given.device)
+    device = named_device(given.device)
     if given.what != "decode" and (given.graphs or given.compile):
         raise UserError("--graphs, --compile: only steps of decoding are compiled and captured; leave them out")
     if given.graphs and device.type != "cuda":
@@ -144,7 +143,7 @@ def bench_layer(given: argparse.Namespace, command: str) -> Path:
     import torch
 
     from ..checkpoint import git_commit
-    from ..device import device_of
+    from ..device import named_device
     from ..flexformer.feature_map import HeadShape
     from ..measure.origin import hardware
     from ..mixer import bare
@@ -166,7 +165,7 @@ def bench_layer(given: argparse.Namespace, command: str) -> Path:
     options = bare(
         "exponential", features=given.features, frequency_scale=0.3, key_weight="quadratic", window=given.window
     )
-    device = device_of(given.device)
+    device = named_device(given.device)
     layer = Layer(shape, options, device, getattr(torch, given.dtype))
     try:
         layer.mixer()
@@ -194,7 +193,7 @@ def loaded(given: argparse.Namespace, source: dict[str, Any], device: Any) -> di
     from ..loading import location
     from .unmasked import UNMASKED
 
-    student = load_decoder(given.checkpoint, given.dtype, str(device))
+    student = load_decoder(given.checkpoint, given.dtype, device)
     path = location(Teacher(given.teacher or source["teacher"]["name"], given.dtype, None, None))
     try:
         teacher = AutoModelForCausalLM.from_pretrained(

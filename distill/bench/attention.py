@@ -18,9 +18,8 @@ from .layer import Layer, error
 TOKENS = {"cuda": 65536, "cpu": 2048}
 #: Tokens of the text on which every way is held against the formula in float64.
 CHECKED = 512
-#: The longest text that is compiled, tokens: the compiler takes minutes over the scan of a longer one.
-LONGEST_COMPILED = 1024
-COMPILED = "linear, compiled"
+#: The longest text that a way is timed with, tokens: the compiler takes minutes over the scan of a longer one.
+LONGEST = {"linear, compiled": 1024}
 #: Outputs (B, H, N, D).
 Attention = Callable[[Mixer, Heads], Tensor]
 
@@ -58,7 +57,7 @@ def attentions(layer: Layer) -> dict[str, Attention]:
     """Those that there are on this machine."""
     found: dict[str, Attention] = {"softmax (SDPA)": softmax, "linear, plain": plain}
     if layer.device.type == "cuda":
-        found[COMPILED] = torch.compile(plain, dynamic=False)
+        found["linear, compiled"] = torch.compile(plain, dynamic=False)
     heads = layer.heads(1)
     if has_kernels(layer.mixer(), heads.query, heads.value):
         found["linear, kernels"] = kernels
@@ -69,7 +68,7 @@ def ways(layer: Layer) -> dict[str, Callable[[int], Step | None]]:
     mixer = layer.mixer()
 
     def make(name: str, attention: Attention, length: int) -> Step | None:
-        if name == COMPILED and length > LONGEST_COMPILED:
+        if length > LONGEST.get(name, length):
             return None
         heads = tracked(layer.heads(length, batch(layer, length)))
         given = torch.randn_like(heads.query)

@@ -97,8 +97,8 @@ def kept_and_new(layer: Layer, length: int) -> tuple[Heads, Heads]:
 
 @torch.no_grad()
 def errors(layer: Layer) -> dict[str, float]:
-    """By way, of the outputs after READ tokens, against float64."""
-    mixer, (kept, new) = layer.mixer(), kept_and_new(layer, READ)
+    """By way, of the outputs after READ tokens beyond the window, against float64."""
+    mixer, (kept, new) = layer.mixer(), kept_and_new(layer, layer.options["window"] + READ)
     exact = deepcopy(mixer).double()
     wide = [
         each._replace(query=each.query.double(), key=each.key.double(), value=each.value.double())

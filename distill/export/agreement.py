@@ -20,7 +20,7 @@ def agree(program: Program, student: FlexformerForCausalLM, state: State) -> tup
     """How many tokens the program wrote, and how many of them the student, which reads them whole, would write: all,
     but where two are as likely. Apart where their predictions differ by more than rounding does, of what is read first,
     too: as many tokens as the window has, so that all that is written is written from the state."""
-    count = within_positions(student.lm, (student.config.mixer.get("window") or 0) + WRITTEN)
+    count = within_positions(student.lm, student.config.window + WRITTEN)
     first = max(0, count - WRITTEN)
     row, place = torch.arange(len(state["0.seen"]))[:, None], torch.arange(first + 1)
     read, said = (row + STRIDE * place) % student.config.vocab_size, list[Tensor]()

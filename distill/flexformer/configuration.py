@@ -54,6 +54,11 @@ class FlexformerConfig(PretrainedConfig):
         # Tied by the base model itself; the wrapper owns no embedding.
         super().__init__(**{"tie_word_embeddings": False, **shared, **kwargs})
 
+    @property
+    def window(self) -> int:
+        """How many tokens a mixer sees exactly, the state beginning behind them."""
+        return self.mixer.get("window") or 0
+
     def base_config(self) -> PretrainedConfig:
         """A fresh configuration object of the base model."""
         options = dict(self.base)

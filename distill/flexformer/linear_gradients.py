@@ -101,7 +101,6 @@ def query_gradient_kernel(
     tl.store(inner + at, delta, mask=n < N)
     whole = tl.load(joined + at, mask=n < N, other=float("inf")) + logarithm(tl.maximum(size, epsilon))
     gate = gates(x, asker, gate_bias, gate_linear, gate_quadratic, d, scale, W, D)
-    x, asked = held_as(x, MODE), held_as(asked, MODE)
 
     y = rows(key + place * (N + W) * D, n, N, d, D)
     head = place % K
@@ -188,12 +187,12 @@ def key_gradient_kernel(
     n = chunk * C + tl.arange(0, C)
     d, f, v = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_F), tl.arange(0, BLOCK_V)
     keys, frequency = key + place * (N + W) * D, key_frequency + head * F * D
-    whole_y = rows(keys, n, N + W, d, D)
-    y, worth = held_as(whole_y, MODE), held_as(rows(value + place * (N + W) * V, n, N + W, v, V), MODE)
+    y = rows(keys, n, N + W, d, D)
+    worth = rows(value + place * (N + W) * V, n, N + W, v, V)
     by_y, by_worth = tl.zeros((C, BLOCK_D), tl.float32), tl.zeros((C, BLOCK_V), tl.float32)
     if chunk < CHUNKS:
         there = present + place // K * (N + W)
-        weight = key_weight(whole_y, n, N, linear + head * D, quadratic + head * D, there, d, scale, D, DEGREE)
+        weight = key_weight(y, n, N, linear + head * D, quadratic + head * D, there, d, scale, D, DEGREE)
         top = tl.load(tops + place * (CHUNKS + 1) + chunk)
         shift, decay = shifted(weight, n, top)
         reach = tl.exp(weight - tl.load(tops + place * (CHUNKS + 1) + chunk + 1))
@@ -205,7 +204,6 @@ def key_gradient_kernel(
             x = rows(query + row * N * D, n, N, d, D)
             asked, delta, whole = asking(given, joined, sizes, inner, row, n, v, N, V, epsilon)
             gate = gates(x, asker, gate_bias, gate_linear, gate_quadratic, d, scale, W, D)
-            x, asked = held_as(x, MODE), held_as(asked, MODE)
             share = tl.exp(shift + gate - whole)[:, None] * decay
             phi = features(x, query_frequency + asker * F * D, query_bias + asker * F, f, d, scale, F, D, MODE)
             scores = product(phi, tl.trans(held), MODE) * share
@@ -216,7 +214,7 @@ def key_gradient_kernel(
         state = rows(spot, f, F, v, V)
         by_phi += product(worth.to(tl.float32) * reach[:, None], tl.trans(state), MODE)
         by_phi += reach[:, None] * tl.load(spot + F * V + f, mask=f < F, other=0.0).to(tl.float32)[None, :]
-        # Once more, since in between there is no room for it.
+        # Features once more, and keys, as queries above: in between there is no room for them.
         phi = features(y, frequency, key_bias + head * F, f, d, scale, F, D, MODE)
         by_worth += product(phi * reach[:, None], state, MODE)
         found, by_weight = through_features(

@@ -99,7 +99,7 @@ def loaded(given: argparse.Namespace) -> tuple[Any, Any]:
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
-    from ..device import best_device
+    from ..device import named_device
     from ..positions import within_positions
     from .batch import Batch
     from .host import Served
@@ -109,7 +109,7 @@ def loaded(given: argparse.Namespace) -> tuple[Any, Any]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     path = given.checkpoint.expanduser()
-    model = load_decoder(path, given.dtype, given.device or best_device())
+    model = load_decoder(path, given.dtype, named_device(given.device))
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, config=model.lm.config)
     except (OSError, ValueError) as error:

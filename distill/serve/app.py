@@ -72,17 +72,15 @@ async def answered(request: Request, handle: Callable[[dict[str, Any], str], Awa
     """What a handler answers; nothing where nobody waits for it any more."""
     body = await read(request)
     task = asyncio.ensure_future(handle(body, request.headers.get("x-request-id") or new_id()))
-    while not task.done():
-        try:
+    try:
+        while not task.done():
             await asyncio.wait({task}, timeout=PATIENCE)
-        except asyncio.CancelledError:
-            task.cancel()
-            raise
-        if not task.done() and await request.is_disconnected():
-            task.cancel()
-            await asyncio.wait({task})
-            return Response(status_code=499)
-    return ended(task.result())
+            if not task.done() and await request.is_disconnected():
+                return Response(status_code=499)
+        return ended(task.result())
+    finally:
+        # Of no effect on one that is done.
+        task.cancel()
 
 
 def ended(answer: Response) -> Response:

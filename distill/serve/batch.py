@@ -19,6 +19,7 @@ from .choice import Choice, Wanted
 from .prefixes import Prefixes
 from .stream import Stream
 
+#: What whoever is not answered is told.
 STOPPED = "the server was stopped"
 
 
@@ -133,8 +134,9 @@ class Batch:
                 if self._stopped:
                     return
                 gone = [row for row in [*self.waiting, *self.reading] if row.stream.cancelled]
-                for row in gone:
-                    (self.waiting if row in self.waiting else self.reading).remove(row)
+                self.waiting, self.reading = (
+                    deque(row for row in line if row not in gone) for line in (self.waiting, self.reading)
+                )
                 while self.waiting and len(self.reading) + len(self.decoding) < self.slots:
                     self.reading.append(self.waiting.popleft())
             for row in gone:

@@ -32,11 +32,11 @@ TEMPLATING = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_temp
 class Asking:
     """What handlers take for a configuration of generation, of one request.
 
-    said: whether it says how long its answer may get. goes_on: whether this goes on with the prompt's text.
+    least: tokens that there must be room for. goes_on: whether its answer goes on with the text of the prompt.
     """
 
     wanted: Wanted
-    said: bool
+    least: int
     goes_on: bool
     stream: Stream | None = None
 
@@ -112,15 +112,15 @@ class Served:
         prompt: list[int] = inputs["input_ids"][0].tolist()
         if not prompt:
             raise Refused(400, "the prompt is empty: it needs one token at least", param="prompt")
-        room, many = self.longest - len(prompt), asking.wanted.max_new_tokens
-        if room < (many if asking.said else 1):
+        room = self.longest - len(prompt)
+        if room < asking.least:
             raise Refused(
                 400,
                 f"at most {self.longest:,} tokens are read and written; the prompt has {len(prompt):,}, and "
-                f"{many if asking.said else 1:,} are asked for",
+                f"{asking.least:,} are asked for",
                 "context_length_exceeded",
             )
-        asking.wanted = replace(asking.wanted, max_new_tokens=min(many, room))
+        asking.wanted = replace(asking.wanted, max_new_tokens=min(asking.wanted.max_new_tokens, room))
         for param, tokens in (("prompt", prompt), ("logit_bias", asking.wanted.logit_bias)):
             # A tokenizer may know more than its model, and a step is of the whole batch.
             if beyond := [token for token in tokens if not 0 <= token < self.model.config.vocab_size]:
@@ -168,7 +168,7 @@ class Narrowed:
 
     def _build_generation_config(self, body: dict[str, Any], defaults: Any, use_cb: bool = False) -> Any:
         asked = understood(self.kind, body)
-        return Asking(asked.wanted(defaults), asked.longest is not None, self.kind is Completion)
+        return Asking(asked.wanted(defaults), asked.longest or 1, self.kind is Completion)
 
 
 class Completions(Narrowed, CompletionHandler):

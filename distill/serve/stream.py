@@ -71,13 +71,16 @@ class Stream:
 
     def end(self, error: Exception | None = None) -> None:
         """No token follows."""
+        if error is None:
+            try:
+                self._read(self._stops.held)
+                self._tell(self._finished())
+            except Exception as broken:
+                # What the parser cannot read is an error of this answer, and not of the batch that it stands in.
+                error = broken
         if error is not None:
             # The handlers put the message between quotes as it is.
             self._tell([_StreamError(json.dumps(str(error))[1:-1])])
-        else:
-            self._read(self._stops.held)
-            if self._parser is not None:
-                self._tell(self._finished())
         self._tell([None])
 
     def cancel(self) -> None:
@@ -89,10 +92,12 @@ class Stream:
             self._tell([text] if self._parser is None else response_events_to_chunks(self._parser.feed(text)))
 
     def _finished(self) -> list[Any]:
+        if self._parser is None:
+            return []
         try:
             return response_events_to_chunks(self._parser.finalize()[1])
-        except Exception:
-            # The answer ended inside a tool call, or in what only looks like one.
+        except (ValueError, RuntimeError):
+            # The answer ended inside a tool call.
             return []
 
     def _tell(self, items: list[Any]) -> None:

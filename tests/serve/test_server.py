@@ -290,21 +290,21 @@ def test_a_token_that_the_student_lacks_is_refused(student: Any, tokenizer: Any)
         served.bounded({"input_ids": torch.tensor([[5, known]])}, asking(1))
 
 
-def asking(new: int, said: bool = True) -> Asking:
-    return Asking(Wanted(new), said, goes_on=True)
+def asking(new: int, least: int | None = None) -> Asking:
+    return Asking(Wanted(new), least or new, goes_on=True)
 
 
 def test_an_answer_of_no_said_length_gets_what_room_there_is(student: Any, tokenizer: Any):
     served = Served("student", student, tokenizer, SimpleNamespace(beyond=0), 100, 100)  # type: ignore[arg-type]
     prompt = {"input_ids": torch.arange(90)[None]}
-    silent, told = asking(1024, said=False), asking(10)
+    silent, told = asking(1024, least=1), asking(10)
     served.bounded(prompt, silent)
     served.bounded(prompt, told)
     assert silent.max_new_tokens == told.max_new_tokens == 10
     with pytest.raises(Refused, match="the prompt has 90, and 11 are asked for"):
         served.bounded(prompt, asking(11))
     with pytest.raises(Refused, match="the prompt has 100, and 1 are asked for"):
-        served.bounded({"input_ids": torch.arange(100)[None]}, asking(1024, said=False))
+        served.bounded({"input_ids": torch.arange(100)[None]}, asking(1024, least=1))
 
 
 def test_who_ends_at_the_last_token_that_may_be_is_not_cut(client: openai.OpenAI, write: Any, tokenizer: Any):
