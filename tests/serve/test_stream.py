@@ -76,7 +76,7 @@ def test_a_call_that_breaks_off_ends_its_answer_alone(tokenizer: Any):
         stream = Stream(tokenizer, (), frozenset(), Broken())
         stream.hear(5)
         stream.end()
-        return [await stream.queue.get() for _ in range(2)]
+        return [await asyncio.wait_for(stream.queue.get(), 10) for _ in range(2)]
 
     told, end = asyncio.run(ended())
     assert "arguments" in told.msg and end is None
