@@ -1,184 +1,150 @@
-"""KL(P‖A) of attention maps tile by tile, in Triton, and its gradients for φ_q, the gate, φ_k and the key weight.
+"""KL(P‖A) of attention maps tile by tile, in Triton.
 
     KL_i = Σ_j P_ij (s_ij − a_ij) − ℓ_i + z_i,    ∂KL_i / ∂a_ij = A_ij − P_ij
 
 s are the teacher's logits and ℓ their log-sum-exp; a are the student's log-weights and z theirs:
 
-    a_ij = s_ij inside the window, i − w < j ≤ i,    and log φ_q(q_i)·φ_k(k_j) + w_j + gate_i beyond it
+    a_ij = s_ij inside the window, i − w < j ≤ i,    and log κ_ij + w_j + g_i beyond it,    κ_ij = φ_q(q_i)·φ_k(k_j)
 
-Neither P nor A is ever in memory: forwards keeps ℓ and z of each query, and backwards makes the tiles again. The query
-rows are a sorted list of positions. φ_k and w stand `window` places late, as the mixer makes them: token j's in column
-j + w. Tests hold all of it to `maploss.map_kl`.
+Neither P nor A is ever in memory: forwards keeps ℓ and z of each query, and backwards makes the tiles again, from
+features φ that are made once. Of most tiles every row sees every key beyond its window: these need no mask, the sum of
+κ_ij e^{w_j} needs an exponential per key alone, and with t = P_ij / κ_ij, e^{w_j + g_i − z_i} − t is the gradient for κ.
+Logarithms, and w and g in memory, are to the base 2, whose powers are one instruction; KL is in nats. `map_gradients`
+goes backwards.
 
-Grids: (blocks of rows, B·H) forwards; (blocks of rows, B·H, blocks of F) and (blocks of keys, B·K, blocks of F)
-backwards. Sums are float32; products as MODE says, see `tiles.product`.
+The query rows are a sorted list of positions. Sums are float32; products as MODE says, see `tiles.product`. Tests hold
+all of it to `maploss.map_kl`.
 """
 
 import triton
 import triton.language as tl
 
-from .flexformer.tiles import product, rows
+from .flexformer.linear_kernels import features, polynomial
+from .flexformer.tiles import narrow, product, rows
 
 #: Stands for the maximum of nothing: finite, so that differences of it are.
 NONE: tl.constexpr = tl.constexpr(-1e30)
 #: The least that a kernel's value counts as, below which it has no gradient: as `engine.log_scores` has it.
 TINY: tl.constexpr = tl.constexpr(1.1754943508222875e-38)
+LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def tile(
-    asked, asked_features, keys, key_features, log_weight, gate, there, i, row, row_count, j, scaling,
-    N, W: tl.constexpr, CAUSAL: tl.constexpr, GATED: tl.constexpr, PADDED: tl.constexpr, MODE: tl.constexpr,
+def features_kernel(
+    given, positions, frequency, bias, constant, linear, quadratic, phi, level, scale,
+    R, N, H, F: tl.constexpr, D: tl.constexpr, DEGREE: tl.constexpr, BIASED: tl.constexpr, MODE: tl.constexpr,
+    TILE: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
-    """s, a, the kernel's values and which of them count, of rows (M,) at positions i and keys j (N,)."""
-    s = product(asked, tl.trans(keys), MODE) * scaling
-    visible = (row < row_count)[:, None] & (j < N)[None, :]
+    """φ (B, H, R, F) of the rows at `positions` (R,) of x (B, H, N, D), and their key weight or gate (B, H, R)."""
+    head = tl.program_id(1).to(tl.int64)
+    own = head % H
+    row = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    d, f = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_F)
+    x = rows(given + head * N * D, tl.load(positions + row, mask=row < R, other=0), N, d, D)
+    made = features(x, frequency + own * F * D, bias + own * F, f, d, scale, F, D, MODE)
+    inside = (row < R)[:, None] & (f < F)[None, :]
+    tl.store(phi + (head * R + row)[:, None] * F + f[None, :], narrow(made, phi.dtype.element_ty), mask=inside)
+    found = polynomial(x, linear + own * D, quadratic + own * D, d, scale, D, DEGREE)
+    if BIASED:
+        found += tl.load(constant + own).to(tl.float32)
+    tl.store(level + head * R + row, found * LOG2_E, mask=row < R)
+
+
+@triton.jit
+def whole_keys(i, N, W: tl.constexpr, CAUSAL: tl.constexpr, TILE: tl.constexpr):
+    """Of keys from the first on, in tiles: how many all rows see beyond their windows, and how many any sees."""
+    seen, some = N, N
     if CAUSAL:
-        visible = visible & (j[None, :] <= i[:, None])
+        seen, some = tl.maximum(tl.min(i, 0).to(tl.int32) + 1 - W, 0), tl.max(i, 0).to(tl.int32) + 1
+    return seen // TILE * TILE, some
+
+
+@triton.jit
+def scores(x, phi, y, psi, scaling, MODE: tl.constexpr):
+    """s and κ of every row of x against every row of y."""
+    return product(x, tl.trans(y), MODE) * scaling, product(phi, tl.trans(psi), MODE)
+
+
+@triton.jit
+def visible(i, row, j, there, Q, N, CAUSAL: tl.constexpr, PADDED: tl.constexpr):
+    """Which of keys j rows at i see."""
+    found = (row < Q) & (j < N)
+    if CAUSAL:
+        found = found & (j <= i)
     if PADDED:
-        visible = visible & (tl.load(there + j, mask=j < N, other=0) != 0)[None, :]
-    s = tl.where(visible, s, float("-inf"))
-    kappa = product(asked_features, tl.trans(key_features), MODE)
-    a = tl.log(tl.maximum(kappa, TINY)) + tl.load(log_weight + j + W, mask=j + W < N, other=0.0)[None, :]
-    if GATED:
-        a += tl.load(gate + i, mask=row < row_count, other=0.0)[:, None]
-    far = visible
-    if W > 0:
-        far = visible & (j[None, :] <= i[:, None] - W)
-    return s, tl.where(far, a, s), kappa, far
+        found = found & (tl.load(there + j, mask=j < N, other=0) != 0)
+    return found
 
 
 @triton.jit
 def forward_kernel(
-    query, key, query_features, key_features, log_weight, gate, there, positions, kl, teacher_size, student_size,
-    scaling,
+    query, key, query_phi, key_phi, weight, gate, there, positions, kl, teacher_size, student_size, scaling,
     Q, N, H, G: tl.constexpr, F: tl.constexpr, D: tl.constexpr, W: tl.constexpr,
-    CAUSAL: tl.constexpr, GATED: tl.constexpr, PADDED: tl.constexpr, MODE: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_F: tl.constexpr,
+    CAUSAL: tl.constexpr, PADDED: tl.constexpr, MODE: tl.constexpr,
+    TILE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
+    """Grid (blocks of rows, B·H): KL, ℓ and z (B, H, Q)."""
     head = tl.program_id(1).to(tl.int64)
-    shared = head // G
-    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    d, f = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_F)
-    i = tl.load(positions + row, mask=row < Q, other=0)
-    asked, features = rows(query + head * N * D, i, N, d, D), rows(query_features + head * N * F, i, N, f, F)
-    end = N
-    if CAUSAL:
-        end = tl.max(i, 0) + 1
-    top, size = tl.full((BLOCK_M,), NONE, tl.float32), tl.zeros((BLOCK_M,), tl.float32)
-    student_top, student_sum = tl.full((BLOCK_M,), NONE, tl.float32), tl.zeros((BLOCK_M,), tl.float32)
-    gained = tl.zeros((BLOCK_M,), tl.float32)
-    for first in range(0, end, BLOCK_N):
-        j = first + tl.arange(0, BLOCK_N)
-        s, a, _, far = tile(
-            asked, features, rows(key + shared * N * D, j, N, d, D),
-            rows(key_features + shared * N * F, j + W, N, f, F),
-            log_weight + shared * N, gate + head * N, there + head // H * N, i, row, Q, j, scaling,
-            N, W, CAUSAL, GATED, PADDED, MODE,
-        )  # fmt: skip
+    shared, there = head // G, there + head // H * N
+    row = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    d, f, column = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_F), tl.arange(0, BLOCK_N)
+    # In the place of rows beyond the last stands the last.
+    at = tl.minimum(row, Q - 1)
+    i = tl.load(positions + at)
+    asked, phi = rows(query + head * N * D, i, N, d, D), rows(query_phi + head * Q * F, at, Q, f, F)
+    opened = tl.load(gate + head * Q + at)
+    whole, end = whole_keys(i, N, W, CAUSAL, BLOCK_N)
+    size, gained, total = tl.zeros((TILE,), tl.float32), tl.zeros((TILE,), tl.float32), tl.zeros((TILE,), tl.float32)
+    top, peak = size + NONE, size + NONE
+    for first in range(0, whole, BLOCK_N):
+        j = first + column
+        y, psi = rows(key + shared * N * D, j, N, d, D), rows(key_phi + shared * N * F, j, N, f, F)
+        s, kappa = scores(asked, phi, y, psi, scaling, MODE)
+        kappa = tl.maximum(kappa, TINY)
+        own = tl.load(weight + shared * N + j)
+        gap = s - own[None, :] - tl.log2(kappa)
+        if PADDED:
+            seen = tl.load(there + j) != 0
+            s, own = tl.where(seen[None, :], s, float("-inf")), tl.where(seen, own, NONE)
         higher = tl.maximum(top, tl.max(s, 1))
-        weight, shrunk = tl.exp(s - higher[:, None]), tl.exp(top - higher)
-        size = size * shrunk + tl.sum(weight, 1)
-        gained = gained * shrunk + tl.sum(weight * (tl.where(far, s, 0.0) - tl.where(far, a, 0.0)), 1)
+        weights, shrunk = tl.exp2(s - higher[:, None]), tl.exp2(top - higher)
+        size = size * shrunk + tl.sum(weights, 1)
+        gained = gained * shrunk + tl.sum(weights * gap, 1)
+        top = higher
+        highest = tl.max(own, 0)
+        sums = tl.exp2(own - highest)
+        if PADDED:
+            sums = tl.where(seen, sums, 0.0)
+        higher = tl.maximum(peak, highest)
+        total = total * tl.exp2(peak - higher) + tl.sum(kappa * sums[None, :], 1) * tl.exp2(highest - higher)
+        peak = higher
+    gained -= opened * size
+    some = total > 0
+    student_top = tl.where(some, tl.log2(tl.where(some, total, 1.0)) + peak + opened, NONE)
+    student_sum = tl.where(some, 1.0, 0.0)
+    for first in range(whole, end, BLOCK_N):
+        j = first + column
+        y, psi = rows(key + shared * N * D, j, N, d, D), rows(key_phi + shared * N * F, j, N, f, F)
+        s, kappa = scores(asked, phi, y, psi, scaling, MODE)
+        a = tl.log2(tl.maximum(kappa, TINY)) + tl.load(weight + shared * N + j, mask=j < N, other=0.0)[None, :]
+        far = j[None, :] <= i[:, None] - W if W > 0 else j[None, :] < N
+        a = tl.where(far, a + opened[:, None], s)
+        seen = visible(i[:, None], row[:, None], j[None, :], there, Q, N, CAUSAL, PADDED)
+        gap = s - a
+        s, a = tl.where(seen, s, float("-inf")), tl.where(seen, a, float("-inf"))
+        higher = tl.maximum(top, tl.max(s, 1))
+        weights, shrunk = tl.exp2(s - higher[:, None]), tl.exp2(top - higher)
+        size = size * shrunk + tl.sum(weights, 1)
+        gained = gained * shrunk + tl.sum(weights * gap, 1)
         top = higher
         higher = tl.maximum(student_top, tl.max(a, 1))
-        student_sum = student_sum * tl.exp(student_top - higher) + tl.sum(tl.exp(a - higher[:, None]), 1)
+        student_sum = student_sum * tl.exp2(student_top - higher) + tl.sum(tl.exp2(a - higher[:, None]), 1)
         student_top = higher
     # A query that sees nothing has no map.
-    seen = size > 0
-    size, student_sum = tl.where(seen, size, 1.0), tl.where(seen, student_sum, 1.0)
-    log_size, log_sum = top + tl.log(size), student_top + tl.log(student_sum)
+    seeing = size > 0
+    size, student_sum = tl.where(seeing, size, 1.0), tl.where(seeing, student_sum, 1.0)
+    log_size, log_sum = top + tl.log2(size), student_top + tl.log2(student_sum)
     place = head * Q + row
-    tl.store(kl + place, tl.where(seen, gained / size - log_size + log_sum, 0.0), mask=row < Q)
+    tl.store(kl + place, tl.where(seeing, (gained / size - log_size + log_sum) / LOG2_E, 0.0), mask=row < Q)
     tl.store(teacher_size + place, log_size, mask=row < Q)
     tl.store(student_size + place, log_sum, mask=row < Q)
-
-
-@triton.jit
-def query_kernel(
-    query, key, query_features, key_features, log_weight, gate, there, positions, teacher_size, student_size, given,
-    query_gradient, gate_gradient, scaling,
-    Q, N, H, G: tl.constexpr, F: tl.constexpr, D: tl.constexpr, W: tl.constexpr,
-    CAUSAL: tl.constexpr, GATED: tl.constexpr, PADDED: tl.constexpr, MODE: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_F: tl.constexpr, PART: tl.constexpr,
-):  # fmt: skip
-    """Gradients for φ_q, of `PART` features, and for the gate; given: those of KL."""
-    head = tl.program_id(1).to(tl.int64)
-    shared = head // G
-    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    d, f, part = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_F), tl.program_id(2) * PART + tl.arange(0, PART)
-    place = head * Q + row
-    i = tl.load(positions + row, mask=row < Q, other=0)
-    asked, features = rows(query + head * N * D, i, N, d, D), rows(query_features + head * N * F, i, N, f, F)
-    teacher = tl.load(teacher_size + place, mask=row < Q, other=0.0)
-    student = tl.load(student_size + place, mask=row < Q, other=0.0)
-    by_kl = tl.load(given + place, mask=row < Q, other=0.0)
-    end = N
-    if CAUSAL:
-        end = tl.max(i, 0) + 1 - W
-    gradient, opened = tl.zeros((BLOCK_M, PART), tl.float32), tl.zeros((BLOCK_M,), tl.float32)
-    for first in range(0, end, BLOCK_N):
-        j = first + tl.arange(0, BLOCK_N)
-        far_features = rows(key_features + shared * N * F, j + W, N, f, F)
-        s, a, kappa, far = tile(
-            asked, features, rows(key + shared * N * D, j, N, d, D), far_features,
-            log_weight + shared * N, gate + head * N, there + head // H * N, i, row, Q, j, scaling,
-            N, W, CAUSAL, GATED, PADDED, MODE,
-        )  # fmt: skip
-        by_log = tl.where(far, (tl.exp(a - student[:, None]) - tl.exp(s - teacher[:, None])) * by_kl[:, None], 0.0)
-        by_value = tl.where(kappa > TINY, by_log / tl.maximum(kappa, TINY), 0.0)
-        if PART < BLOCK_F:
-            far_features = rows(key_features + shared * N * F, j + W, N, part, F)
-        gradient += product(by_value, far_features, MODE)
-        opened += tl.sum(by_log, 1)
-    inside = (row < Q)[:, None] & (part < F)[None, :]
-    tl.store(query_gradient + head * N * F + i[:, None] * F + part[None, :], gradient, mask=inside)
-    if GATED and tl.program_id(2) == 0:
-        tl.store(gate_gradient + head * N + i, opened, mask=row < Q)
-
-
-@triton.jit
-def key_kernel(
-    query, key, query_features, key_features, log_weight, gate, there, positions, teacher_size, student_size, given,
-    begins, key_gradient, weight_gradient, scaling,
-    Q, N, K, G: tl.constexpr, F: tl.constexpr, D: tl.constexpr, W: tl.constexpr,
-    CAUSAL: tl.constexpr, GATED: tl.constexpr, PADDED: tl.constexpr, MODE: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_F: tl.constexpr, PART: tl.constexpr,
-):  # fmt: skip
-    """Gradients for φ_k, of `PART` features, and for the key weight, over the G query heads that read them."""
-    shared = tl.program_id(1).to(tl.int64)
-    first = tl.program_id(0) * BLOCK_N
-    j = first + tl.arange(0, BLOCK_N)
-    d, f, part = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_F), tl.program_id(2) * PART + tl.arange(0, PART)
-    keys = rows(key + shared * N * D, j, N, d, D)
-    far_features = rows(key_features + shared * N * F, j + W, N, f, F)
-    gradient, weighed = tl.zeros((BLOCK_N, PART), tl.float32), tl.zeros((BLOCK_N,), tl.float32)
-    # Of rows before it none sees anything of this block.
-    begin = tl.load(begins + tl.program_id(0)).to(tl.int32)
-    for g in range(0, G):
-        head = shared * G + g
-        for start in range(begin, Q, BLOCK_M):
-            row = start + tl.arange(0, BLOCK_M)
-            i = tl.load(positions + row, mask=row < Q, other=0)
-            place = head * Q + row
-            teacher = tl.load(teacher_size + place, mask=row < Q, other=0.0)
-            student = tl.load(student_size + place, mask=row < Q, other=0.0)
-            by_kl = tl.load(given + place, mask=row < Q, other=0.0)
-            features = rows(query_features + head * N * F, i, N, f, F)
-            s, a, kappa, far = tile(
-                rows(query + head * N * D, i, N, d, D), features, keys, far_features,
-                log_weight + shared * N, gate + head * N, there + shared // K * N, i, row, Q, j, scaling,
-                N, W, CAUSAL, GATED, PADDED, MODE,
-            )  # fmt: skip
-            by_log = tl.exp(a - student[:, None]) - tl.exp(s - teacher[:, None])
-            by_log = tl.where(far, by_log * by_kl[:, None], 0.0)
-            by_value = tl.where(kappa > TINY, by_log / tl.maximum(kappa, TINY), 0.0)
-            if PART < BLOCK_F:
-                features = rows(query_features + head * N * F, i, N, part, F)
-            gradient += product(tl.trans(by_value), features, MODE)
-            weighed += tl.sum(by_log, 0)
-    column = j + W
-    inside = (column < N)[:, None] & (part < F)[None, :]
-    tl.store(key_gradient + shared * N * F + column[:, None] * F + part[None, :], gradient, mask=inside)
-    if tl.program_id(2) == 0:
-        tl.store(weight_gradient + shared * N + column, weighed, mask=column < N)

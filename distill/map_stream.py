@@ -12,11 +12,11 @@ from .flexformer.attempt import attempt, possible, roomy
 from .flexformer.decay import NoDecay
 from .flexformer.exponential import Exponential
 from .flexformer.mixer import PARTS, Mixer
+from .flexformer.parameters import parameters, zeros
 from .flexformer.precision import MODES
-from .flexformer.weights import Whole
 
-#: Rows and keys of a tile, and features that a program makes the gradient for.
-TILE, PART = 64, 128
+#: Rows of a tile, and of those that it is held against.
+TILE, AGAINST = 64, 64
 #: Features whose tiles fit into shared memory, by how products are made; and of how many those of three steps do.
 MOST = {"bf16": 256, "tf32": 256, "tf32x3": 128}
 AHEAD = 128
@@ -24,8 +24,8 @@ AHEAD = 128
 DEEPEST = 128
 #: What the kernels are for.
 WHAT = "the loss of attention maps"
-#: More would make the same twice, of a tile of so many rows.
-WARPS = 4
+#: Warps: more would make the same twice, of so many features; of more than them there are no registers otherwise.
+FEW, MANY = 4, 8
 
 
 def streams(mixer: Mixer, heads: Heads) -> bool:
@@ -37,6 +37,8 @@ def streams(mixer: Mixer, heads: Heads) -> bool:
         and type(mixer.map) is Exponential
         and type(mixer.decay) is NoDecay
         and len(mixer.parts) == len(PARTS)
+        # They go back to parameters alone, as a teacher that learns nothing has it.
+        and not (heads.query.requires_grad or heads.key.requires_grad)
         and heads.query.shape[-1] <= DEEPEST
         and mixer.feature_dim <= MOST[MODES[torch.get_float32_matmul_precision()]]
         and possible(WHAT)
@@ -44,109 +46,111 @@ def streams(mixer: Mixer, heads: Heads) -> bool:
     )
 
 
-def try_stream_kl(whole: Whole, heads: Heads, rows: Tensor) -> Tensor | None:
+def try_stream_kl(mixer: Mixer, heads: Heads, rows: Tensor) -> Tensor | None:
     """`stream_kl`, and None where its kernels cannot be built."""
-    return attempt(WHAT, lambda: stream_kl(whole, heads, rows))
+    return attempt(WHAT, lambda: stream_kl(mixer, heads, rows))
 
 
-def stream_kl(whole: Whole, heads: Heads, rows: Tensor) -> Tensor:
+def stream_kl(mixer: Mixer, heads: Heads, rows: Tensor) -> Tensor:
     """KL(P‖A) of the queries at `rows`, sorted: (B, K, G, Q)."""
-    features = whole.features
-    found = StreamedKl.apply(features.query, features.key, features.log_weight, whole.gate, whole, heads, rows)
+    with torch.cuda.device_of(heads.query):
+        found: Tensor = StreamedKl.apply(*parameters(mixer), mixer, heads, rows)
     return found.unflatten(1, (heads.key.shape[1], -1))
 
 
 class StreamedKl(torch.autograd.Function):
-    """(B, H, N, F), (B, K, N, F), (B, K, N) and (B, H, N) → (B, H, Q)."""
+    """→ (B, H, Q), from which gradients go to the mixer's parameters."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, weight: Tensor, gate: Tensor | None, *rest: Any) -> Tensor:
-        from .map_kernels import forward_kernel
+    def forward(ctx: Any, *given: Any) -> Tensor:
+        from .map_kernels import LOG2_E, forward_kernel
 
-        whole, heads, rows = rest
-        given, sizes = arguments(query, key, weight, gate, whole, heads, rows)
-        batch, count, length = query.shape[:3]
-        kl, teacher, student = (query.new_empty(batch, count, len(rows)) for _ in range(3))
-        with torch.cuda.device_of(query):
-            forward_kernel[(blocks(len(rows), TILE), batch * count)](
-                *given, kl, teacher, student, heads.scaling, len(rows), length, count, **sizes
-            )
-        ctx.save_for_backward(*given, teacher, student)
-        ctx.sizes, ctx.scaling = sizes, heads.scaling
+        *learned, mixer, heads, rows = given
+        settings = constants(mixer, heads)
+        held = torch.bfloat16 if settings["MODE"] == "bf16" else torch.float32
+        query, key = (each.to(held).contiguous() for each in (heads.query, heads.key))
+        batch, count, length, _ = query.shape
+        scale = heads.scaling**0.5
+        every = rows if len(rows) == length else torch.arange(length, device=rows.device)
+        gated, weighted = 2 * (mixer.width > 0), len(mixer.key_weight.coefficients)
+        query_phi, gate = features(query, rows, learned[:2], learned[6:], scale, gated, mixer.width > 0, settings)
+        key_phi, weight = features(key, every, learned[2:4], learned[3:6], scale, weighted, False, settings)
+        # In the place of what there is not stands something that is not read.
+        there = rows if heads.padding is None else (heads.padding != 0).contiguous()
+        kl, teacher, student = (gate.new_empty(batch, count, len(rows)) for _ in range(3))
+        tiles = query, key, query_phi, key_phi, weight, gate, there, rows
+        forward_kernel[(cdiv(len(rows), TILE), batch * count)](
+            *tiles, kl, teacher, student, heads.scaling * LOG2_E.value, len(rows), length, count, **settings
+        )
+        ctx.save_for_backward(*tiles, teacher, student, *learned)
+        ctx.settings, ctx.scaling, ctx.degree = settings, heads.scaling, weighted
         return kl
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        from .map_kernels import key_kernel, query_kernel
+        from .map_gradients import key_kernel, query_kernel
+        from .map_kernels import LOG2_E
 
-        *given, teacher, student = ctx.saved_tensors
-        query, key, weight, gate, rows = given[2], given[3], given[4], given[5], given[7]
-        batch, count, length, features = query.shape
-        shared = key.shape[1]
-        # Of what no row sees the gradient is 0.
-        by_query, by_key, by_weight, by_gate = (
-            torch.zeros_like(each, dtype=torch.float32) for each in (query, key, weight, gate)
-        )
-        both = *given, teacher, student, gradient.contiguous()
-        sizes, parts = ctx.sizes | {"PART": min(PART, ctx.sizes["BLOCK_F"])}, blocks(features, PART)
+        *tiles, teacher, student = ctx.saved_tensors[:10]
+        learned = ctx.saved_tensors[10:]
+        query, key, rows = tiles[0], tiles[1], tiles[7]
+        batch, count, length, _ = query.shape
+        shared, by = key.shape[1], zeros(learned)
+        both = *tiles, teacher, student, gradient.contiguous()
+        scales = ctx.scaling * LOG2_E.value, ctx.scaling**0.5
         with torch.cuda.device_of(query):
-            query_kernel[(blocks(len(rows), TILE), batch * count, parts)](
-                *both, by_query, by_gate, ctx.scaling, len(rows), length, count, **sizes
+            query_kernel[(cdiv(len(rows), TILE), batch * count)](
+                *both, *learned[7:], *by[:2], *by[6:], *scales, len(rows), length, count, **ctx.settings
             )
-            key_kernel[(blocks(length, TILE), batch * shared, parts)](
-                *both,
-                first_rows(rows, length, sizes),
-                by_key,
-                by_weight,
-                ctx.scaling,
-                len(rows),
-                length,
-                shared,
-                **sizes,
+            key_kernel[(cdiv(length, TILE), batch * shared)](
+                *both, *learned[4:6], *by[2:6], *scales, len(rows), length, shared, DEGREE=ctx.degree, **ctx.settings
             )
-        return by_query, by_key, by_weight, by_gate if sizes["GATED"] else None, None, None, None
+        return *by, None, None, None
 
 
-def arguments(
-    query: Tensor, key: Tensor, weight: Tensor, gate: Tensor | None, whole: Whole, heads: Heads, rows: Tensor
-) -> tuple[list[Tensor], dict[str, Any]]:
-    """What all kernels begin with, and their sizes."""
+def features(
+    x: Tensor, at: Tensor, projection: Any, polynomial: Any, scale: float, degree: int, biased: bool, settings: Any
+) -> tuple[Tensor, Tensor]:
+    """φ of the rows `at` of queries or keys, and their gate or weight: (B, H, R, F) and (B, H, R).
+
+    projection: frequency and bias; polynomial: its coefficients, of which `degree` and perhaps the constant count.
+    """
+    from .map_kernels import features_kernel
+
+    batch, heads, length, _ = x.shape
+    phi = x.new_empty(batch, heads, len(at), settings["F"])
+    level = x.new_empty(batch, heads, len(at), dtype=torch.float32)
+    fewer = {name: settings[name] for name in ("F", "D", "MODE", "TILE", "BLOCK_D", "BLOCK_F", "num_warps")}
+    features_kernel[(cdiv(len(at), TILE), batch * heads)](
+        x, at, *projection, *polynomial, phi, level, scale, len(at), length, heads, DEGREE=degree, BIASED=biased, **fewer
+    )
+    return phi, level
+
+
+def constants(mixer: Mixer, heads: Heads) -> dict[str, Any]:
+    """What the kernels of tiles are built for."""
     from .flexformer.tiles import block
 
-    # In the place of what there is not stands something that is not read.
-    there = weight if heads.padding is None else (heads.padding != 0).to(torch.int8)
-    mode = MODES[torch.get_float32_matmul_precision()]
-    products = [each.bfloat16() if mode == "bf16" else each for each in (heads.query, heads.key, query, key)]
-    given = [*products, weight, weight if gate is None else gate, there, rows]
-    head_dim = heads.query.shape[-1]
-    sizes = {
-        "G": query.shape[1] // key.shape[1],
-        "F": query.shape[-1],
+    mode, head_dim = MODES[torch.get_float32_matmul_precision()], heads.query.shape[-1]
+    wide = mixer.feature_dim > AHEAD
+    return {
+        "G": heads.query.shape[1] // heads.key.shape[1],
+        "F": mixer.feature_dim,
         "D": head_dim,
-        "W": whole.width,
-        "CAUSAL": whole.causal,
-        "GATED": gate is not None,
+        "W": mixer.width,
+        "CAUSAL": heads.causal,
         "PADDED": heads.padding is not None,
         "MODE": mode,
-        "BLOCK_M": TILE,
-        "BLOCK_N": TILE,
+        "TILE": TILE,
+        "BLOCK_N": AGAINST,
         "BLOCK_D": block(head_dim),
-        "BLOCK_F": block(query.shape[-1]),
-        "num_warps": WARPS,
+        "BLOCK_F": block(mixer.feature_dim),
+        "num_warps": MANY if wide else FEW,
         # Tiles on their way from memory: of float32 there is no room for several.
-        "num_stages": 1 if mode != "bf16" else 3 if query.shape[-1] <= AHEAD else 2,
+        "num_stages": 1 if mode != "bf16" else 2 if wide else 3,
     }
-    return [each.contiguous() for each in given], sizes
 
 
-def first_rows(rows: Tensor, length: int, sizes: dict[str, Any]) -> Tensor:
-    """By block of keys, the first tile of rows that sees something of it beyond the window: rows are sorted."""
-    starts = torch.arange(0, length, TILE, device=rows.device)
-    if not sizes["CAUSAL"]:
-        return torch.zeros_like(starts)
-    return torch.searchsorted(rows, starts + sizes["W"]) // TILE * TILE
-
-
-def blocks(count: int, size: int) -> int:
+def cdiv(count: int, size: int) -> int:
     return -(-count // size)

@@ -60,13 +60,12 @@ def layer_kl(mixer: Mixer, heads: Heads, queries: Tensor | None = None) -> Tenso
     queries (Q,): sorted, and in the memory of the processor, which has to know how far each sees.
     """
     rows = torch.arange(heads.key.shape[2]) if queries is None else queries
-    whole = mixer.whole(heads.query, heads.key, heads.scaling, heads.padding)
     on_device = rows.to(heads.key.device, non_blocking=True)
     found = None
     if len(rows) * per_row(heads) > TILE and streams(mixer, heads):
-        found = try_stream_kl(whole, heads, on_device)
+        found = try_stream_kl(mixer, heads, on_device)
     if found is None:
-        found = kl_in_blocks(whole, heads, rows)
+        found = kl_in_blocks(mixer.whole(heads.query, heads.key, heads.scaling, heads.padding), heads, rows)
     return per_head(found, heads.padding, on_device)
 
 

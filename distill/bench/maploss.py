@@ -40,8 +40,7 @@ def in_blocks(mixer: Mixer, heads: Heads) -> Tensor:
 
 
 def streamed(mixer: Mixer, heads: Heads) -> Tensor:
-    whole = mixer.whole(heads.query, heads.key, heads.scaling)
-    return stream_kl(whole, heads, torch.arange(heads.key.shape[2], device=heads.key.device))
+    return stream_kl(mixer, heads, torch.arange(heads.key.shape[2], device=heads.key.device))
 
 
 def losses(layer: Layer) -> dict[str, Loss]:

@@ -39,18 +39,17 @@ def asking(given, joined, sizes, inner, row, n, v, N, V: tl.constexpr, epsilon):
 
 
 @triton.jit
-def through_features(
-    phi, by_phi, x, frequency, by_frequency, by_bias, f, d, scale, F: tl.constexpr, D: tl.constexpr, MODE: tl.constexpr
+def through_softmax(
+    phi, by_phi, x, by_frequency, by_bias, f, d, scale, F: tl.constexpr, D: tl.constexpr, MODE: tl.constexpr
 ):
-    """From the gradient for φ that for scaled x, and φ·∂/∂φ; those for Ω and b are added to what there is."""
+    """From the gradient for φ that for its logits, and φ·∂/∂φ; those for Ω and b are added to what there is."""
     along = tl.sum(phi * by_phi, 1)
     by_logit = phi * (by_phi - along[:, None])
-    by_x = product(by_logit, rows(frequency, f, F, d, D), MODE)
     for_frequency = product(tl.trans(by_logit), x, MODE) * scale
     tl.atomic_add(by_bias + f, tl.sum(by_logit, 0), mask=f < F, sem="relaxed")
     spot, inside = by_frequency + f[:, None] * D + d[None, :], (f < F)[:, None] & (d < D)[None, :]
     tl.atomic_add(spot, for_frequency, mask=inside, sem="relaxed")
-    return by_x, along
+    return by_logit, along
 
 
 @triton.jit
@@ -121,9 +120,10 @@ def query_gradient_kernel(
     by_phi -= (delta * reach)[:, None] * ones[None, :]
     frequency = query_frequency + asker * F * D
     phi = features(x, frequency, query_bias + asker * F, f, d, scale, F, D, MODE)
-    by_x, by_gate = through_features(
-        phi, by_phi, x, frequency, by_frequency + asker * F * D, by_bias + asker * F, f, d, scale, F, D, MODE
+    by_logit, by_gate = through_softmax(
+        phi, by_phi, x, by_frequency + asker * F * D, by_bias + asker * F, f, d, scale, F, D, MODE
     )
+    by_x = product(by_logit, rows(frequency, f, F, d, D), MODE)
     if W > 0:
         tl.atomic_add(by_gate_bias + asker, tl.sum(by_gate, 0), sem="relaxed")
         by_x += through_polynomial(
@@ -217,10 +217,11 @@ def key_gradient_kernel(
         # Features once more, and keys, as queries above: in between there is no room for them.
         phi = features(y, frequency, key_bias + head * F, f, d, scale, F, D, MODE)
         by_worth += product(phi * reach[:, None], state, MODE)
-        found, by_weight = through_features(
-            phi, by_phi, y, frequency, by_frequency + head * F * D, by_bias + head * F, f, d, scale, F, D, MODE
+        by_logit, by_weight = through_softmax(
+            phi, by_phi, y, by_frequency + head * F * D, by_bias + head * F, f, d, scale, F, D, MODE
         )
-        by_y += found + through_polynomial(
+        by_y += product(by_logit, rows(frequency, f, F, d, D), MODE)
+        by_y += through_polynomial(
             by_weight, rows(keys, n, N + W, d, D), linear + head * D, quadratic + head * D,
             by_linear + head * D, by_quadratic + head * D, d, scale, D, DEGREE,
         )  # fmt: skip

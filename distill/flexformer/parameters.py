@@ -1,7 +1,9 @@
 """The parameters of a mixer of exponential features, as kernels take them."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -14,6 +16,13 @@ def parameters(mixer: Any) -> tuple[Tensor, ...]:
     gate = [none] * 3 if mixer.window is None else [mixer.window.bias, *_listed(mixer.window.coefficients)]
     given = [features.query_frequency, features.query_bias, features.key_frequency, features.key_bias, *weights, *gate]
     return tuple(each.contiguous() for each in given)
+
+
+def zeros(given: Sequence[Tensor]) -> list[Tensor]:
+    """For gradients that programs add up: float32, as large as each, and filled at once."""
+    sizes = [each.numel() for each in given]
+    filled = given[0].new_zeros(sum(sizes), dtype=torch.float32).split(sizes)
+    return [each.view(like.shape) for each, like in zip(filled, given, strict=True)]
 
 
 def _listed(coefficients: nn.ParameterList) -> list[Tensor]:

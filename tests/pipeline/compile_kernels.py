@@ -6,7 +6,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.compiler import compile as compiled
 
-from distill import map_kernels
+from distill import map_gradients, map_kernels
 from distill.flexformer import linear_gradients, linear_kernels, step_kernel
 
 #: An H100 or H200.
@@ -17,7 +17,7 @@ STEP = HEAD | {
     "BLOCK_F": 32, "BLOCK_R": 2, "BLOCK_W": 16,
 }  # fmt: skip
 MAP = HEAD | {
-    "W": 16, "CAUSAL": True, "GATED": True, "PADDED": True, "BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_F": 32, "PART": 32,
+    "W": 16, "DEGREE": 2, "BIASED": True, "CAUSAL": True, "PADDED": True, "TILE": 32, "BLOCK_N": 32, "BLOCK_F": 32,
 }  # fmt: skip
 LINEAR = HEAD | {
     "W": 16, "DEGREE": 2, "C": 32, "BLOCK_F": 32,
@@ -27,7 +27,12 @@ KERNELS = [
     (step_kernel.step_kernel, STEP),
     *(
         (kernel, MAP | {"MODE": mode})
-        for kernel in (map_kernels.forward_kernel, map_kernels.query_kernel, map_kernels.key_kernel)
+        for kernel in (
+            map_kernels.features_kernel,
+            map_kernels.forward_kernel,
+            map_gradients.query_kernel,
+            map_gradients.key_kernel,
+        )
         for mode in ("bf16", "tf32x3")
     ),
     *(
@@ -46,10 +51,10 @@ KERNELS = [
 #: What arguments are that are no pointers to float32.
 TYPES = (
     dict.fromkeys(("scale", "scaling", "epsilon"), "fp32")
-    | dict.fromkeys(("N", "K", "H", "Q", "F", "CHUNKS"), "i32")
-    | dict.fromkeys(("seen", "new_seen", "positions", "begins"), "*i64")
+    | dict.fromkeys(("N", "K", "H", "Q", "R", "CHUNKS"), "i32")
+    | dict.fromkeys(("seen", "new_seen", "positions"), "*i64")
     | dict.fromkeys(("real", "present", "new_present", "there"), "*i1")
-    | dict.fromkeys(("query", "key", "value", "keys", "values", "new_keys", "new_values", "out"), "*bf16")
+    | dict.fromkeys(("query", "key", "value", "keys", "values", "new_keys", "new_values", "out", "query_phi", "key_phi", "phi"), "*bf16")
 )
 
 

@@ -57,7 +57,7 @@ def check(name: str, rows: Tensor, precision: str, tolerance: float, causal: boo
     given, mixer.causal = given._replace(causal=causal, **changed), causal
     exact, rows = deepcopy(mixer).double(), rows.to(DEVICE)
     torch.set_float32_matmul_precision(precision)
-    found = stream_kl(mixer.whole(given.query, given.key, SCALING, given.padding), given, rows)
+    found = stream_kl(mixer, given, rows)
     expected = dense(exact, wide(given), rows)
     real = torch.ones_like(expected, dtype=torch.bool)
     if given.padding is not None:
@@ -115,8 +115,7 @@ def test_a_query_that_sees_nothing_has_no_loss():
     padding = torch.ones(2, 80, dtype=torch.long, device=DEVICE)
     padding[:, :70] = 0
     mixer, given = made(shape, options), heads(shape, 80)._replace(padding=padding)
-    whole = mixer.whole(given.query, given.key, SCALING, padding)
-    kl = stream_kl(whole, given, torch.arange(80, device=DEVICE))
+    kl = stream_kl(mixer, given, torch.arange(80, device=DEVICE))
     assert (kl[..., :70] == 0).all() and (kl[..., 71:] != 0).any()
     assert all(each.isfinite().all() for each in torch.autograd.grad(kl.sum(), list(mixer.parameters())))
 
@@ -128,8 +127,8 @@ def test_a_block_of_keys_whose_first_is_seen_by_the_last_query_alone():
 
 def on_a_gpu(given: Heads, **changed: Any) -> Any:
     """What is looked at to choose: queries that say they were there."""
-    told = {"is_cuda": True, "device": None, "dtype": torch.float32, "shape": given.query.shape} | changed
-    return SimpleNamespace(query=SimpleNamespace(**told))
+    told = {"is_cuda": True, "device": None, "dtype": torch.float32, "shape": given.query.shape, "requires_grad": False}
+    return SimpleNamespace(query=SimpleNamespace(**told | changed), key=SimpleNamespace(requires_grad=False))
 
 
 NONE_FOR: dict[str, tuple[HeadShape, dict[str, Any]]] = {
@@ -155,7 +154,7 @@ def test_texts_that_there_are_no_kernels_for(monkeypatch: pytest.MonkeyPatch):
     with_room(monkeypatch, SHARED - 1)
     assert not map_stream.streams(mixer, on_a_gpu(given))
     with_room(monkeypatch)
-    for changed in ({"is_cuda": False}, {"dtype": torch.float64}):
+    for changed in ({"is_cuda": False}, {"dtype": torch.float64}, {"requires_grad": True}):
         assert not map_stream.streams(mixer, on_a_gpu(given, **changed))
     mixer.parts = {"linear"}
     assert not map_stream.streams(mixer, on_a_gpu(given))
@@ -212,6 +211,6 @@ def test_extreme_logits(name: str):
 def test_one_token_attends_to_itself():
     shape, options = CASES["plain"]
     mixer, given = made(shape, options), heads(shape, 1)
-    kl = stream_kl(mixer.whole(given.query, given.key, SCALING), given, torch.zeros(1, dtype=torch.long, device=DEVICE))
+    kl = stream_kl(mixer, given, torch.zeros(1, dtype=torch.long, device=DEVICE))
     assert kl.abs().max() < 1e-6
     assert all(each.abs().max() < 1e-6 for each in torch.autograd.grad(kl.sum(), list(mixer.parameters())))
