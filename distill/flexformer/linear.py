@@ -12,7 +12,7 @@ from .engine import CHUNK
 from .exponential import Exponential
 from .memory import Memory
 from .normaliser import RowSum
-from .parameters import parameters
+from .parameters import parameters, zeros
 from .precision import MODES
 
 try:
@@ -73,17 +73,35 @@ def through_kernels(
 def launched(
     mixer: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float, padding: Tensor | None, memory: Memory | None
 ) -> tuple[Tensor, Memory]:
-    old = memory or mixer.no_memory(key, value)
-    real = key.new_ones(len(key), key.shape[2], dtype=torch.bool) if padding is None else padding != 0
-    keys, values = (torch.cat(both, 2) if mixer.width else both[1] for both in ((old.keys, key), (old.values, value)))
-    present = torch.cat([old.present, real], 1)
+    real = None if padding is None else padding != 0
+    keys, values, present = key, value, real
+    if memory is not None:
+        real = key.new_ones(len(key), key.shape[2], dtype=torch.bool) if real is None else real
+        present = torch.cat([memory.present, real], 1)
+        if mixer.width:
+            keys, values = torch.cat([memory.keys, key], 2), torch.cat([memory.values, value], 2)
     sizes = Sizes(mixer.width, len(mixer.key_weight.coefficients), mixer.map.epsilon, scaling**0.5)
     # As products take them, once and not in every chunk.
     held = (each.to(held_type(query)) for each in (query, keys, values))
-    out, sums, maximum = Attention.apply(*held, *parameters(mixer), present, old.sums, old.maximum, sizes)
-    recent = slice(key.shape[2], None)
-    window = (keys[:, :, recent].clone(), values[:, :, recent].clone(), present[:, recent].clone())
-    return out.to(value.dtype), Memory(sums, maximum, old.seen + real.sum(1), *window)
+    before = None if memory is None else (memory.sums, memory.maximum)
+    out, sums, maximum = Attention.apply(*held, *parameters(mixer), present, before, sizes)
+    return out.to(value.dtype), Memory(sums, maximum, *recent(mixer.width, keys, values, real, present, memory))
+
+
+def recent(
+    width: int, keys: Tensor, values: Tensor, real: Tensor | None, present: Tensor | None, memory: Memory | None
+) -> tuple[Tensor, ...]:
+    """How many tokens there were, and of the last `width` keys, values and which of them are none: see `Memory`."""
+    batch, length = len(keys), keys.shape[2]
+    first = max(length - width, 0)
+    read = keys.new_full((batch,), length, dtype=torch.long) if real is None else real.sum(1)
+    # Cloned, or a window would keep all tokens in memory.
+    window = [keys[:, :, first:].clone(), values[:, :, first:].clone()]
+    there = keys.new_ones(batch, length - first, dtype=torch.bool) if present is None else present[:, first:].clone()
+    if lacking := width - (length - first):
+        window = [torch.nn.functional.pad(each, (0, 0, lacking, 0)) for each in window]
+        there = torch.nn.functional.pad(there, (lacking, 0))
+    return read if memory is None else memory.seen + read, *window, there
 
 
 class Sizes(NamedTuple):
@@ -100,26 +118,28 @@ class Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-        *given, present, sums, maximum, sizes = rest
+        *given, present, before, sizes = rest
         query, key, value = (each.contiguous() for each in (query, key, value))
         given[0], given[2] = (each.to(query.dtype) for each in (given[0], given[2]))
-        present = present.contiguous()
         batch, heads, length, head_dim = query.shape
         kv_heads, width, features = key.shape[1], value.shape[-1], given[0].shape[-2]
-        chunks, places, numbers = cdiv(length, CHUNK), batch * kv_heads, features * (width + 1)
-        shared = constants(query, sizes, features, head_dim, width)
-        grouped = shared | {"G": heads // kv_heads}
+        chunks, places = cdiv(length, CHUNK), batch * kv_heads
+        settings = constants(query, sizes, features, head_dim, width)
+        settings |= {"SKIP": 0 if before else sizes.width, "PADDED": present is not None}
+        grouped = settings | {"G": heads // kv_heads}
         end = length, kv_heads, chunks
+        # In the place of what there is not stands something that is not read.
+        present = query if present is None else present.contiguous()
 
         wide = query.new_empty(0, dtype=torch.float32)
-        states = query.new_empty(places, chunks, numbers, dtype=query.dtype)
-        peaks = wide.new_empty(places, chunks)
+        states = query.new_empty(places, chunks, features * (width + 1))
+        peaks, tops = wide.new_empty(places, chunks), wide.new_empty(places, chunks + 1)
+        after, last = wide.new_empty(batch, kv_heads, features, width + 1), wide.new_empty(batch, kv_heads, 1)
         sums_kernel[(chunks, places)](
-            key, value, present, *given[2:6], states, peaks, sizes.scale, *end, DEGREE=sizes.degree, **shared
+            key, value, present, *given[2:6], states, peaks, sizes.scale, *end, DEGREE=sizes.degree, **settings
         )
-        tops = torch.cat([maximum.reshape(places, 1), peaks], 1).cummax(1).values
-        running = torch.cat([sums[..., :-1].reshape(places, -1), sums[..., -1].reshape(places, -1)], 1)
-        scan(states, running, peaks, tops, reverse=False)
+        started = [each.contiguous() for each in before or (after, last)]
+        scan(states, settings, tops, peaks, *started, after, last, goes_on=before is not None)
         out = value.new_empty(batch, heads, length, width)
         joined, totals = wide.new_empty(batch, heads, length), wide.new_empty(batch, heads, length)
         output_kernel[(chunks, batch * heads)](
@@ -128,9 +148,6 @@ class Attention(torch.autograd.Function):
         )  # fmt: skip
         ctx.save_for_backward(query, key, value, present, *given, states, tops, joined, totals, out)
         ctx.sizes, ctx.grouped, ctx.end = sizes, grouped, end
-        table, ones = running.split([features * width, features], 1)
-        after = torch.cat([table.unflatten(1, (features, width)), ones[..., None]], -1).view_as(sums)
-        last = tops[:, -1].reshape(maximum.shape).clone()
         ctx.mark_non_differentiable(after, last)
         return out, after, last
 
@@ -145,33 +162,34 @@ class Attention(torch.autograd.Function):
         alone = grouped if grouped["G"] == 1 else grouped | {"num_stages": 1}
         asked = asked.contiguous()
         by_query, by_key, by_value = (torch.empty_like(each) for each in (query, key, value))
-        by = [torch.zeros_like(each, dtype=torch.float32) for each in given]
-        inner = torch.empty_like(joined)
+        by = zeros(given)
+        inner, later = torch.empty_like(joined), torch.empty_like(states)
         after = sizes.scale, sizes.epsilon, *end
         with torch.cuda.device_of(query):
             query_gradient_kernel[(chunks, rows)](
                 query, key, value, present, *given, states, tops, joined, totals, out, asked,
                 by_query, *by[:2], *by[6:], inner, *after, DEGREE=sizes.degree, **grouped,
             )  # fmt: skip
-            later = torch.empty_like(states)
+            fewer = {name: each for name, each in alone.items() if name not in ("SKIP", "PADDED")}
             later_kernel[(chunks, places)](
-                query, asked, *given[:2], *given[6:], tops, joined, totals, inner, later, *after, **alone
+                query, asked, *given[:2], *given[6:], tops, joined, totals, inner, later, *after, **fewer
             )
-            turned = -tops.flip(1)
-            nothing = later.new_zeros(places, later.shape[-1], dtype=torch.float32)
-            scan(later, nothing, turned[:, 1:].contiguous(), turned, reverse=True)
-            key_gradient_kernel[(cdiv(length + sizes.width, CHUNK), places)](
+            scan(later, grouped, tops)
+            keys = length + sizes.width - grouped["SKIP"] // CHUNK * CHUNK
+            key_gradient_kernel[(cdiv(keys, CHUNK), places)](
                 query, key, value, present, *given, later, tops, joined, totals, inner, asked,
                 by_key, by_value, *by[2:6], *after, DEGREE=sizes.degree, **alone,
             )  # fmt: skip
-        return by_query, by_key, by_value, *by, None, None, None, None
+        return by_query, by_key, by_value, *by, None, None, None
 
 
-def scan(states: Tensor, running: Tensor, sources: Tensor, targets: Tensor, reverse: bool) -> None:
-    scan_mode = "tf32x3" if mode(states) == "tf32x3" else "tf32"
+def scan(states: Tensor, settings: dict[str, Any], tops: Tensor, *forwards: Tensor, goes_on: bool = False) -> None:
+    """In place: of all chunks before each, and, without what is only needed for that, after each: see `scan_kernel`."""
     places, chunks, numbers = states.shape
+    # In the place of what is not read stands something.
     scan_kernel[(cdiv(numbers, SCANNED), places)](
-        states, running, sources, targets, chunks, X=numbers, MODE=scan_mode, REVERSE=reverse,
+        states, tops, *(forwards or [tops] * 5), chunks, F=settings["F"], V=settings["V"],
+        MODE="tf32x3" if settings["MODE"] == "tf32x3" else "tf32", REVERSE=not forwards, GOES_ON=goes_on,
         BLOCK=SCANNED, ROWS=AT_ONCE,
     )  # fmt: skip
 

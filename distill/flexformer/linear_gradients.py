@@ -19,7 +19,7 @@ try:
 except ImportError:  # Caught, or transformers would ask everybody for it who loads a checkpoint.
     raise
 
-from .linear_kernels import features, key_weight, near_logits, polynomial, shifted
+from .linear_kernels import features, key_weight, near_logits, polynomial, real, shifted
 from .tiles import held_as, narrow, product, rows
 
 
@@ -82,8 +82,8 @@ def query_gradient_kernel(
     query, key, value, present, query_frequency, query_bias, key_frequency, key_bias, linear, quadratic,
     gate_bias, gate_linear, gate_quadratic, sums, tops, joined, sizes, out, given,
     by_query, by_frequency, by_bias, by_gate_bias, by_gate_linear, by_gate_quadratic, inner, scale, epsilon,
-    N, K, CHUNKS, G: tl.constexpr, W: tl.constexpr, F: tl.constexpr, D: tl.constexpr, V: tl.constexpr,
-    DEGREE: tl.constexpr, MODE: tl.constexpr,
+    N, K, CHUNKS, G: tl.constexpr, W: tl.constexpr, SKIP: tl.constexpr, F: tl.constexpr, D: tl.constexpr,
+    V: tl.constexpr, DEGREE: tl.constexpr, PADDED: tl.constexpr, MODE: tl.constexpr,
     C: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """Grid (chunks, B·H); inner becomes Δ (B, H, N)."""
@@ -101,14 +101,15 @@ def query_gradient_kernel(
     whole = tl.load(joined + at, mask=n < N, other=float("inf")) + logarithm(tl.maximum(size, epsilon))
     gate = gates(x, asker, gate_bias, gate_linear, gate_quadratic, d, scale, W, D)
 
-    y = rows(key + place * (N + W) * D, n, N, d, D)
-    head = place % K
-    there = present + place // K * (N + W)
-    weight = key_weight(y, n, N, linear + head * D, quadratic + head * D, there, d, scale, D, DEGREE)
+    head, held, end = place % K, N + W - SKIP, N + W
+    present += place // K * held
+    y = rows(key + place * held * D, n - SKIP, held, d, D)
+    there = real(present, n, N, SKIP, PADDED)
+    weight = key_weight(y, there, linear + head * D, quadratic + head * D, d, scale, D, DEGREE)
     top = tl.load(tops + place * (CHUNKS + 1) + chunk)
     shift, decay = shifted(weight, n, top)
     share = tl.exp(shift + gate - whole)
-    worth = rows(value + place * (N + W) * V, n, N, v, V)
+    worth = rows(value + place * held * V, n - SKIP, held, v, V)
     by_score = held_as((product(asked, tl.trans(worth), MODE) - delta[:, None]) * share[:, None] * decay, MODE)
     # One tile as wide as there are features after another: more do not fit into registers.
     phi = features(y, key_frequency + head * F * D, key_bias + head * F, f, d, scale, F, D, MODE)
@@ -132,10 +133,10 @@ def query_gradient_kernel(
         )  # fmt: skip
         for behind in range(0, W + C, C):
             j = chunk * C + behind + tl.arange(0, C)
-            seen = tl.load(there + j, mask=j < N + W, other=0) != 0
-            y = rows(key + place * (N + W) * D, j, N + W, d, D)
+            seen = real(present, j, end, SKIP, PADDED)
+            y = rows(key + place * held * D, j - SKIP, held, d, D)
             near = tl.exp(near_logits(x, y, n, j, seen, scale, N, W, MODE) - whole[:, None])
-            worth = rows(value + place * (N + W) * V, j, N + W, v, V)
+            worth = rows(value + place * held * V, j - SKIP, held, v, V)
             by_near = near * (product(asked, tl.trans(worth), MODE) - delta[:, None])
             by_x += product(by_near, y, MODE) * scale
     inside = (n < N)[:, None] & (d < D)[None, :]
@@ -177,26 +178,27 @@ def key_gradient_kernel(
     query, key, value, present, query_frequency, query_bias, key_frequency, key_bias, linear, quadratic,
     gate_bias, gate_linear, gate_quadratic, later, tops, joined, sizes, inner, given,
     by_key, by_value, by_frequency, by_bias, by_linear, by_quadratic, scale, epsilon,
-    N, K, CHUNKS, G: tl.constexpr, W: tl.constexpr, F: tl.constexpr, D: tl.constexpr, V: tl.constexpr,
-    DEGREE: tl.constexpr, MODE: tl.constexpr,
+    N, K, CHUNKS, G: tl.constexpr, W: tl.constexpr, SKIP: tl.constexpr, F: tl.constexpr, D: tl.constexpr,
+    V: tl.constexpr, DEGREE: tl.constexpr, PADDED: tl.constexpr, MODE: tl.constexpr,
     C: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    """Grid (chunks of N + W keys, B·K); later: of the queries after each chunk."""
-    chunk, place = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    head = place % K
+    """Grid (chunks of W + N keys, without those that are none, B·K); later: of the queries after each chunk."""
+    chunk, place = tl.program_id(0) + SKIP // C, tl.program_id(1).to(tl.int64)
+    head, held, end = place % K, N + W - SKIP, N + W
+    present += place // K * held
     n = chunk * C + tl.arange(0, C)
     d, f, v = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_F), tl.arange(0, BLOCK_V)
-    keys, frequency = key + place * (N + W) * D, key_frequency + head * F * D
-    y = rows(keys, n, N + W, d, D)
-    worth = rows(value + place * (N + W) * V, n, N + W, v, V)
+    keys, frequency = key + place * held * D, key_frequency + head * F * D
+    y = rows(keys, n - SKIP, held, d, D)
+    worth = rows(value + place * held * V, n - SKIP, held, v, V)
     by_y, by_worth = tl.zeros((C, BLOCK_D), tl.float32), tl.zeros((C, BLOCK_V), tl.float32)
     if chunk < CHUNKS:
-        there = present + place // K * (N + W)
-        weight = key_weight(y, n, N, linear + head * D, quadratic + head * D, there, d, scale, D, DEGREE)
+        there = real(present, n, N, SKIP, PADDED)
+        weight = key_weight(y, there, linear + head * D, quadratic + head * D, d, scale, D, DEGREE)
         top = tl.load(tops + place * (CHUNKS + 1) + chunk)
         shift, decay = shifted(weight, n, top)
         reach = tl.exp(weight - tl.load(tops + place * (CHUNKS + 1) + chunk + 1))
-        held = held_as(features(y, frequency, key_bias + head * F, f, d, scale, F, D, MODE), MODE)
+        psi = held_as(features(y, frequency, key_bias + head * F, f, d, scale, F, D, MODE), MODE)
         by_phi = tl.zeros((C, BLOCK_F), tl.float32)
         for g in range(0, G):
             row = place * G + g
@@ -206,7 +208,7 @@ def key_gradient_kernel(
             gate = gates(x, asker, gate_bias, gate_linear, gate_quadratic, d, scale, W, D)
             share = tl.exp(shift + gate - whole)[:, None] * decay
             phi = features(x, query_frequency + asker * F * D, query_bias + asker * F, f, d, scale, F, D, MODE)
-            scores = product(phi, tl.trans(held), MODE) * share
+            scores = product(phi, tl.trans(psi), MODE) * share
             by_worth += product(tl.trans(scores), asked, MODE)
             by_score = (product(asked, tl.trans(worth), MODE) - delta[:, None]) * share
             by_phi += product(tl.trans(by_score), phi, MODE)
@@ -222,11 +224,11 @@ def key_gradient_kernel(
         )
         by_y += product(by_logit, rows(frequency, f, F, d, D), MODE)
         by_y += through_polynomial(
-            by_weight, rows(keys, n, N + W, d, D), linear + head * D, quadratic + head * D,
+            by_weight, rows(keys, n - SKIP, held, d, D), linear + head * D, quadratic + head * D,
             by_linear + head * D, by_quadratic + head * D, d, scale, D, DEGREE,
         )  # fmt: skip
     if W > 0:
-        seen = tl.load(present + place // K * (N + W) + n, mask=n < N + W, other=0) != 0
+        seen = real(present, n, end, SKIP, PADDED)
         for behind in range(0, W + C, C):
             # Of queries that are at i + W, from the latest on: i < j ≤ i + W.
             i = (chunk * C - behind) + tl.arange(0, C)
@@ -239,8 +241,8 @@ def key_gradient_kernel(
                 by_worth += product(tl.trans(near), asked, MODE)
                 by_near = near * (product(asked, tl.trans(worth), MODE) - delta[:, None])
                 by_y += product(tl.trans(by_near), x, MODE) * scale
-    at = (place * (N + W) + n)[:, None]
-    inside = (n < N + W)[:, None] & (d < D)[None, :]
+    at, there = (place * held + n - SKIP)[:, None], ((n >= SKIP) & (n < end))[:, None]
+    inside = there & (d < D)[None, :]
     tl.store(by_key + at * D + d[None, :], narrow(by_y * scale, by_key.dtype.element_ty), inside)
-    inside = (n < N + W)[:, None] & (v < V)[None, :]
+    inside = there & (v < V)[None, :]
     tl.store(by_value + at * V + v[None, :], narrow(by_worth, by_value.dtype.element_ty), inside)

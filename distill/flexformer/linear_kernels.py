@@ -7,9 +7,11 @@ as `Mixer.forward` has it, in chunks of C tokens: every chunk's own sums, a scan
 from the sums before its chunk, from the chunk itself, and from its window. No N × F tensor is in memory: features are
 made anew in each kernel; `linear_gradients` goes back. s_i is the largest w_j so far, g_i the window's gate.
 
-Keys and values (B, K, W + N, ·) begin with what the window remembers, and `present` with it: query i is at i + W among
-them, and the linear part, which runs W tokens behind, reads the first N. A chunk's sums are a row of F·V + F numbers:
-Σ φ v and Σ φ. x stands for rows as they came; what they count is x times `scale`, the root of softmax's scaling.
+Keys and values are counted from where the window of the first query begins: query i is at i + W among them, and the
+linear part, which runs W tokens behind, reads the first N. Of these rows the first SKIP are not in memory, W where a
+text begins, 0 where it goes on and (B, K, W + N, ·) begins with what the window remembers; `present` counts likewise,
+and is read where it is PADDED. A chunk's sums are a row of F·V + F numbers: Σ φ v and Σ φ. x stands for rows as
+they came; what they count is x times `scale`, the root of softmax's scaling.
 """
 
 try:
@@ -47,31 +49,39 @@ def polynomial(x, linear, quadratic, d, scale, D: tl.constexpr, DEGREE: tl.const
 
 
 @triton.jit
-def key_weight(x, n, N, linear, quadratic, present, d, scale, D: tl.constexpr, DEGREE: tl.constexpr):
-    """w of rows x, −∞ for those that are absent: (C,)."""
-    there = tl.load(present + n, mask=n < N, other=0) != 0
+def real(present, j, end, SKIP: tl.constexpr, PADDED: tl.constexpr):
+    """Which of keys j before `end` there are."""
+    found = (j >= SKIP) & (j < end)
+    if PADDED:
+        found = tl.load(present + j - SKIP, mask=found, other=0) != 0
+    return found
+
+
+@triton.jit
+def key_weight(x, there, linear, quadratic, d, scale, D: tl.constexpr, DEGREE: tl.constexpr):
+    """w of rows x, −∞ for those that are not there: (C,)."""
     return tl.where(there, polynomial(x, linear, quadratic, d, scale, D, DEGREE), float("-inf"))
 
 
 @triton.jit
 def sums_kernel(
     key, value, present, frequency, bias, linear, quadratic, sums, peaks, scale,
-    N, K, CHUNKS, W: tl.constexpr, F: tl.constexpr, D: tl.constexpr, V: tl.constexpr, DEGREE: tl.constexpr,
-    MODE: tl.constexpr,
+    N, K, CHUNKS, W: tl.constexpr, SKIP: tl.constexpr, F: tl.constexpr, D: tl.constexpr, V: tl.constexpr,
+    DEGREE: tl.constexpr, PADDED: tl.constexpr, MODE: tl.constexpr,
     C: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """Grid (chunks, B·K): Σ_j e^{w_j − p} φ_k(k_j) [v_j, 1] of a chunk by itself, and its largest w_j, p."""
     chunk, place = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    head, first = place % K, place * (N + W)
+    head, held = place % K, N + W - SKIP
     n = chunk * C + tl.arange(0, C)
     d, f, v = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_F), tl.arange(0, BLOCK_V)
-    x = rows(key + first * D, n, N, d, D)
-    there = present + place // K * (N + W)
-    weight = key_weight(x, n, N, linear + head * D, quadratic + head * D, there, d, scale, D, DEGREE)
+    x = rows(key + place * held * D, n - SKIP, held, d, D)
+    there = real(present + place // K * held, n, N, SKIP, PADDED)
+    weight = key_weight(x, there, linear + head * D, quadratic + head * D, d, scale, D, DEGREE)
     peak = tl.maximum(tl.max(weight, 0), NO_KEYS)
     phi = features(x, frequency + head * F * D, bias + head * F, f, d, scale, F, D, MODE)
     phi = phi * tl.exp(weight - peak)[:, None]
-    state = product(tl.trans(phi), rows(value + first * V, n, N, v, V), MODE)
+    state = product(tl.trans(phi), rows(value + place * held * V, n - SKIP, held, v, V), MODE)
     spot = sums + (place * CHUNKS + chunk) * F * (V + 1)
     inside = (f < F)[:, None] & (v < V)[None, :]
     tl.store(spot + f[:, None] * V + v[None, :], narrow(state, sums.dtype.element_ty), mask=inside)
@@ -81,37 +91,56 @@ def sums_kernel(
 
 @triton.jit
 def scan_kernel(
-    sums, running, sources, targets,
-    CHUNKS, X: tl.constexpr, MODE: tl.constexpr, REVERSE: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
+    sums, tops, peaks, before, before_top, after, last,
+    CHUNKS, F: tl.constexpr, V: tl.constexpr, MODE: tl.constexpr, REVERSE: tl.constexpr, GOES_ON: tl.constexpr,
+    BLOCK: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Grid (blocks of X, B·K): row c of sums (B·K, CHUNKS, X) becomes e^{t_0 − t_c} r + Σ_{b < c} e^{u_b − t_c} row b.
+    """Grid (blocks of F·V + F numbers, B·K): sums (B·K, CHUNKS, ·) of chunks become those of all chunks before each.
 
-    sources u (B·K, CHUNKS) and targets t (B·K, CHUNKS + 1), which do not fall, and u_b ≤ t_c for b < c; running
-    r (B·K, X) becomes what row CHUNKS would. REVERSE: rows, and they alone, are counted from the end.
+    As products with e^{w_j − t}, t the largest w_j before the chunk, which becomes row c of tops (B·K, CHUNKS + 1); what
+    came before the text is in `before` (B, K, F, V + 1) where it GOES_ON, and all there is at its end goes to `after`,
+    the largest w_j to `last`. REVERSE: of all chunks after each, with e^{m − s_i}, see `linear_gradients`; tops are read.
     """
     place = tl.program_id(1).to(tl.int64)
+    X: tl.constexpr = F * V + F
     x, row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, ROWS)
-    sources += place * CHUNKS
-    targets += place * (CHUNKS + 1)
-    found = tl.load(running + place * X + x, mask=x < X, other=0.0)
+    remembered = place * X + tl.where(x < F * V, x + x // V, (x - F * V) * (V + 1) + V)
+    peaks += place * CHUNKS
+    tops += place * (CHUNKS + 1)
+    found, start = tl.zeros((BLOCK,), tl.float32), tl.max(tl.zeros((ROWS,), tl.float32), 0) + NO_KEYS
+    if GOES_ON:
+        found, start = tl.load(before + remembered, mask=x < X, other=0.0), tl.load(before_top + place)
+    if REVERSE:
+        start = -tl.load(tops + CHUNKS)
+    earlier = row[None, :] < row[:, None]
     for first in range(0, CHUNKS, ROWS):
         c = first + row
-        at = c
         if REVERSE:
+            # Largest of all is the last: from the end on, what is smaller counts as more.
             at = CHUNKS - 1 - c
+            source = -tl.load(tops + at, mask=at >= 0, other=-NO_KEYS)
+            target = -tl.load(tops + tl.maximum(at + 1, 0))
+            end = -tl.load(tops + tl.maximum(CHUNKS - first - ROWS, 0))
+        else:
+            at = c
+            source = tl.load(peaks + c, mask=c < CHUNKS, other=NO_KEYS)
+            target = tl.maximum(tl.max(tl.where(earlier, source[None, :], NO_KEYS), 1), start)
+            end = tl.maximum(tl.max(source, 0), start)
+            if tl.program_id(0) == 0:
+                tl.store(tops + c, target, mask=c < CHUNKS)
         spot = sums + (place * CHUNKS + at)[:, None] * X + x[None, :]
         inside = (c < CHUNKS)[:, None] & (x < X)[None, :]
         own = tl.load(spot, mask=inside, other=0.0).to(tl.float32)
-        source = tl.load(sources + c, mask=c < CHUNKS, other=float("-inf"))
-        target = tl.load(targets + tl.minimum(c, CHUNKS))
-        start = tl.load(targets + first)
-        end = tl.load(targets + tl.minimum(first + ROWS, CHUNKS))
-        earlier = row[None, :] < row[:, None]
         gap = tl.where(earlier, source[None, :] - target[:, None], float("-inf"))
-        before = product(tl.exp(gap), own, MODE) + tl.exp(start - target)[:, None] * found[None, :]
-        tl.store(spot, narrow(before, sums.dtype.element_ty), mask=inside)
+        all_before = product(tl.exp(gap), own, MODE) + tl.exp(start - target)[:, None] * found[None, :]
+        tl.store(spot, narrow(all_before, sums.dtype.element_ty), mask=inside)
         found = found * tl.exp(start - end) + tl.sum(own * tl.exp(source - end)[:, None], 0)
-    tl.store(running + place * X + x, found, mask=x < X)
+        start = end
+    if not REVERSE:
+        tl.store(after + remembered, found, mask=x < X)
+        if tl.program_id(0) == 0:
+            tl.store(tops + CHUNKS, start)
+            tl.store(last + place, start)
 
 
 @triton.jit
@@ -134,8 +163,8 @@ def near_logits(x, y, n, j, there, scale, N, W: tl.constexpr, MODE: tl.constexpr
 def output_kernel(
     query, key, value, present, query_frequency, query_bias, key_frequency, key_bias, linear, quadratic,
     gate_bias, gate_linear, gate_quadratic, sums, tops, out, joined, sizes, scale, epsilon,
-    N, K, CHUNKS, G: tl.constexpr, W: tl.constexpr, F: tl.constexpr, D: tl.constexpr, V: tl.constexpr,
-    DEGREE: tl.constexpr, MODE: tl.constexpr,
+    N, K, CHUNKS, G: tl.constexpr, W: tl.constexpr, SKIP: tl.constexpr, F: tl.constexpr, D: tl.constexpr,
+    V: tl.constexpr, DEGREE: tl.constexpr, PADDED: tl.constexpr, MODE: tl.constexpr,
     C: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """Grid (chunks, B·H): o (B, H, N, V), and the shift and the size (B, H, N) that both parts have joined.
@@ -146,12 +175,14 @@ def output_kernel(
     place, asker = row // G, row % (K * G)
     n = chunk * C + tl.arange(0, C)
     d, f, v = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_F), tl.arange(0, BLOCK_V)
-    head, there = place % K, present + place // K * (N + W)
-    y = rows(key + place * (N + W) * D, n, N, d, D)
-    weight = key_weight(y, n, N, linear + head * D, quadratic + head * D, there, d, scale, D, DEGREE)
+    head, held, end = place % K, N + W - SKIP, N + W
+    present += place // K * held
+    y = rows(key + place * held * D, n - SKIP, held, d, D)
+    there = real(present, n, N, SKIP, PADDED)
+    weight = key_weight(y, there, linear + head * D, quadratic + head * D, d, scale, D, DEGREE)
     top = tl.load(tops + place * (CHUNKS + 1) + chunk)
     shift, decay = shifted(weight, n, top)
-    held = held_as(features(y, key_frequency + head * F * D, key_bias + head * F, f, d, scale, F, D, MODE), MODE)
+    psi = held_as(features(y, key_frequency + head * F * D, key_bias + head * F, f, d, scale, F, D, MODE), MODE)
     x = rows(query + row * N * D, n, N, d, D)
     phi = features(x, query_frequency + asker * F * D, query_bias + asker * F, f, d, scale, F, D, MODE)
     spot = sums + (place * CHUNKS + chunk) * F * (V + 1)
@@ -159,8 +190,8 @@ def output_kernel(
     reach = tl.exp(top - shift)
     found = product(phi, rows(spot, f, F, v, V), MODE) * reach[:, None]
     total = tl.sum(phi * size[None, :], 1) * reach
-    scores = product(phi, tl.trans(held), MODE) * decay
-    found += product(scores, rows(value + place * (N + W) * V, n, N, v, V), MODE)
+    scores = product(phi, tl.trans(psi), MODE) * decay
+    found += product(scores, rows(value + place * held * V, n - SKIP, held, v, V), MODE)
     total += tl.sum(scores, 1)
     both = shift
     if W > 0:
@@ -168,12 +199,12 @@ def output_kernel(
         near_found, near_total = tl.zeros((C, BLOCK_V), tl.float32), tl.zeros((C,), tl.float32)
         for first in range(0, W + C, C):
             j = chunk * C + first + tl.arange(0, C)
-            seen = tl.load(there + j, mask=j < N + W, other=0) != 0
-            y = rows(key + place * (N + W) * D, j, N + W, d, D)
+            seen = real(present, j, end, SKIP, PADDED)
+            y = rows(key + place * held * D, j - SKIP, held, d, D)
             logits = near_logits(x, y, n, j, seen, scale, N, W, MODE)
             higher = tl.maximum(near, tl.max(logits, 1))
             weights, shrunk = tl.exp(logits - higher[:, None]), tl.exp(near - higher)
-            worth = rows(value + place * (N + W) * V, j, N + W, v, V)
+            worth = rows(value + place * held * V, j - SKIP, held, v, V)
             near_found = near_found * shrunk[:, None] + product(weights, worth, MODE)
             near_total = near_total * shrunk + tl.sum(weights, 1)
             near = higher

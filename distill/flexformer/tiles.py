@@ -46,7 +46,7 @@ def product(a, b, MODE: tl.constexpr):
 @triton.jit
 def rows(pointer, n, count, d, width):
     """Rows n of a matrix of `width` columns, and of these d: 0 beyond its ends."""
-    inside = (n < count)[:, None] & (d < width)[None, :]
+    inside = ((n >= 0) & (n < count))[:, None] & (d < width)[None, :]
     return tl.load(pointer + n[:, None] * width + d[None, :], mask=inside, other=0.0)
 
 

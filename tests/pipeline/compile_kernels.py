@@ -20,8 +20,8 @@ MAP = HEAD | {
     "W": 16, "DEGREE": 2, "BIASED": True, "CAUSAL": True, "PADDED": True, "TILE": 32, "BLOCK_N": 32, "BLOCK_F": 32,
 }  # fmt: skip
 LINEAR = HEAD | {
-    "W": 16, "DEGREE": 2, "C": 32, "BLOCK_F": 32,
-    "X": 32 * 33, "REVERSE": True, "BLOCK": 64, "ROWS": 16,
+    "W": 16, "SKIP": 16, "DEGREE": 2, "PADDED": True, "C": 32, "BLOCK_F": 32,
+    "REVERSE": False, "GOES_ON": True, "BLOCK": 64, "ROWS": 16,
 }  # fmt: skip
 KERNELS = [
     (step_kernel.step_kernel, STEP),
