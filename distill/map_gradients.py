@@ -1,9 +1,11 @@
-"""Backwards through `map_kernels`: from tiles that are made again to gradients for what an exponential mixer learns.
+"""Backwards through `map_kernels`: from tiles that are made again to gradients for features, key weight and gate.
 
     ∂KL_i / ∂κ_ij = e^{w_j + g_i − z_i} − P_ij / κ_ij,    ∂KL_i / ∂w_j = ∂KL_i / ∂g_i = A_ij − P_ij, summed,
 
-of keys beyond the window, j ≤ i − w; those inside have nothing to learn. Of a map φ_f = softmax(Ω x + b)_f the gradient
-for the logits is φ_f (∂_f − Σ φ ∂), which stays in the program that made ∂: what is written are gradients for parameters.
+of keys beyond the window, j ≤ i − w; those inside have nothing to learn. Where the mixer is of exponential features,
+φ_f = softmax(Ω x + b)_f, the gradient for the logits is φ_f (∂_f − Σ φ ∂) and stays in the program that made ∂: what
+`query_kernel` and `key_kernel` write are gradients for parameters. `query_features_kernel` and `key_features_kernel`
+write those for φ, g and w, from which PyTorch goes on.
 """
 
 import triton
@@ -15,66 +17,105 @@ from .map_kernels import TINY, scores, visible, whole_keys
 
 
 @triton.jit
-def gradients(s, kappa, weight, teacher, student, gate):
-    """A − P, and what by κ, of tiles; the others broadcast over them."""
+def gradients(s, kappa, weight, teacher, beyond):
+    """A − P, and what by κ, of tiles; the others, w, ℓ and g − z, broadcast over them."""
     kept = tl.maximum(kappa, TINY)
-    by_value = tl.exp2(weight + (gate - student)) - tl.exp2(s - teacher - tl.log2(kept))
+    by_value = tl.exp2(weight + beyond) - tl.exp2(s - teacher - tl.log2(kept))
     return by_value * kept, tl.where(kappa > TINY, by_value, 0.0)
 
 
 @triton.jit
+def over_keys(
+    x, phi, key, key_phi, weight, there, teacher_size, beyond, given, row, i, place, d, f, scaling,
+    Q, N, F: tl.constexpr, D: tl.constexpr, W: tl.constexpr,
+    CAUSAL: tl.constexpr, PADDED: tl.constexpr, MODE: tl.constexpr,
+    TILE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_F: tl.constexpr,
+):  # fmt: skip
+    """Of rows x at i: the gradients for φ (TILE, F) and for g (TILE,). Keys and what is theirs are one head's."""
+    column = tl.arange(0, BLOCK_N)
+    teacher, raised = tl.load(teacher_size + place)[:, None], tl.load(beyond + place)[:, None]
+    whole, end = whole_keys(i, N, W, CAUSAL, BLOCK_N)
+    by_phi, by_gate = tl.zeros((TILE, BLOCK_F), tl.float32), tl.zeros((TILE,), tl.float32)
+    for first in range(0, whole, BLOCK_N):
+        j = first + column
+        psi = rows(key_phi, j, N, f, F)
+        s, kappa = scores(x, phi, rows(key, j, N, d, D), psi, scaling, MODE)
+        weights = tl.load(weight + j)[None, :]
+        if PADDED:
+            seen = (tl.load(there + j) != 0)[None, :]
+            s, weights = tl.where(seen, s, float("-inf")), tl.where(seen, weights, float("-inf"))
+        by_log, by_value = gradients(s, kappa, weights, teacher, raised)
+        by_phi += product(by_value, psi, MODE)
+        by_gate += tl.sum(by_log, 1)
+    for first in range(whole, end - W, BLOCK_N):
+        j = first + column
+        psi = rows(key_phi, j, N, f, F)
+        s, kappa = scores(x, phi, rows(key, j, N, d, D), psi, scaling, MODE)
+        weights = tl.load(weight + j, mask=j < N, other=0.0)[None, :]
+        seen = visible(i[:, None] - W, row[:, None], j[None, :], there, Q, N, CAUSAL, PADDED)
+        s, weights = tl.where(seen, s, float("-inf")), tl.where(seen, weights, float("-inf"))
+        by_log, by_value = gradients(s, kappa, weights, teacher, raised)
+        by_phi += product(by_value, psi, MODE)
+        by_gate += tl.sum(by_log, 1)
+    by_kl = tl.load(given + place, mask=row < Q, other=0.0)
+    return by_phi * by_kl[:, None], by_gate * by_kl
+
+
+@triton.jit
 def query_kernel(
-    query, key, query_phi, key_phi, weight, gate, there, positions, teacher_size, student_size, given,
+    query, key, query_phi, key_phi, weight, there, positions, teacher_size, beyond, given,
     linear, quadratic, by_frequency, by_bias, by_constant, by_linear, by_quadratic, scaling, scale,
     Q, N, H, G: tl.constexpr, F: tl.constexpr, D: tl.constexpr, W: tl.constexpr,
     CAUSAL: tl.constexpr, PADDED: tl.constexpr, MODE: tl.constexpr,
     TILE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
-    """Grid (blocks of rows, B·H): for the queries' features and the gate; given: the gradient for KL."""
-    head = tl.program_id(1).to(tl.int64)
-    shared, there, own = head // G, there + head // H * N, head % H
-    row = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    d, f, column = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_F), tl.arange(0, BLOCK_N)
+    """Grid (B·H, blocks of rows from the last on): for the queries' parameters; given: the gradient for KL."""
+    head = tl.program_id(0).to(tl.int64)
+    shared, own = head // G, head % H
+    row = (tl.num_programs(1) - 1 - tl.program_id(1)) * TILE + tl.arange(0, TILE)
+    d, f = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_F)
     at = tl.minimum(row, Q - 1)
-    place = head * Q + at
     i = tl.load(positions + at)
     x, phi = rows(query + head * N * D, i, N, d, D), rows(query_phi + head * Q * F, at, Q, f, F)
-    teacher, student = tl.load(teacher_size + place)[:, None], tl.load(student_size + place)[:, None]
-    opened = tl.load(gate + place)[:, None]
-    whole, end = whole_keys(i, N, W, CAUSAL, BLOCK_N)
-    by_phi, by_gate = tl.zeros((TILE, BLOCK_F), tl.float32), tl.zeros((TILE,), tl.float32)
-    for first in range(0, whole, BLOCK_N):
-        j = first + column
-        psi = rows(key_phi + shared * N * F, j, N, f, F)
-        s, kappa = scores(x, phi, rows(key + shared * N * D, j, N, d, D), psi, scaling, MODE)
-        weights = tl.load(weight + shared * N + j)[None, :]
-        if PADDED:
-            seen = (tl.load(there + j) != 0)[None, :]
-            s, weights = tl.where(seen, s, float("-inf")), tl.where(seen, weights, float("-inf"))
-        by_log, by_value = gradients(s, kappa, weights, teacher, student, opened)
-        by_phi += product(by_value, psi, MODE)
-        by_gate += tl.sum(by_log, 1)
-    for first in range(whole, end - W, BLOCK_N):
-        j = first + column
-        psi = rows(key_phi + shared * N * F, j, N, f, F)
-        s, kappa = scores(x, phi, rows(key + shared * N * D, j, N, d, D), psi, scaling, MODE)
-        weights = tl.load(weight + shared * N + j, mask=j < N, other=0.0)[None, :]
-        seen = visible(i[:, None] - W, row[:, None], j[None, :], there, Q, N, CAUSAL, PADDED)
-        s, weights = tl.where(seen, s, float("-inf")), tl.where(seen, weights, float("-inf"))
-        by_log, by_value = gradients(s, kappa, weights, teacher, student, opened)
-        by_phi += product(by_value, psi, MODE)
-        by_gate += tl.sum(by_log, 1)
-    by_kl = tl.load(given + place, mask=row < Q, other=0.0)
+    by_phi, by_gate = over_keys(
+        x, phi, key + shared * N * D, key_phi + shared * N * F, weight + shared * N, there + head // H * N,
+        teacher_size, beyond, given, row, i, head * Q + at, d, f, scaling,
+        Q, N, F, D, W, CAUSAL, PADDED, MODE, TILE, BLOCK_N, BLOCK_F,
+    )  # fmt: skip
     x, phi = rows(query + head * N * D, i, N, d, D), rows(query_phi + head * Q * F, at, Q, f, F).to(tl.float32)
-    by_phi *= by_kl[:, None]
     through_softmax(phi, by_phi, x, by_frequency + own * F * D, by_bias + own * F, f, d, scale, F, D, MODE)
     if W > 0:
-        by_gate *= by_kl
         tl.atomic_add(by_constant + own, tl.sum(by_gate, 0), sem="relaxed")
         through_polynomial(
             by_gate, x, linear + own * D, quadratic + own * D, by_linear + own * D, by_quadratic + own * D,
             d, scale, D, 2,
         )  # fmt: skip
+
+
+@triton.jit
+def query_features_kernel(
+    query, key, query_phi, key_phi, weight, there, positions, teacher_size, beyond, given, by_features, by_level,
+    scaling,
+    Q, N, H, G: tl.constexpr, F: tl.constexpr, D: tl.constexpr, W: tl.constexpr,
+    CAUSAL: tl.constexpr, PADDED: tl.constexpr, MODE: tl.constexpr,
+    TILE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_F: tl.constexpr,
+):  # fmt: skip
+    """Grid (B·H, blocks of rows from the last on): for φ_q (B, H, Q, F) and g (B, H, Q)."""
+    head = tl.program_id(0).to(tl.int64)
+    shared = head // G
+    row = (tl.num_programs(1) - 1 - tl.program_id(1)) * TILE + tl.arange(0, TILE)
+    d, f = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_F)
+    at = tl.minimum(row, Q - 1)
+    i = tl.load(positions + at)
+    x, phi = rows(query + head * N * D, i, N, d, D), rows(query_phi + head * Q * F, at, Q, f, F)
+    by_phi, by_gate = over_keys(
+        x, phi, key + shared * N * D, key_phi + shared * N * F, weight + shared * N, there + head // H * N,
+        teacher_size, beyond, given, row, i, head * Q + at, d, f, scaling,
+        Q, N, F, D, W, CAUSAL, PADDED, MODE, TILE, BLOCK_N, BLOCK_F,
+    )  # fmt: skip
+    spot, inside = (head * Q + row)[:, None] * F + f[None, :], (row < Q)[:, None] & (f < F)[None, :]
+    tl.store(by_features + spot, by_phi, mask=inside)
+    tl.store(by_level + head * Q + row, by_gate, mask=row < Q)
 
 
 @triton.jit
@@ -90,71 +131,116 @@ def first_row(positions, position, Q):
 
 @triton.jit
 def by_rows(
-    keys, psi, weights, seen, query, query_phi, gate, there, positions, teacher_size, student_size, given,
+    keys, psi, weights, seen, query, query_phi, there, positions, teacher_size, beyond, given,
     row, head, j, d, f, scaling,
-    Q, N, F: tl.constexpr, D: tl.constexpr, W: tl.constexpr, CAUSAL: tl.constexpr, PADDED: tl.constexpr,
-    MODE: tl.constexpr, ALL: tl.constexpr,
+    Q, N, F: tl.constexpr, D: tl.constexpr, W: tl.constexpr, SAMPLED: tl.constexpr, CAUSAL: tl.constexpr,
+    PADDED: tl.constexpr, MODE: tl.constexpr, ALL: tl.constexpr,
 ):  # fmt: skip
     """Of keys × rows: the gradients of KL for log-weights and for κ; and the rows' features. ALL: rows see all keys."""
     at = tl.minimum(row, Q - 1)
     place = head * Q + at
-    i, phi = tl.load(positions + at), rows(query_phi + head * Q * F, at, Q, f, F)
+    i, phi = at, rows(query_phi + head * Q * F, at, Q, f, F)
+    if SAMPLED:
+        i = tl.load(positions + at)
     s, kappa = scores(keys, psi, rows(query + head * N * D, i, N, d, D), phi, scaling, MODE)
     if not ALL:
         shown = visible(i[None, :] - W, row[None, :], j[:, None], there, Q, N, CAUSAL, PADDED)
         s, weights = tl.where(shown, s, float("-inf")), tl.where(shown, weights, float("-inf"))
     elif PADDED or not CAUSAL:
         s = tl.where(seen[:, None], s, float("-inf"))
-    teacher, student = tl.load(teacher_size + place)[None, :], tl.load(student_size + place)[None, :]
-    by_log, by_value = gradients(s, kappa, weights, teacher, student, tl.load(gate + place)[None, :])
+    teacher, raised = tl.load(teacher_size + place)[None, :], tl.load(beyond + place)[None, :]
+    by_log, by_value = gradients(s, kappa, weights, teacher, raised)
     by_kl = tl.load(given + place, mask=row < Q, other=0.0)[None, :]
     return by_log * by_kl, by_value * by_kl, phi
 
 
 @triton.jit
-def key_kernel(
-    query, key, query_phi, key_phi, weight, gate, there, positions, teacher_size, student_size, given,
-    linear, quadratic, by_frequency, by_bias, by_linear, by_quadratic, scaling, scale,
-    Q, N, K, G: tl.constexpr, F: tl.constexpr, D: tl.constexpr, W: tl.constexpr, DEGREE: tl.constexpr,
+def over_rows(
+    y, psi, weights, seen, query, query_phi, there, positions, teacher_size, beyond, given, shared, start, d, f,
+    scaling,
+    Q, N, G: tl.constexpr, F: tl.constexpr, D: tl.constexpr, W: tl.constexpr, SAMPLED: tl.constexpr,
     CAUSAL: tl.constexpr, PADDED: tl.constexpr, MODE: tl.constexpr,
-    TILE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_F: tl.constexpr,
+    TILE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
-    """Grid (blocks of keys, B·K): for the keys' features and weights, over the G query heads that read them."""
-    shared = tl.program_id(1).to(tl.int64)
-    there, own = there + shared // K * N, shared % K
-    j = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    d, f, column = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_F), tl.arange(0, BLOCK_N)
-    y, psi = rows(key + shared * N * D, j, N, d, D), rows(key_phi + shared * N * F, j, N, f, F)
-    seen = j < N
-    if PADDED:
-        seen = seen & (tl.load(there + j, mask=j < N, other=0) != 0)
-    weights = tl.load(weight + shared * N + j, mask=seen, other=float("-inf"))[:, None]
+    """Of keys y from `start` on: the gradients for φ (TILE, F) and for w (TILE,), over the G heads that read them."""
+    j, column = start + tl.arange(0, TILE), tl.arange(0, BLOCK_N)
     by_phi, by_weight = tl.zeros((TILE, BLOCK_F), tl.float32), tl.zeros((TILE,), tl.float32)
     begin, whole = 0, 0
     if CAUSAL:
         # The first row that sees one of these keys beyond its window, and the first that sees all.
-        begin = first_row(positions, tl.program_id(0) * TILE + W, Q) // BLOCK_N * BLOCK_N
-        whole = first_row(positions, tl.program_id(0) * TILE + TILE - 1 + W, Q)
-        whole = (whole + BLOCK_N - 1) // BLOCK_N * BLOCK_N
+        begin, whole = start + W, start + W + TILE - 1
+        if SAMPLED:
+            begin, whole = first_row(positions, begin, Q), first_row(positions, whole, Q)
+        begin, whole = begin // BLOCK_N * BLOCK_N, (whole + BLOCK_N - 1) // BLOCK_N * BLOCK_N
     for g in range(0, G):
         head = shared * G + g
         for first in range(begin, tl.minimum(whole, Q), BLOCK_N):
             by_log, by_value, phi = by_rows(
-                y, psi, weights, seen, query, query_phi, gate, there, positions, teacher_size, student_size, given,
-                first + column, head, j, d, f, scaling, Q, N, F, D, W, CAUSAL, PADDED, MODE, False,
+                y, psi, weights, seen, query, query_phi, there, positions, teacher_size, beyond, given,
+                first + column, head, j, d, f, scaling, Q, N, F, D, W, SAMPLED, CAUSAL, PADDED, MODE, False,
             )  # fmt: skip
             by_phi += product(by_value, phi, MODE)
             by_weight += tl.sum(by_log, 1)
         for first in range(whole, Q, BLOCK_N):
             by_log, by_value, phi = by_rows(
-                y, psi, weights, seen, query, query_phi, gate, there, positions, teacher_size, student_size, given,
-                first + column, head, j, d, f, scaling, Q, N, F, D, W, CAUSAL, PADDED, MODE, True,
+                y, psi, weights, seen, query, query_phi, there, positions, teacher_size, beyond, given,
+                first + column, head, j, d, f, scaling, Q, N, F, D, W, SAMPLED, CAUSAL, PADDED, MODE, True,
             )  # fmt: skip
             by_phi += product(by_value, phi, MODE)
             by_weight += tl.sum(by_log, 1)
+    return by_phi, by_weight
+
+
+@triton.jit
+def key_kernel(
+    query, key, query_phi, key_phi, weight, there, positions, teacher_size, beyond, given,
+    linear, quadratic, by_frequency, by_bias, by_linear, by_quadratic, scaling, scale,
+    Q, N, K, G: tl.constexpr, F: tl.constexpr, D: tl.constexpr, W: tl.constexpr, DEGREE: tl.constexpr,
+    SAMPLED: tl.constexpr, CAUSAL: tl.constexpr, PADDED: tl.constexpr, MODE: tl.constexpr,
+    TILE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_F: tl.constexpr,
+):  # fmt: skip
+    """Grid (B·K, blocks of keys): for the keys' parameters."""
+    shared, start = tl.program_id(0).to(tl.int64), tl.program_id(1) * TILE
+    there, own = there + shared // K * N, shared % K
+    j, d, f = start + tl.arange(0, TILE), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_F)
+    y, psi = rows(key + shared * N * D, j, N, d, D), rows(key_phi + shared * N * F, j, N, f, F)
+    seen = j < N
+    if PADDED:
+        seen = seen & (tl.load(there + j, mask=j < N, other=0) != 0)
+    weights = tl.load(weight + shared * N + j, mask=seen, other=float("-inf"))[:, None]
+    by_phi, by_weight = over_rows(
+        y, psi, weights, seen, query, query_phi, there, positions, teacher_size, beyond, given, shared, start, d, f,
+        scaling, Q, N, G, F, D, W, SAMPLED, CAUSAL, PADDED, MODE, TILE, BLOCK_N, BLOCK_F,
+    )  # fmt: skip
     y, psi = rows(key + shared * N * D, j, N, d, D), rows(key_phi + shared * N * F, j, N, f, F).to(tl.float32)
     through_softmax(psi, by_phi, y, by_frequency + own * F * D, by_bias + own * F, f, d, scale, F, D, MODE)
     through_polynomial(
         by_weight, y, linear + own * D, quadratic + own * D, by_linear + own * D, by_quadratic + own * D,
         d, scale, D, DEGREE,
     )  # fmt: skip
+
+
+@triton.jit
+def key_features_kernel(
+    query, key, query_phi, key_phi, weight, there, positions, teacher_size, beyond, given, by_features, by_level,
+    scaling,
+    Q, N, K, G: tl.constexpr, F: tl.constexpr, D: tl.constexpr, W: tl.constexpr, SAMPLED: tl.constexpr,
+    CAUSAL: tl.constexpr, PADDED: tl.constexpr, MODE: tl.constexpr,
+    TILE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_F: tl.constexpr,
+):  # fmt: skip
+    """Grid (B·K, blocks of keys): for φ_k (B, K, N, F) and w (B, K, N)."""
+    shared, start = tl.program_id(0).to(tl.int64), tl.program_id(1) * TILE
+    there += shared // K * N
+    j, d, f = start + tl.arange(0, TILE), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_F)
+    y, psi = rows(key + shared * N * D, j, N, d, D), rows(key_phi + shared * N * F, j, N, f, F)
+    seen = j < N
+    if PADDED:
+        seen = seen & (tl.load(there + j, mask=j < N, other=0) != 0)
+    weights = tl.load(weight + shared * N + j, mask=seen, other=float("-inf"))[:, None]
+    by_phi, by_weight = over_rows(
+        y, psi, weights, seen, query, query_phi, there, positions, teacher_size, beyond, given, shared, start, d, f,
+        scaling, Q, N, G, F, D, W, SAMPLED, CAUSAL, PADDED, MODE, TILE, BLOCK_N, BLOCK_F,
+    )  # fmt: skip
+    spot, inside = (shared * N + j)[:, None] * F + f[None, :], (j < N)[:, None] & (f < F)[None, :]
+    tl.store(by_features + spot, by_phi, mask=inside)
+    tl.store(by_level + shared * N + j, by_weight, mask=j < N)

@@ -8,13 +8,15 @@ s are the teacher's logits and ℓ their log-sum-exp; a are the student's log-we
 
 Neither P nor A is ever in memory: forwards keeps ℓ and z of each query, and backwards makes the tiles again, from
 features φ that are made once. Of most tiles every row sees every key beyond its window: these need no mask, the sum of
-κ_ij e^{w_j} needs an exponential per key alone, and with t = P_ij / κ_ij, e^{w_j + g_i − z_i} − t is the gradient for κ.
-Logarithms, and w and g in memory, are to the base 2, whose powers are one instruction; KL is in nats. `map_gradients`
-goes backwards.
+κ_ij e^{w_j} needs an exponential per key alone. Logarithms, and w and g in memory, are to the base 2, whose powers are
+one instruction; KL is in nats. `map_gradients` goes backwards.
 
-The query rows are a sorted list of positions. Sums are float32; products as MODE says, see `tiles.product`. Tests hold
+The query rows are a sorted list of positions, of all where they are not SAMPLED. Programs with most to do come first,
+since what a GPU does last it does with few. Sums are float32; products as MODE says, see `tiles.product`. Tests hold
 all of it to `maploss.map_kl`.
 """
+
+import math
 
 import triton
 import triton.language as tl
@@ -26,7 +28,7 @@ from .flexformer.tiles import narrow, product, rows
 NONE: tl.constexpr = tl.constexpr(-1e30)
 #: The least that a kernel's value counts as, below which it has no gradient: as `engine.log_scores` has it.
 TINY: tl.constexpr = tl.constexpr(1.1754943508222875e-38)
-LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
+LOG2_E: tl.constexpr = tl.constexpr(math.log2(math.e))
 
 
 @triton.jit
@@ -78,15 +80,15 @@ def visible(i, row, j, there, Q, N, CAUSAL: tl.constexpr, PADDED: tl.constexpr):
 
 @triton.jit
 def forward_kernel(
-    query, key, query_phi, key_phi, weight, gate, there, positions, kl, teacher_size, student_size, scaling,
+    query, key, query_phi, key_phi, weight, gate, there, positions, kl, teacher_size, beyond, scaling,
     Q, N, H, G: tl.constexpr, F: tl.constexpr, D: tl.constexpr, W: tl.constexpr,
     CAUSAL: tl.constexpr, PADDED: tl.constexpr, MODE: tl.constexpr,
     TILE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
-    """Grid (blocks of rows, B·H): KL, ℓ and z (B, H, Q)."""
-    head = tl.program_id(1).to(tl.int64)
+    """Grid (B·H, blocks of rows from the last on): KL, ℓ and g − z (B, H, Q)."""
+    head = tl.program_id(0).to(tl.int64)
     shared, there = head // G, there + head // H * N
-    row = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    row = (tl.num_programs(1) - 1 - tl.program_id(1)) * TILE + tl.arange(0, TILE)
     d, f, column = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_F), tl.arange(0, BLOCK_N)
     # In the place of rows beyond the last stands the last.
     at = tl.minimum(row, Q - 1)
@@ -147,4 +149,4 @@ def forward_kernel(
     place = head * Q + row
     tl.store(kl + place, tl.where(seeing, (gained / size - log_size + log_sum) / LOG2_E, 0.0), mask=row < Q)
     tl.store(teacher_size + place, log_size, mask=row < Q)
-    tl.store(student_size + place, log_sum, mask=row < Q)
+    tl.store(beyond + place, opened - log_sum, mask=row < Q)

@@ -1,6 +1,7 @@
 """KL(P‖A) of whole layers through the kernels of `map_kernels`, on a GPU: no tile of a map outlives its program."""
 
 import importlib.util
+import math
 from typing import Any
 
 import torch
@@ -10,11 +11,14 @@ from torch.autograd.function import once_differentiable
 from .capture import Heads
 from .flexformer.attempt import attempt, possible, roomy
 from .flexformer.decay import NoDecay
+from .flexformer.engine import chosen
 from .flexformer.exponential import Exponential
 from .flexformer.mixer import PARTS, Mixer
 from .flexformer.parameters import parameters, zeros
-from .flexformer.precision import MODES
+from .flexformer.precision import MODES, scaled
 
+#: log₂ e: the kernels' logarithms are to the base 2.
+LOG2_E = math.log2(math.e)
 #: Rows of a tile, and of those that it is held against.
 TILE, AGAINST = 64, 64
 #: Features whose tiles fit into shared memory, by how products are made; and of how many those of three steps do.
@@ -29,21 +33,32 @@ FEW, MANY = 4, 8
 
 
 def streams(mixer: Mixer, heads: Heads) -> bool:
-    """Whether there are kernels for the map loss of `mixer`, whole: exponential features without decay."""
+    """Whether there are kernels for the map loss of `mixer`, whole: of every positive map, with one decay at most."""
     return (
         heads.query.is_cuda
         and heads.query.dtype != torch.float64
         and roomy(heads.query.device)
-        and type(mixer.map) is Exponential
-        and type(mixer.decay) is NoDecay
+        and mixer.comparable
+        and mixer.groups == 1
         and len(mixer.parts) == len(PARTS)
-        # They go back to parameters alone, as a teacher that learns nothing has it.
+        # They go back to the mixer alone, as from a teacher that learns nothing.
         and not (heads.query.requires_grad or heads.key.requires_grad)
         and heads.query.shape[-1] <= DEEPEST
-        and mixer.feature_dim <= MOST[MODES[torch.get_float32_matmul_precision()]]
+        and mixer.feature_dim <= MOST[mode(mixer)]
         and possible(WHAT)
         and importlib.util.find_spec("triton") is not None
     )
+
+
+def fused(mixer: Mixer) -> bool:
+    """Whether kernels make the features, too."""
+    return type(mixer.map) is Exponential and type(mixer.decay) is NoDecay
+
+
+def mode(mixer: Mixer) -> str:
+    """How products are made: as PyTorch is told to where features are made here, which are above 0, and rounding takes
+    little of them. Of others it can take the sign of a kernel's value, whose logarithm is wanted."""
+    return MODES[torch.get_float32_matmul_precision()] if fused(mixer) else "tf32x3"
 
 
 def try_stream_kl(mixer: Mixer, heads: Heads, rows: Tensor) -> Tensor | None:
@@ -54,59 +69,125 @@ def try_stream_kl(mixer: Mixer, heads: Heads, rows: Tensor) -> Tensor | None:
 def stream_kl(mixer: Mixer, heads: Heads, rows: Tensor) -> Tensor:
     """KL(P‖A) of the queries at `rows`, sorted: (B, K, G, Q)."""
     with torch.cuda.device_of(heads.query):
-        found: Tensor = StreamedKl.apply(*parameters(mixer), mixer, heads, rows)
+        if fused(mixer):
+            found: Tensor = FusedKl.apply(*parameters(mixer), mixer, heads, rows)
+        else:
+            found = FeaturesKl.apply(*features_of(mixer, heads, rows), mixer, heads, rows)
     return found.unflatten(1, (heads.key.shape[1], -1))
 
 
-class StreamedKl(torch.autograd.Function):
-    """→ (B, H, Q), from which gradients go to the mixer's parameters."""
+class FusedKl(torch.autograd.Function):
+    """→ (B, H, Q), from which gradients go to the parameters of a mixer of exponential features."""
 
     @staticmethod
     def forward(ctx: Any, *given: Any) -> Tensor:
-        from .map_kernels import LOG2_E, forward_kernel
-
         *learned, mixer, heads, rows = given
         settings = constants(mixer, heads)
-        held = torch.bfloat16 if settings["MODE"] == "bf16" else torch.float32
-        query, key = (each.to(held).contiguous() for each in (heads.query, heads.key))
-        batch, count, length, _ = query.shape
-        scale = heads.scaling**0.5
+        query, key = held(heads, settings)
+        length, scale = query.shape[2], heads.scaling**0.5
         every = rows if len(rows) == length else torch.arange(length, device=rows.device)
         gated, weighted = 2 * (mixer.width > 0), len(mixer.key_weight.coefficients)
         query_phi, gate = features(query, rows, learned[:2], learned[6:], scale, gated, mixer.width > 0, settings)
         key_phi, weight = features(key, every, learned[2:4], learned[3:6], scale, weighted, False, settings)
-        # In the place of what there is not stands something that is not read.
-        there = rows if heads.padding is None else (heads.padding != 0).contiguous()
-        kl, teacher, student = (gate.new_empty(batch, count, len(rows)) for _ in range(3))
-        tiles = query, key, query_phi, key_phi, weight, gate, there, rows
-        forward_kernel[(cdiv(len(rows), TILE), batch * count)](
-            *tiles, kl, teacher, student, heads.scaling * LOG2_E.value, len(rows), length, count, **settings
-        )
-        ctx.save_for_backward(*tiles, teacher, student, *learned)
-        ctx.settings, ctx.scaling, ctx.degree = settings, heads.scaling, weighted
+        kl = forwards(ctx, heads, query, key, query_phi, key_phi, weight, gate, rows, settings, *learned)
+        ctx.scales, ctx.degree = (heads.scaling * LOG2_E, scale), weighted
         return kl
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
         from .map_gradients import key_kernel, query_kernel
-        from .map_kernels import LOG2_E
 
-        *tiles, teacher, student = ctx.saved_tensors[:10]
-        learned = ctx.saved_tensors[10:]
-        query, key, rows = tiles[0], tiles[1], tiles[7]
-        batch, count, length, _ = query.shape
-        shared, by = key.shape[1], zeros(learned)
-        both = *tiles, teacher, student, gradient.contiguous()
-        scales = ctx.scaling * LOG2_E.value, ctx.scaling**0.5
+        tiles, learned, settings = ctx.saved_tensors[:9], ctx.saved_tensors[9:], ctx.settings
+        query, key, rows, by = tiles[0], tiles[1], tiles[6], zeros(learned)
+        (batch, count, length, _), shared = query.shape, key.shape[1]
+        both = *tiles, gradient.contiguous()
         with torch.cuda.device_of(query):
-            query_kernel[(cdiv(len(rows), TILE), batch * count)](
-                *both, *learned[7:], *by[:2], *by[6:], *scales, len(rows), length, count, **ctx.settings
+            query_kernel[(batch * count, cdiv(len(rows), TILE))](
+                *both, *learned[7:], *by[:2], *by[6:], *ctx.scales, len(rows), length, count, **settings
             )
-            key_kernel[(cdiv(length, TILE), batch * shared)](
-                *both, *learned[4:6], *by[2:6], *scales, len(rows), length, shared, DEGREE=ctx.degree, **ctx.settings
-            )
+            key_kernel[(batch * shared, cdiv(length, TILE))](
+                *both, *learned[4:6], *by[2:6], *ctx.scales, len(rows), length, shared,
+                DEGREE=ctx.degree, SAMPLED=len(rows) < length, **settings,
+            )  # fmt: skip
         return *by, None, None, None
+
+
+class FeaturesKl(torch.autograd.Function):
+    """φ_q (B, H, Q, F), φ_k (B, K, N, F), w (B, K, N) and g (B, H, Q) → (B, H, Q)."""
+
+    @staticmethod
+    def forward(ctx: Any, query_phi: Tensor, key_phi: Tensor, weight: Tensor, gate: Tensor, *rest: Any) -> Tensor:
+        mixer, heads, rows = rest
+        settings = constants(mixer, heads)
+        query, key = held(heads, settings)
+        query_phi, key_phi = query_phi.contiguous(), key_phi.contiguous()
+        weight, gate = (weight * LOG2_E).contiguous(), (gate * LOG2_E).contiguous()
+        ctx.scaling = heads.scaling * LOG2_E
+        return forwards(ctx, heads, query, key, query_phi, key_phi, weight, gate, rows, settings)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        from .map_gradients import key_features_kernel, query_features_kernel
+
+        tiles, settings = ctx.saved_tensors, ctx.settings
+        query, key, query_phi, key_phi, weight, _, rows = tiles[:7]
+        (batch, count, length, _), shared = query.shape, key.shape[1]
+        both = *tiles, gradient.contiguous()
+        by_query, by_key, by_weight = (torch.empty_like(each) for each in (query_phi, key_phi, weight))
+        by_gate = query_phi.new_empty(query_phi.shape[:-1])
+        with torch.cuda.device_of(query):
+            query_features_kernel[(batch * count, cdiv(len(rows), TILE))](
+                *both, by_query, by_gate, ctx.scaling, len(rows), length, count, **settings
+            )
+            key_features_kernel[(batch * shared, cdiv(length, TILE))](
+                *both, by_key, by_weight, ctx.scaling, len(rows), length, shared,
+                SAMPLED=len(rows) < length, **settings,
+            )  # fmt: skip
+        return by_query, by_key, by_weight, by_gate, None, None, None
+
+
+def held(heads: Heads, settings: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Queries and keys as products take them."""
+    dtype = torch.bfloat16 if settings["MODE"] == "bf16" else torch.float32
+    return heads.query.to(dtype).contiguous(), heads.key.to(dtype).contiguous()
+
+
+def forwards(
+    ctx: Any, heads: Heads, query: Tensor, key: Tensor, query_phi: Tensor, key_phi: Tensor, weight: Tensor,
+    gate: Tensor, rows: Tensor, settings: dict[str, Any], *kept: Tensor,
+) -> Tensor:  # fmt: skip
+    """KL (B, H, Q); what going back begins with is saved, and after it what else is to be kept."""
+    from .map_kernels import forward_kernel
+
+    batch, count, length, _ = query.shape
+    # In the place of what there is not stands something that is not read.
+    there = rows if heads.padding is None else (heads.padding != 0).contiguous()
+    kl, teacher, beyond = (gate.new_empty(batch, count, len(rows)) for _ in range(3))
+    tiles = query, key, query_phi, key_phi, weight
+    forward_kernel[(batch * count, cdiv(len(rows), TILE))](
+        *tiles, gate, there, rows, kl, teacher, beyond, heads.scaling * LOG2_E, len(rows), length, count, **settings
+    )
+    ctx.save_for_backward(*tiles, there, rows, teacher, beyond, *kept)
+    ctx.settings = settings
+    return kl
+
+
+def features_of(mixer: Mixer, heads: Heads, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What `FeaturesKl` takes. A decay of key and query is a part of w and g: L_ij = e^{c_{i−w} − c_j}, c = Σ log γ."""
+    query, key = scaled(heads.query, heads.scaling), scaled(heads.key, heads.scaling)
+    batch, length = len(key), key.shape[2]
+    real = key.new_ones(batch, length, dtype=torch.bool) if heads.padding is None else heads.padding != 0
+    position = real.cumsum(1) - 1
+    made = mixer.features(query, position, key, position, real)
+    faded = made.log_decay[..., 0].cumsum(-1)
+    weight = made.log_weight.masked_fill(~real[:, None], 0) - faded
+    gate = torch.nn.functional.pad(faded, (mixer.width, 0))[..., :length]
+    gate = gate.repeat_interleave(query.shape[1] // key.shape[1], 1)
+    if mixer.window is not None:
+        gate = gate + mixer.gate(query)
+    return chosen(made.query, rows), made.key, weight, chosen(gate, rows)
 
 
 def features(
@@ -123,7 +204,19 @@ def features(
     level = x.new_empty(batch, heads, len(at), dtype=torch.float32)
     fewer = {name: settings[name] for name in ("F", "D", "MODE", "TILE", "BLOCK_D", "BLOCK_F", "num_warps")}
     features_kernel[(cdiv(len(at), TILE), batch * heads)](
-        x, at, *projection, *polynomial, phi, level, scale, len(at), length, heads, DEGREE=degree, BIASED=biased, **fewer
+        x,
+        at,
+        *projection,
+        *polynomial,
+        phi,
+        level,
+        scale,
+        len(at),
+        length,
+        heads,
+        DEGREE=degree,
+        BIASED=biased,
+        **fewer,
     )
     return phi, level
 
@@ -132,7 +225,7 @@ def constants(mixer: Mixer, heads: Heads) -> dict[str, Any]:
     """What the kernels of tiles are built for."""
     from .flexformer.tiles import block
 
-    mode, head_dim = MODES[torch.get_float32_matmul_precision()], heads.query.shape[-1]
+    made, head_dim = mode(mixer), heads.query.shape[-1]
     wide = mixer.feature_dim > AHEAD
     return {
         "G": heads.query.shape[1] // heads.key.shape[1],
@@ -141,14 +234,14 @@ def constants(mixer: Mixer, heads: Heads) -> dict[str, Any]:
         "W": mixer.width,
         "CAUSAL": heads.causal,
         "PADDED": heads.padding is not None,
-        "MODE": mode,
+        "MODE": made,
         "TILE": TILE,
         "BLOCK_N": AGAINST,
         "BLOCK_D": block(head_dim),
         "BLOCK_F": block(mixer.feature_dim),
         "num_warps": MANY if wide else FEW,
         # Tiles on their way from memory: of float32 there is no room for several.
-        "num_stages": 1 if mode != "bf16" else 2 if wide else 3,
+        "num_stages": 1 if made != "bf16" else 2 if wide else 3,
     }
 
 

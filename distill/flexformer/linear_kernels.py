@@ -95,11 +95,11 @@ def scan_kernel(
     CHUNKS, F: tl.constexpr, V: tl.constexpr, MODE: tl.constexpr, REVERSE: tl.constexpr, GOES_ON: tl.constexpr,
     BLOCK: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Grid (blocks of F·V + F numbers, B·K): sums (B·K, CHUNKS, ·) of chunks become those of all chunks before each.
+    """Grid (blocks of F·V + F numbers, B·K): sums (B·K, CHUNKS, ·) of chunks become those of all before each.
 
-    As products with e^{w_j − t}, t the largest w_j before the chunk, which becomes row c of tops (B·K, CHUNKS + 1); what
-    came before the text is in `before` (B, K, F, V + 1) where it GOES_ON, and all there is at its end goes to `after`,
-    the largest w_j to `last`. REVERSE: of all chunks after each, with e^{m − s_i}, see `linear_gradients`; tops are read.
+    With e^{w_j − t}, t the largest w_j before the chunk, which becomes row c of tops (B·K, CHUNKS + 1). Where a text
+    GOES_ON, what came before is in `before` (B, K, F, V + 1); all there is at its end goes to `after`, and the largest
+    w_j to `last`. REVERSE: of all chunks after each, with e^{m − s_i}, see `linear_gradients`; tops are read.
     """
     place = tl.program_id(1).to(tl.int64)
     X: tl.constexpr = F * V + F

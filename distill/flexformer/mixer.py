@@ -123,7 +123,7 @@ class Mixer(TokenMixer):
                 weighted = self.reading(query, weighted)
             if self.window is not None:
                 near = self.window.near(query, wide_keys, wide_values, present & ("window" in self.parts))
-                weighted = self.window.join(self._gate(query), near, weighted)
+                weighted = self.window.join(self.gate(query), near, weighted)
             out = self.normaliser(weighted.sums).to(value.dtype)
             recent = slice(keys.shape[2] - self.width, None)
             seen = memory.seen + new.sum(1)
@@ -177,11 +177,11 @@ class Mixer(TokenMixer):
             for each, unmoved, axis in ((key, (0, 0), 2), (position, (), 1), (real, (), 1))
         )
         features = self.features(query, position, delayed, late, there)
-        gate = None if self.window is None else self._gate(query)
+        gate = None if self.window is None else self.gate(query)
         seen = real & ("window" in self.parts)
         return Whole(features, query, key, seen, gate, self.width, self.map.minimum(), self.causal)
 
-    def _gate(self, query: Tensor) -> Tensor:
+    def gate(self, query: Tensor) -> Tensor:
         """What the logarithm of the linear part's weights is raised by beside a window: (B, H, N)."""
         assert self.window is not None
         gate, dropped = self.window.gate(query), self.map.dropped(query)

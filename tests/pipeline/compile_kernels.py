@@ -17,7 +17,8 @@ STEP = HEAD | {
     "BLOCK_F": 32, "BLOCK_R": 2, "BLOCK_W": 16,
 }  # fmt: skip
 MAP = HEAD | {
-    "W": 16, "DEGREE": 2, "BIASED": True, "CAUSAL": True, "PADDED": True, "TILE": 32, "BLOCK_N": 32, "BLOCK_F": 32,
+    "W": 16, "DEGREE": 2, "BIASED": True, "SAMPLED": True, "CAUSAL": True, "PADDED": True,
+    "TILE": 32, "BLOCK_N": 32, "BLOCK_F": 32,
 }  # fmt: skip
 LINEAR = HEAD | {
     "W": 16, "SKIP": 16, "DEGREE": 2, "PADDED": True, "C": 32, "BLOCK_F": 32,
@@ -32,6 +33,8 @@ KERNELS = [
             map_kernels.forward_kernel,
             map_gradients.query_kernel,
             map_gradients.key_kernel,
+            map_gradients.query_features_kernel,
+            map_gradients.key_features_kernel,
         )
         for mode in ("bf16", "tf32x3")
     ),
@@ -54,7 +57,10 @@ TYPES = (
     | dict.fromkeys(("N", "K", "H", "Q", "R", "CHUNKS"), "i32")
     | dict.fromkeys(("seen", "new_seen", "positions"), "*i64")
     | dict.fromkeys(("real", "present", "new_present", "there"), "*i1")
-    | dict.fromkeys(("query", "key", "value", "keys", "values", "new_keys", "new_values", "out", "query_phi", "key_phi", "phi"), "*bf16")
+    | dict.fromkeys(
+        ("query", "key", "value", "keys", "values", "new_keys", "new_values", "out", "query_phi", "key_phi", "phi"),
+        "*bf16",
+    )
 )
 
 

@@ -28,6 +28,17 @@ CASES: dict[str, tuple[HeadShape, dict[str, Any]]] = {
     "window": (HeadShape(2, 1, 16), PLAIN | {"window": 5}),
     "many features": (HeadShape(1, 1, 16), PLAIN | {"features": 150, "window": 3}),
 }
+WAVES = bare("", features=27, frequency_scale=0.15, key_weight="quadratic")
+#: Others than exponential features without decay, which PyTorch makes.
+OTHERS: dict[str, tuple[HeadShape, dict[str, Any]]] = {
+    "spectral": (HeadShape(2, 1, 16), WAVES | {"map": "spectral", "amplitude_scale": 0.3, "window": 5}),
+    "products": (HeadShape(2, 2, 16), WAVES | {"map": "nonstationary", "positive": True, "order": 3}),
+    "tied products": (HeadShape(1, 1, 16), WAVES | {"map": "stationary", "positive": True, "order": 2, "window": 3}),
+    "hedgehog": (HeadShape(2, 1, 16), bare("hedgehog", features=32)),
+    "fixed decay": (HeadShape(2, 1, 16), PLAIN | {"decay": "fixed"}),
+    "learned decay": (HeadShape(2, 2, 16), PLAIN | {"decay": "learned", "window": 5}),
+    "selective decay": (HeadShape(2, 1, 16), PLAIN | {"decay": "selective", "window": 5}),
+}
 SCALING = 0.25
 
 
@@ -52,7 +63,7 @@ def log_teacher_exactly(given: Heads, rows: Tensor) -> Tensor:
 
 
 def check(name: str, rows: Tensor, precision: str, tolerance: float, causal: bool = True, **changed: Any) -> None:
-    shape, options = CASES[name]
+    shape, options = (CASES | OTHERS)[name]
     mixer, given = made(shape, options), heads(shape, changed.pop("length", 80), changed.pop("size", 1.0))
     given, mixer.causal = given._replace(causal=causal, **changed), causal
     exact, rows = deepcopy(mixer).double(), rows.to(DEVICE)
@@ -85,6 +96,29 @@ def test_it_is_the_dense_loss(name: str, precision: str):
 @pytest.mark.parametrize("precision", ["high", "medium"])
 def test_it_is_the_dense_loss_of_many_features(precision: str):
     check("many features", torch.arange(80), precision, TOLERANCES[precision])
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_it_is_the_dense_loss_of_other_features(name: str):
+    """Precise whatever PyTorch is told, since rounding takes the sign of a sum of waves."""
+    check(name, torch.arange(150), "medium", 1e-4, length=150)
+
+
+@pytest.mark.parametrize("name", ["spectral", "fixed decay"])
+def test_some_queries_of_a_padded_text_by_other_features(name: str):
+    padding = torch.ones(2, 150, dtype=torch.long, device=DEVICE)
+    padding[0, :40] = padding[1, 131:] = 0
+    check(name, torch.arange(41, 150, 2), "medium", 1e-4, length=150, padding=padding)
+
+
+@pytest.mark.parametrize("name", ["grouped queries", "window"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_tiles_that_every_row_sees_whole(name: str, padded: bool):
+    """And rows that are chosen, a tile and more of them."""
+    padding = torch.ones(2, 260, dtype=torch.long, device=DEVICE)
+    padding[0, :70] = padding[1, 231:] = 0
+    for rows in (torch.arange(71, 260, 2), torch.arange(70 if padded else 0, 260)):
+        check(name, rows, "highest", 1e-4, length=260, padding=padding if padded else None)
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="so large a layer takes a GPU")
@@ -132,9 +166,11 @@ def on_a_gpu(given: Heads, **changed: Any) -> Any:
 
 
 NONE_FOR: dict[str, tuple[HeadShape, dict[str, Any]]] = {
-    "map": (HeadShape(2, 2, 16), bare("hedgehog", features=16)),
-    "decay": (HeadShape(2, 2, 16), PLAIN | {"decay": "learned"}),
-    "fixed decay": (HeadShape(2, 2, 16), PLAIN | {"decay": "fixed"}),
+    "signs": (HeadShape(2, 2, 16), WAVES | {"map": "stationary", "positive": False, "order": 1}),
+    "groups": (HeadShape(2, 2, 16), PLAIN | {"decay": "learned", "decay_groups": 4}),
+    "erasing": (HeadShape(2, 2, 16), PLAIN | {"decay": "delta", "key_weight": "none"}),
+    "norm": (HeadShape(2, 2, 16), PLAIN | {"normaliser": "norm"}),
+    "many features of float32": (HeadShape(1, 1, 64), bare("hedgehog", features=130)),
     "head_dim": (HeadShape(1, 1, 256), PLAIN),
 }
 
@@ -142,8 +178,8 @@ NONE_FOR: dict[str, tuple[HeadShape, dict[str, Any]]] = {
 @pytest.mark.parametrize("name", NONE_FOR)
 def test_mixers_that_there_are_no_kernels_for(name: str, monkeypatch: pytest.MonkeyPatch):
     with_room(monkeypatch)
-    shape, options = CASES["window"]
-    assert map_stream.streams(made(shape, options), on_a_gpu(heads(shape, 4)))
+    for shape, options in (CASES["window"], OTHERS["spectral"], OTHERS["fixed decay"]):
+        assert map_stream.streams(made(shape, options), on_a_gpu(heads(shape, 4)))
     shape, options = NONE_FOR[name]
     assert not map_stream.streams(made(shape, options), on_a_gpu(heads(shape, 4)))
 
