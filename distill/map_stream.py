@@ -10,25 +10,25 @@ from torch.autograd.function import once_differentiable
 
 from .capture import Heads
 from .flexformer.attempt import attempt, possible, roomy
-from .flexformer.decay import NoDecay
 from .flexformer.engine import chosen
-from .flexformer.exponential import Exponential
+from .flexformer.levels import fused, leveled, levels
 from .flexformer.mixer import PARTS, Mixer
 from .flexformer.parameters import parameters, zeros
-from .flexformer.precision import MODES, scaled
+from .flexformer.precision import MODES
 
 #: log₂ e: the kernels' logarithms are to the base 2.
 LOG2_E = math.log2(math.e)
-#: Rows of a tile, and of those that it is held against.
-TILE, AGAINST = 64, 64
-#: Features whose tiles fit into shared memory, by how products are made; and of how many those of three steps do.
+#: Rows of a tile.
+TILE = 64
+#: Features whose tiles fit into shared memory, by how products are made.
 MOST = {"bf16": 256, "tf32": 256, "tf32x3": 128}
-AHEAD = 128
+#: More features are wide: they have registers among twice as many warps, and, of float32, room beside half as many rows.
+WIDE = 128
 #: The largest head_dim whose tiles fit into shared memory.
 DEEPEST = 128
 #: What the kernels are for.
 WHAT = "the loss of attention maps"
-#: Warps: more would make the same twice, of so many features; of more than them there are no registers otherwise.
+#: Warps; MANY for the wide, since they would make the same twice of others.
 FEW, MANY = 4, 8
 
 
@@ -39,7 +39,7 @@ def streams(mixer: Mixer, heads: Heads) -> bool:
         and heads.query.dtype != torch.float64
         and roomy(heads.query.device)
         and mixer.comparable
-        and mixer.groups == 1
+        and leveled(mixer)
         and len(mixer.parts) == len(PARTS)
         # They go back to the mixer alone, as from a teacher that learns nothing.
         and not (heads.query.requires_grad or heads.key.requires_grad)
@@ -48,11 +48,6 @@ def streams(mixer: Mixer, heads: Heads) -> bool:
         and possible(WHAT)
         and importlib.util.find_spec("triton") is not None
     )
-
-
-def fused(mixer: Mixer) -> bool:
-    """Whether kernels make the features, too."""
-    return type(mixer.map) is Exponential and type(mixer.decay) is NoDecay
 
 
 def mode(mixer: Mixer) -> str:
@@ -72,7 +67,7 @@ def stream_kl(mixer: Mixer, heads: Heads, rows: Tensor) -> Tensor:
         if fused(mixer):
             found: Tensor = FusedKl.apply(*parameters(mixer), mixer, heads, rows)
         else:
-            found = FeaturesKl.apply(*features_of(mixer, heads, rows), mixer, heads, rows)
+            found = FeaturesKl.apply(*told(mixer, heads, rows), mixer, heads, rows)
     return found.unflatten(1, (heads.key.shape[1], -1))
 
 
@@ -174,20 +169,13 @@ def forwards(
     return kl
 
 
-def features_of(mixer: Mixer, heads: Heads, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What `FeaturesKl` takes. A decay of key and query is a part of w and g: L_ij = e^{c_{i−w} − c_j}, c = Σ log γ."""
-    query, key = scaled(heads.query, heads.scaling), scaled(heads.key, heads.scaling)
-    batch, length = len(key), key.shape[2]
-    real = key.new_ones(batch, length, dtype=torch.bool) if heads.padding is None else heads.padding != 0
-    position = real.cumsum(1) - 1
-    made = mixer.features(query, position, key, position, real)
-    faded = made.log_decay[..., 0].cumsum(-1)
-    weight = made.log_weight.masked_fill(~real[:, None], 0) - faded
-    gate = torch.nn.functional.pad(faded, (mixer.width, 0))[..., :length]
-    gate = gate.repeat_interleave(query.shape[1] // key.shape[1], 1)
-    if mixer.window is not None:
-        gate = gate + mixer.gate(query)
-    return chosen(made.query, rows), made.key, weight, chosen(gate, rows)
+def told(mixer: Mixer, heads: Heads, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What `FeaturesKl` takes."""
+    real = heads.key.new_ones(len(heads.key), heads.key.shape[2], dtype=torch.bool)
+    if heads.padding is not None:
+        real = heads.padding != 0
+    found = levels(mixer, heads.query, heads.key, heads.scaling, real, real.cumsum(1) - 1)
+    return chosen(found.query, rows), found.key, found.weight, chosen(found.gate, rows)
 
 
 def features(
@@ -226,7 +214,7 @@ def constants(mixer: Mixer, heads: Heads) -> dict[str, Any]:
     from .flexformer.tiles import block
 
     made, head_dim = mode(mixer), heads.query.shape[-1]
-    wide = mixer.feature_dim > AHEAD
+    wide = mixer.feature_dim > WIDE
     return {
         "G": heads.query.shape[1] // heads.key.shape[1],
         "F": mixer.feature_dim,
@@ -236,12 +224,12 @@ def constants(mixer: Mixer, heads: Heads) -> dict[str, Any]:
         "PADDED": heads.padding is not None,
         "MODE": made,
         "TILE": TILE,
-        "BLOCK_N": AGAINST,
+        "BLOCK_N": TILE // 2 if wide and made != "bf16" else TILE,
         "BLOCK_D": block(head_dim),
         "BLOCK_F": block(mixer.feature_dim),
         "num_warps": MANY if wide else FEW,
-        # Tiles on their way from memory: of float32 there is no room for several.
-        "num_stages": 1 if made != "bf16" else 2 if wide else 3,
+        # Tiles on their way from memory: of float32 there is no room for several, and of three registers run out.
+        "num_stages": 1 if made != "bf16" else 2,
     }
 
 

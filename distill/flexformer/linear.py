@@ -1,4 +1,4 @@
-"""Whole texts through a layer's mixer by kernels, where there are some: on a GPU, of exponential features."""
+"""Whole texts through a layer's mixer by kernels, where there are some: on a GPU, of positive feature maps."""
 
 from typing import Any, NamedTuple
 
@@ -7,9 +7,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .attempt import attempt, possible, roomy
-from .decay import NoDecay
 from .engine import CHUNK
-from .exponential import Exponential
+from .levels import fused, leveled, levels
 from .memory import Memory
 from .normaliser import RowSum
 from .parameters import parameters, zeros
@@ -38,7 +37,7 @@ WHAT = "linear attention"
 
 
 def has_kernels(mixer: Any, query: Tensor, value: Tensor, memory: Memory | None = None) -> bool:
-    """Whether there are kernels for `mixer`, a Mixer with all its parts: exponential features without decay.
+    """Whether there are kernels for `mixer`, a Mixer with all its parts: of kernels above 0, with one decay at most.
 
     Only where products are of bfloat16, since those of float32 do not fit into registers; and not with gradients where
     a text goes on from a memory, which they do not go back to.
@@ -55,8 +54,7 @@ def has_kernels(mixer: Any, query: Tensor, value: Tensor, memory: Memory | None 
         and not (memory is not None and torch.is_grad_enabled())
         and mixer.causal
         and mixer.parts >= {"linear", "window"}
-        and type(mixer.map) is Exponential
-        and type(mixer.decay) is NoDecay
+        and leveled(mixer)
         and type(mixer.normaliser) is RowSum
         and fits(mixer.feature_dim, max(query.shape[-1], value.shape[-1]))
     )
@@ -80,12 +78,32 @@ def launched(
         present = torch.cat([memory.present, real], 1)
         if mixer.width:
             keys, values = torch.cat([memory.keys, key], 2), torch.cat([memory.values, value], 2)
-    sizes = Sizes(mixer.width, len(mixer.key_weight.coefficients), mixer.map.epsilon, scaling**0.5)
+    sizes = Sizes(mixer.width, len(mixer.key_weight.coefficients), mixer.map.epsilon, scaling**0.5, not fused(mixer))
     # As products take them, once and not in every chunk.
-    held = (each.to(held_type(query)) for each in (query, keys, values))
+    held = held_type(query)
     before = None if memory is None else (memory.sums, memory.maximum)
-    out, sums, maximum = Attention.apply(*held, *parameters(mixer), present, before, sizes)
+    given, faded = told(mixer, query, keys, scaling, present, memory) if sizes.given else (parameters(mixer), None)
+    inputs = (each.to(held) for each in (query, keys, values))
+    out, sums, maximum = Attention.apply(*inputs, *given, present, before, sizes)
+    maximum = maximum if faded is None else maximum + faded[..., None]
     return out.to(value.dtype), Memory(sums, maximum, *recent(mixer.width, keys, values, real, present, memory))
+
+
+def told(
+    mixer: Any, query: Tensor, keys: Tensor, scaling: float, present: Tensor | None, memory: Memory | None
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """In the place of parameters φ_q, φ_k, w and g; and how far what there is has faded at the end."""
+    if present is None:
+        present = keys.new_ones(len(keys), keys.shape[2], dtype=torch.bool)
+    position = present.cumsum(1) - 1
+    if memory is not None:
+        position = position + (memory.seen - memory.present.sum(1))[:, None]
+    with torch.autocast(query.device.type, enabled=False):
+        found, held = levels(mixer, query, keys, scaling, present, position), held_type(query)
+    # In the place of what there is not stands something that is not read.
+    none = found.faded.detach()
+    given = [found.query.to(held), none, found.key.to(held), none, found.weight, none, found.gate, none, none]
+    return tuple(each.contiguous() for each in given), found.faded.detach()
 
 
 def recent(
@@ -105,12 +123,14 @@ def recent(
 
 
 class Sizes(NamedTuple):
-    """Tokens of the window, how far the key weight's polynomial goes, ε, and the root of softmax's scaling."""
+    """Tokens of the window, how far the key weight's polynomial goes, ε, the root of softmax's scaling, and whether
+    features are given."""
 
     width: int
     degree: int
     epsilon: float
     scale: float
+    given: bool
 
 
 class Attention(torch.autograd.Function):
@@ -122,7 +142,7 @@ class Attention(torch.autograd.Function):
         query, key, value = (each.contiguous() for each in (query, key, value))
         given[0], given[2] = (each.to(query.dtype) for each in (given[0], given[2]))
         batch, heads, length, head_dim = query.shape
-        kv_heads, width, features = key.shape[1], value.shape[-1], given[0].shape[-2]
+        kv_heads, width, features = key.shape[1], value.shape[-1], given[0].shape[-1 if sizes.given else -2]
         chunks, places = cdiv(length, CHUNK), batch * kv_heads
         settings = constants(query, sizes, features, head_dim, width)
         settings |= {"SKIP": 0 if before else sizes.width, "PADDED": present is not None}
@@ -162,7 +182,8 @@ class Attention(torch.autograd.Function):
         alone = grouped if grouped["G"] == 1 else grouped | {"num_stages": 1}
         asked = asked.contiguous()
         by_query, by_key, by_value = (torch.empty_like(each) for each in (query, key, value))
-        by = zeros(given)
+        # Of keys that are in the window to the end nothing is written, and of parameters everything is added up.
+        by = [torch.zeros_like(each) for each in given] if sizes.given else zeros(given)
         inner, later = torch.empty_like(joined), torch.empty_like(states)
         after = sizes.scale, sizes.epsilon, *end
         with torch.cuda.device_of(query):
@@ -201,6 +222,7 @@ def constants(query: Tensor, sizes: Sizes, features: int, head_dim: int, width: 
     return tiles | {
         **{f"BLOCK_{of}": max(LEAST, block(size)) for of, size in tiles.items()},
         "W": sizes.width,
+        "GIVEN": sizes.given,
         "MODE": mode(query),
         "C": CHUNK,
         "num_warps": FEW if most <= SMALL else MANY,

@@ -19,7 +19,7 @@ try:
 except ImportError:  # Caught, or transformers would ask everybody for it who loads a checkpoint.
     raise
 
-from .linear_kernels import features, key_weight, near_logits, polynomial, real, shifted
+from .linear_kernels import gates, key_features, key_weight, near_logits, query_features, real, shifted
 from .tiles import held_as, narrow, product, rows
 
 
@@ -70,20 +70,12 @@ def through_polynomial(
 
 
 @triton.jit
-def gates(x, asker, gate_bias, gate_linear, gate_quadratic, d, scale, W: tl.constexpr, D: tl.constexpr):
-    gate = polynomial(x, gate_linear + asker * D, gate_quadratic + asker * D, d, scale, D, 2 if W > 0 else 0)
-    if W > 0:
-        gate += tl.load(gate_bias + asker).to(tl.float32)
-    return gate
-
-
-@triton.jit
 def query_gradient_kernel(
     query, key, value, present, query_frequency, query_bias, key_frequency, key_bias, linear, quadratic,
     gate_bias, gate_linear, gate_quadratic, sums, tops, joined, sizes, out, given,
     by_query, by_frequency, by_bias, by_gate_bias, by_gate_linear, by_gate_quadratic, inner, scale, epsilon,
     N, K, CHUNKS, G: tl.constexpr, W: tl.constexpr, SKIP: tl.constexpr, F: tl.constexpr, D: tl.constexpr,
-    V: tl.constexpr, DEGREE: tl.constexpr, PADDED: tl.constexpr, MODE: tl.constexpr,
+    V: tl.constexpr, DEGREE: tl.constexpr, PADDED: tl.constexpr, GIVEN: tl.constexpr, MODE: tl.constexpr,
     C: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """Grid (chunks, B·H); inner becomes Δ (B, H, N)."""
@@ -99,38 +91,45 @@ def query_gradient_kernel(
     delta = tl.where(size >= epsilon, tl.sum(asked.to(tl.float32) * got.to(tl.float32), 1), 0.0)
     tl.store(inner + at, delta, mask=n < N)
     whole = tl.load(joined + at, mask=n < N, other=float("inf")) + logarithm(tl.maximum(size, epsilon))
-    gate = gates(x, asker, gate_bias, gate_linear, gate_quadratic, d, scale, W, D)
+    gate = gates(x, gate_bias, gate_linear, gate_quadratic, row, asker, n, N, d, scale, W, D, GIVEN)
 
     head, held, end = place % K, N + W - SKIP, N + W
     present += place // K * held
     y = rows(key + place * held * D, n - SKIP, held, d, D)
     there = real(present, n, N, SKIP, PADDED)
-    weight = key_weight(y, there, linear + head * D, quadratic + head * D, d, scale, D, DEGREE)
+    weight = key_weight(y, there, linear, quadratic, place, head, n - SKIP, held, d, scale, D, DEGREE, GIVEN)
     top = tl.load(tops + place * (CHUNKS + 1) + chunk)
     shift, decay = shifted(weight, n, top)
     share = tl.exp(shift + gate - whole)
     worth = rows(value + place * held * V, n - SKIP, held, v, V)
     by_score = held_as((product(asked, tl.trans(worth), MODE) - delta[:, None]) * share[:, None] * decay, MODE)
     # One tile as wide as there are features after another: more do not fit into registers.
-    phi = features(y, key_frequency + head * F * D, key_bias + head * F, f, d, scale, F, D, MODE)
+    phi = key_features(y, key_frequency, key_bias, place, head, n - SKIP, held, f, d, scale, F, D, GIVEN, MODE)
     by_phi = product(by_score, phi, MODE)
     reach = share * tl.exp(top - shift)
     spot = sums + (place * CHUNKS + chunk) * F * (V + 1)
     by_phi += product(asked.to(tl.float32) * reach[:, None], tl.trans(rows(spot, f, F, v, V)), MODE)
     ones = tl.load(spot + F * V + f, mask=f < F, other=0.0).to(tl.float32)
     by_phi -= (delta * reach)[:, None] * ones[None, :]
-    frequency = query_frequency + asker * F * D
-    phi = features(x, frequency, query_bias + asker * F, f, d, scale, F, D, MODE)
-    by_logit, by_gate = through_softmax(
-        phi, by_phi, x, by_frequency + asker * F * D, by_bias + asker * F, f, d, scale, F, D, MODE
-    )
-    by_x = product(by_logit, rows(frequency, f, F, d, D), MODE)
+    phi = query_features(x, query_frequency, query_bias, row, asker, n, N, f, d, scale, F, D, GIVEN, MODE)
+    if GIVEN:
+        by_x = tl.zeros((C, BLOCK_D), tl.float32)
+        spot, inside = by_frequency + at[:, None] * F + f[None, :], (n < N)[:, None] & (f < F)[None, :]
+        tl.store(spot, narrow(by_phi, by_frequency.dtype.element_ty), mask=inside)
+        if W > 0:
+            tl.store(by_gate_bias + at, tl.sum(phi * by_phi, 1), mask=n < N)
+    else:
+        by_logit, by_gate = through_softmax(
+            phi, by_phi, x, by_frequency + asker * F * D, by_bias + asker * F, f, d, scale, F, D, MODE
+        )
+        by_x = product(by_logit, rows(query_frequency + asker * F * D, f, F, d, D), MODE)
+        if W > 0:
+            tl.atomic_add(by_gate_bias + asker, tl.sum(by_gate, 0), sem="relaxed")
+            by_x += through_polynomial(
+                by_gate, rows(query + row * N * D, n, N, d, D), gate_linear + asker * D, gate_quadratic + asker * D,
+                by_gate_linear + asker * D, by_gate_quadratic + asker * D, d, scale, D, 2,
+            )  # fmt: skip
     if W > 0:
-        tl.atomic_add(by_gate_bias + asker, tl.sum(by_gate, 0), sem="relaxed")
-        by_x += through_polynomial(
-            by_gate, rows(query + row * N * D, n, N, d, D), gate_linear + asker * D, gate_quadratic + asker * D,
-            by_gate_linear + asker * D, by_gate_quadratic + asker * D, d, scale, D, 2,
-        )  # fmt: skip
         for behind in range(0, W + C, C):
             j = chunk * C + behind + tl.arange(0, C)
             seen = real(present, j, end, SKIP, PADDED)
@@ -148,7 +147,7 @@ def later_kernel(
     query, given, query_frequency, query_bias, gate_bias, gate_linear, gate_quadratic, tops, joined, sizes, inner,
     later, scale, epsilon,
     N, K, CHUNKS, G: tl.constexpr, W: tl.constexpr, F: tl.constexpr, D: tl.constexpr, V: tl.constexpr,
-    MODE: tl.constexpr,
+    GIVEN: tl.constexpr, MODE: tl.constexpr,
     C: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """Grid (chunks, B·K): Σ_i e^{m − s_i} φ_q(q_i) γ_i of a chunk's queries, m the largest weight before the chunk."""
@@ -162,8 +161,8 @@ def later_kernel(
         asker = row % (K * G)
         x = rows(query + row * N * D, n, N, d, D)
         asked, delta, whole = asking(given, joined, sizes, inner, row, n, v, N, V, epsilon)
-        gate = gates(x, asker, gate_bias, gate_linear, gate_quadratic, d, scale, W, D)
-        phi = features(x, query_frequency + asker * F * D, query_bias + asker * F, f, d, scale, F, D, MODE)
+        gate = gates(x, gate_bias, gate_linear, gate_quadratic, row, asker, n, N, d, scale, W, D, GIVEN)
+        phi = query_features(x, query_frequency, query_bias, row, asker, n, N, f, d, scale, F, D, GIVEN, MODE)
         phi = phi * tl.exp(top + gate - whole)[:, None]
         state += product(tl.trans(phi), asked, MODE)
         ones -= tl.sum(phi * delta[:, None], 0)
@@ -179,7 +178,7 @@ def key_gradient_kernel(
     gate_bias, gate_linear, gate_quadratic, later, tops, joined, sizes, inner, given,
     by_key, by_value, by_frequency, by_bias, by_linear, by_quadratic, scale, epsilon,
     N, K, CHUNKS, G: tl.constexpr, W: tl.constexpr, SKIP: tl.constexpr, F: tl.constexpr, D: tl.constexpr,
-    V: tl.constexpr, DEGREE: tl.constexpr, PADDED: tl.constexpr, MODE: tl.constexpr,
+    V: tl.constexpr, DEGREE: tl.constexpr, PADDED: tl.constexpr, GIVEN: tl.constexpr, MODE: tl.constexpr,
     C: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """Grid (chunks of W + N keys, without those that are none, B·K); later: of the queries after each chunk."""
@@ -188,26 +187,27 @@ def key_gradient_kernel(
     present += place // K * held
     n = chunk * C + tl.arange(0, C)
     d, f, v = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_F), tl.arange(0, BLOCK_V)
-    keys, frequency = key + place * held * D, key_frequency + head * F * D
+    keys = key + place * held * D
     y = rows(keys, n - SKIP, held, d, D)
     worth = rows(value + place * held * V, n - SKIP, held, v, V)
     by_y, by_worth = tl.zeros((C, BLOCK_D), tl.float32), tl.zeros((C, BLOCK_V), tl.float32)
     if chunk < CHUNKS:
         there = real(present, n, N, SKIP, PADDED)
-        weight = key_weight(y, there, linear + head * D, quadratic + head * D, d, scale, D, DEGREE)
+        weight = key_weight(y, there, linear, quadratic, place, head, n - SKIP, held, d, scale, D, DEGREE, GIVEN)
         top = tl.load(tops + place * (CHUNKS + 1) + chunk)
         shift, decay = shifted(weight, n, top)
         reach = tl.exp(weight - tl.load(tops + place * (CHUNKS + 1) + chunk + 1))
-        psi = held_as(features(y, frequency, key_bias + head * F, f, d, scale, F, D, MODE), MODE)
+        psi = key_features(y, key_frequency, key_bias, place, head, n - SKIP, held, f, d, scale, F, D, GIVEN, MODE)
+        psi = held_as(psi, MODE)
         by_phi = tl.zeros((C, BLOCK_F), tl.float32)
         for g in range(0, G):
             row = place * G + g
             asker = row % (K * G)
             x = rows(query + row * N * D, n, N, d, D)
             asked, delta, whole = asking(given, joined, sizes, inner, row, n, v, N, V, epsilon)
-            gate = gates(x, asker, gate_bias, gate_linear, gate_quadratic, d, scale, W, D)
+            gate = gates(x, gate_bias, gate_linear, gate_quadratic, row, asker, n, N, d, scale, W, D, GIVEN)
             share = tl.exp(shift + gate - whole)[:, None] * decay
-            phi = features(x, query_frequency + asker * F * D, query_bias + asker * F, f, d, scale, F, D, MODE)
+            phi = query_features(x, query_frequency, query_bias, row, asker, n, N, f, d, scale, F, D, GIVEN, MODE)
             scores = product(phi, tl.trans(psi), MODE) * share
             by_worth += product(tl.trans(scores), asked, MODE)
             by_score = (product(asked, tl.trans(worth), MODE) - delta[:, None]) * share
@@ -217,16 +217,22 @@ def key_gradient_kernel(
         by_phi += product(worth.to(tl.float32) * reach[:, None], tl.trans(state), MODE)
         by_phi += reach[:, None] * tl.load(spot + F * V + f, mask=f < F, other=0.0).to(tl.float32)[None, :]
         # Features once more, and keys, as queries above: in between there is no room for them.
-        phi = features(y, frequency, key_bias + head * F, f, d, scale, F, D, MODE)
+        phi = key_features(y, key_frequency, key_bias, place, head, n - SKIP, held, f, d, scale, F, D, GIVEN, MODE)
         by_worth += product(phi * reach[:, None], state, MODE)
-        by_logit, by_weight = through_softmax(
-            phi, by_phi, y, by_frequency + head * F * D, by_bias + head * F, f, d, scale, F, D, MODE
-        )
-        by_y += product(by_logit, rows(frequency, f, F, d, D), MODE)
-        by_y += through_polynomial(
-            by_weight, rows(keys, n - SKIP, held, d, D), linear + head * D, quadratic + head * D,
-            by_linear + head * D, by_quadratic + head * D, d, scale, D, DEGREE,
-        )  # fmt: skip
+        if GIVEN:
+            at, known = place * held + n - SKIP, (n >= SKIP) & (n < N)
+            spot, inside = by_frequency + at[:, None] * F + f[None, :], known[:, None] & (f < F)[None, :]
+            tl.store(spot, narrow(by_phi, by_frequency.dtype.element_ty), mask=inside)
+            tl.store(by_linear + at, tl.sum(phi * by_phi, 1), mask=known)
+        else:
+            by_logit, by_weight = through_softmax(
+                phi, by_phi, y, by_frequency + head * F * D, by_bias + head * F, f, d, scale, F, D, MODE
+            )
+            by_y += product(by_logit, rows(key_frequency + head * F * D, f, F, d, D), MODE)
+            by_y += through_polynomial(
+                by_weight, rows(keys, n - SKIP, held, d, D), linear + head * D, quadratic + head * D,
+                by_linear + head * D, by_quadratic + head * D, d, scale, D, DEGREE,
+            )  # fmt: skip
     if W > 0:
         seen = real(present, n, end, SKIP, PADDED)
         for behind in range(0, W + C, C):

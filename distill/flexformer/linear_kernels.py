@@ -1,11 +1,13 @@
-"""Causal linear attention of exponential features, joined to a window of exact softmax, in Triton.
+"""Causal linear attention joined to a window of exact softmax, in Triton.
 
     φ(x) = softmax(Ω x + b),    o_i = (e^{s_i + g_i} Σ_{j ≤ i−w} e^{w_j − s_i} φ_q(q_i)·φ_k(k_j) [v_j, 1]
                                       + Σ_{i−w < j ≤ i} e^{q_i·k_j} [v_j, 1]), divided by its last column
 
 as `Mixer.forward` has it, in chunks of C tokens: every chunk's own sums, a scan over these, and then the outputs, each
 from the sums before its chunk, from the chunk itself, and from its window. No N × F tensor is in memory: features are
-made anew in each kernel; `linear_gradients` goes back. s_i is the largest w_j so far, g_i the window's gate.
+made anew in each kernel; `linear_gradients` goes back. s_i is the largest w_j so far, g_i the window's gate. Other
+features than these are GIVEN: φ_q (B, H, N, F), φ_k, w and g then stand in the place of frequencies and of the
+coefficients of key weight and gate, and so do their gradients.
 
 Keys and values are counted from where the window of the first query begins: query i is at i + W among them, and the
 linear part, which runs W tokens behind, reads the first N. Of these rows the first SKIP are not in memory, W where a
@@ -58,16 +60,64 @@ def real(present, j, end, SKIP: tl.constexpr, PADDED: tl.constexpr):
 
 
 @triton.jit
-def key_weight(x, there, linear, quadratic, d, scale, D: tl.constexpr, DEGREE: tl.constexpr):
-    """w of rows x, −∞ for those that are not there: (C,)."""
-    return tl.where(there, polynomial(x, linear, quadratic, d, scale, D, DEGREE), float("-inf"))
+def query_features(
+    x, frequency, bias, row, asker, n, N, f, d, scale, F: tl.constexpr, D: tl.constexpr, GIVEN: tl.constexpr,
+    MODE: tl.constexpr,
+):  # fmt: skip
+    """φ of queries n, x: (C, F)."""
+    if GIVEN:
+        phi = rows(frequency + row * N * F, n, N, f, F).to(tl.float32)
+    else:
+        phi = features(x, frequency + asker * F * D, bias + asker * F, f, d, scale, F, D, MODE)
+    return phi
+
+
+@triton.jit
+def key_features(
+    x, frequency, bias, place, head, n, held, f, d, scale, F: tl.constexpr, D: tl.constexpr, GIVEN: tl.constexpr,
+    MODE: tl.constexpr,
+):  # fmt: skip
+    """φ of rows n of the keys in memory, x: (C, F)."""
+    if GIVEN:
+        phi = rows(frequency + place * held * F, n, held, f, F).to(tl.float32)
+    else:
+        phi = features(x, frequency + head * F * D, bias + head * F, f, d, scale, F, D, MODE)
+    return phi
+
+
+@triton.jit
+def key_weight(
+    x, there, linear, quadratic, place, head, n, held, d, scale, D: tl.constexpr, DEGREE: tl.constexpr,
+    GIVEN: tl.constexpr,
+):  # fmt: skip
+    """w of rows n of the keys in memory, x, −∞ for those that are not there: (C,)."""
+    if GIVEN:
+        weight = tl.load(linear + place * held + n, mask=there, other=0.0)
+    else:
+        weight = polynomial(x, linear + head * D, quadratic + head * D, d, scale, D, DEGREE)
+    return tl.where(there, weight, float("-inf"))
+
+
+@triton.jit
+def gates(
+    x, bias, linear, quadratic, row, asker, n, N, d, scale, W: tl.constexpr, D: tl.constexpr, GIVEN: tl.constexpr
+):
+    """g of queries n, x; 0 where there is no window beside which it would count: (C,)."""
+    gate = tl.zeros_like(n).to(tl.float32)
+    if W > 0:
+        if GIVEN:
+            gate = tl.load(bias + row * N + n, mask=n < N, other=0.0)
+        else:
+            gate = polynomial(x, linear + asker * D, quadratic + asker * D, d, scale, D, 2)
+            gate += tl.load(bias + asker).to(tl.float32)
+    return gate
 
 
 @triton.jit
 def sums_kernel(
     key, value, present, frequency, bias, linear, quadratic, sums, peaks, scale,
     N, K, CHUNKS, W: tl.constexpr, SKIP: tl.constexpr, F: tl.constexpr, D: tl.constexpr, V: tl.constexpr,
-    DEGREE: tl.constexpr, PADDED: tl.constexpr, MODE: tl.constexpr,
+    DEGREE: tl.constexpr, PADDED: tl.constexpr, GIVEN: tl.constexpr, MODE: tl.constexpr,
     C: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """Grid (chunks, B·K): Σ_j e^{w_j − p} φ_k(k_j) [v_j, 1] of a chunk by itself, and its largest w_j, p."""
@@ -77,9 +127,9 @@ def sums_kernel(
     d, f, v = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_F), tl.arange(0, BLOCK_V)
     x = rows(key + place * held * D, n - SKIP, held, d, D)
     there = real(present + place // K * held, n, N, SKIP, PADDED)
-    weight = key_weight(x, there, linear + head * D, quadratic + head * D, d, scale, D, DEGREE)
+    weight = key_weight(x, there, linear, quadratic, place, head, n - SKIP, held, d, scale, D, DEGREE, GIVEN)
     peak = tl.maximum(tl.max(weight, 0), NO_KEYS)
-    phi = features(x, frequency + head * F * D, bias + head * F, f, d, scale, F, D, MODE)
+    phi = key_features(x, frequency, bias, place, head, n - SKIP, held, f, d, scale, F, D, GIVEN, MODE)
     phi = phi * tl.exp(weight - peak)[:, None]
     state = product(tl.trans(phi), rows(value + place * held * V, n - SKIP, held, v, V), MODE)
     spot = sums + (place * CHUNKS + chunk) * F * (V + 1)
@@ -164,7 +214,7 @@ def output_kernel(
     query, key, value, present, query_frequency, query_bias, key_frequency, key_bias, linear, quadratic,
     gate_bias, gate_linear, gate_quadratic, sums, tops, out, joined, sizes, scale, epsilon,
     N, K, CHUNKS, G: tl.constexpr, W: tl.constexpr, SKIP: tl.constexpr, F: tl.constexpr, D: tl.constexpr,
-    V: tl.constexpr, DEGREE: tl.constexpr, PADDED: tl.constexpr, MODE: tl.constexpr,
+    V: tl.constexpr, DEGREE: tl.constexpr, PADDED: tl.constexpr, GIVEN: tl.constexpr, MODE: tl.constexpr,
     C: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """Grid (chunks, B·H): o (B, H, N, V), and the shift and the size (B, H, N) that both parts have joined.
@@ -179,12 +229,13 @@ def output_kernel(
     present += place // K * held
     y = rows(key + place * held * D, n - SKIP, held, d, D)
     there = real(present, n, N, SKIP, PADDED)
-    weight = key_weight(y, there, linear + head * D, quadratic + head * D, d, scale, D, DEGREE)
+    weight = key_weight(y, there, linear, quadratic, place, head, n - SKIP, held, d, scale, D, DEGREE, GIVEN)
     top = tl.load(tops + place * (CHUNKS + 1) + chunk)
     shift, decay = shifted(weight, n, top)
-    psi = held_as(features(y, key_frequency + head * F * D, key_bias + head * F, f, d, scale, F, D, MODE), MODE)
+    psi = key_features(y, key_frequency, key_bias, place, head, n - SKIP, held, f, d, scale, F, D, GIVEN, MODE)
+    psi = held_as(psi, MODE)
     x = rows(query + row * N * D, n, N, d, D)
-    phi = features(x, query_frequency + asker * F * D, query_bias + asker * F, f, d, scale, F, D, MODE)
+    phi = query_features(x, query_frequency, query_bias, row, asker, n, N, f, d, scale, F, D, GIVEN, MODE)
     spot = sums + (place * CHUNKS + chunk) * F * (V + 1)
     size = tl.load(spot + F * V + f, mask=f < F, other=0.0).to(tl.float32)
     reach = tl.exp(top - shift)
@@ -208,8 +259,7 @@ def output_kernel(
             near_found = near_found * shrunk[:, None] + product(weights, worth, MODE)
             near_total = near_total * shrunk + tl.sum(weights, 1)
             near = higher
-        gate = polynomial(x, gate_linear + asker * D, gate_quadratic + asker * D, d, scale, D, 2)
-        gate += tl.load(gate_bias + asker).to(tl.float32)
+        gate = gates(x, gate_bias, gate_linear, gate_quadratic, row, asker, n, N, d, scale, W, D, GIVEN)
         both = tl.maximum(near, shift + gate)
         opened, closed = tl.exp(shift + gate - both), tl.exp(near - both)
         found = found * opened[:, None] + near_found * closed[:, None]

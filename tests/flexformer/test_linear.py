@@ -29,6 +29,18 @@ CASES: dict[str, tuple[HeadShape, dict[str, Any]]] = {
     "window of one": (HeadShape(2, 2, 16), PLAIN | {"window": 1}),
     "wide window": (HeadShape(4, 2, 16), PLAIN | {"window": 71}),
 }
+WAVES = bare("", features=27, frequency_scale=0.15, key_weight="quadratic")
+#: Others than exponential features without decay, which PyTorch makes.
+OTHERS: dict[str, tuple[HeadShape, dict[str, Any]]] = {
+    "spectral": (HeadShape(2, 1, 16), WAVES | {"map": "spectral", "amplitude_scale": 0.3, "window": 64}),
+    "products": (HeadShape(2, 2, 16), WAVES | {"map": "nonstationary", "positive": True, "order": 3}),
+    "hedgehog": (HeadShape(2, 1, 16), bare("hedgehog", features=32)),
+    "cosformer": (HeadShape(2, 2, 16), bare("cosformer", horizon=200, window=5)),
+    "fixed decay": (HeadShape(2, 1, 16), PLAIN | {"decay": "fixed"}),
+    "learned decay": (HeadShape(4, 2, 16), PLAIN | {"decay": "learned", "window": 5}),
+    "selective decay": (HeadShape(2, 1, 16), PLAIN | {"decay": "selective", "window": 64}),
+    "gated decay": (HeadShape(2, 2, 16), PLAIN | {"decay": "gated", "window": 71}),
+}
 SCALING = 0.25
 #: A chunk and a half.
 LENGTH = 96
@@ -42,7 +54,7 @@ def check(
     name: str, tolerance: float, length: int = LENGTH, size: float = 1.0, absent: Any = None,
     dtype: torch.dtype = torch.float32,
 ) -> None:  # fmt: skip
-    shape, options = CASES[name]
+    shape, options = (CASES | OTHERS)[name]
     mixer, given = made(shape, options), tracked(shape, length, size, dtype)
     exact, wide = deepcopy(mixer).double(), [each.detach().double().requires_grad_() for each in given]
     padding = None
@@ -64,14 +76,15 @@ def check(
         close(mine, right, tolerance, what, 0.1)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", CASES | OTHERS)
 def test_it_is_the_formula(name: str):
     check(name, 1e-4)
 
 
-@pytest.mark.parametrize("name", ["grouped queries", "window"])
+@pytest.mark.parametrize("name", ["grouped queries", "window", "spectral", "selective decay"])
 def test_half_precision(name: str):
-    check(name, 1e-2, dtype=torch.bfloat16)
+    # Of features that come rounded, twice as far off.
+    check(name, 1e-2 if name in CASES else 2e-2, dtype=torch.bfloat16)
 
 
 def test_products_of_half_precision():
@@ -86,7 +99,7 @@ def test_any_length(name: str, length: int):
     check(name, 1e-4, length)
 
 
-@pytest.mark.parametrize("name", ["grouped queries", "wide window"])
+@pytest.mark.parametrize("name", ["grouped queries", "wide window", "spectral", "gated decay", "fixed decay"])
 def test_padding_is_not_taken_in(name: str):
     """At the left of the first text and at the right of the second; a text may begin with a chunk of nothing."""
     at = (torch.tensor([0] * 70 + [1] * 9), torch.tensor([*range(70), *range(121, 130)]))
@@ -102,11 +115,11 @@ def test_large_logits_do_not_overflow(name: str):
 PREFIX = {"one token": 1, "less than the window": 40, "more than a chunk": 70}
 
 
-@pytest.mark.parametrize("name", ["grouped queries", "window"])
+@pytest.mark.parametrize("name", ["grouped queries", "window", "cosformer", "fixed decay", "selective decay"])
 @pytest.mark.parametrize("read", PREFIX.values(), ids=PREFIX)
 @torch.no_grad()
 def test_it_goes_on_from_a_memory(name: str, read: int):
-    shape, options = CASES[name]
+    shape, options = (CASES | OTHERS)[name]
     mixer, given = made(shape, options), text(shape, 150)
     padding = torch.ones(2, 150, dtype=torch.long, device=DEVICE)
     padding[0, :50] = 0
@@ -144,9 +157,12 @@ def test_mixers_that_there_are_kernels_for(monkeypatch: pytest.MonkeyPatch):
     shape = HeadShape(2, 2, 16)
     plain = made(shape, PLAIN)
     assert chosen(plain) and chosen(made(shape, PLAIN | {"window": 4}))
-    for other in ({"decay": "fixed"}, {"features": 300}, {"normaliser": "norm"}):
+    assert chosen(made(shape, PLAIN | {"decay": "gated"})) and chosen(made(shape, bare("hedgehog", features=16)))
+    groups = {"decay": "learned", "decay_groups": 4}
+    for other in (groups, {"decay": "delta", "key_weight": "none"}, {"features": 300}, {"normaliser": "norm"}):
         assert not chosen(made(shape, PLAIN | other))
-    assert not chosen(made(shape, bare("hedgehog", features=16))) and not chosen(Mixer(shape, PLAIN, causal=False))
+    signed = made(shape, WAVES | {"map": "stationary", "positive": False, "order": 1})
+    assert not chosen(signed) and not chosen(Mixer(shape, PLAIN, causal=False))
     plain.parts = {"linear"}
     assert not chosen(plain)
 

@@ -21,7 +21,7 @@ MAP = HEAD | {
     "TILE": 32, "BLOCK_N": 32, "BLOCK_F": 32,
 }  # fmt: skip
 LINEAR = HEAD | {
-    "W": 16, "SKIP": 16, "DEGREE": 2, "PADDED": True, "C": 32, "BLOCK_F": 32,
+    "W": 16, "SKIP": 16, "DEGREE": 2, "PADDED": True, "GIVEN": False, "C": 32, "BLOCK_F": 32,
     "REVERSE": False, "GOES_ON": True, "BLOCK": 64, "ROWS": 16,
 }  # fmt: skip
 KERNELS = [
@@ -39,7 +39,7 @@ KERNELS = [
         for mode in ("bf16", "tf32x3")
     ),
     *(
-        (kernel, LINEAR | {"MODE": mode})
+        (kernel, LINEAR | {"MODE": mode, "GIVEN": given})
         for kernel in (
             linear_kernels.sums_kernel,
             linear_kernels.scan_kernel,
@@ -48,7 +48,7 @@ KERNELS = [
             linear_gradients.query_gradient_kernel,
             linear_gradients.key_gradient_kernel,
         )
-        for mode in ("bf16", "tf32x3")
+        for mode, given in (("bf16", False), ("tf32x3", False), ("bf16", True))
     ),
 ]
 #: What arguments are that are no pointers to float32.
