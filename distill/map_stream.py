@@ -22,7 +22,7 @@ LOG2_E = math.log2(math.e)
 TILE = 64
 #: Features whose tiles fit into shared memory, by how products are made.
 MOST = {"bf16": 256, "tf32": 256, "tf32x3": 128}
-#: More features are wide: they have registers among twice as many warps, and, of float32, room beside half as many rows.
+#: More features are wide: they have registers among twice as many warps and, of float32, room beside half a tile.
 WIDE = 128
 #: The largest head_dim whose tiles fit into shared memory.
 DEEPEST = 128

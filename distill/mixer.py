@@ -3,7 +3,9 @@
 from functools import cache
 from typing import Any
 
+import hydra
 import yaml
+from omegaconf import OmegaConf
 
 from .errors import UserError
 from .folders import folder
@@ -49,6 +51,17 @@ def told(mixer: dict[str, Any]) -> str:
 def bare(name: str, **parts: Any) -> dict[str, Any]:
     """The options of a mixer of the map `name`, one that takes none of its own, with these parts and no others."""
     return swapped_options(plain()) | {"map": name} | parts
+
+
+def named_options(name: str, context: int) -> dict[str, Any]:
+    """The options of conf/mixer/NAME.yaml, for texts of `context` tokens; UserError where there is none."""
+    known = sorted(file.stem for file in (folder("conf") / "mixer").glob("*.yaml"))
+    if name not in known:
+        raise UserError(f"mixer={name} is unknown; known: {', '.join(known)}")
+    with hydra.initialize_config_dir(str(folder("conf")), version_base="1.3"):
+        composed = hydra.compose(f"mixer/{name}", [f"+data.context={context}"])
+    found: Any = OmegaConf.to_container(composed, resolve=True)
+    return swapped_options(found["mixer"])
 
 
 @cache

@@ -18,8 +18,8 @@ from ..report.compare.case import mixer_words, teacher_name
 PROGRAM = "python -m distill.bench"
 #: Of one layer.
 SIZES = (
-    ("--features", 128, "features of the map"),
-    ("--window", 0, "tokens of exact softmax"),
+    ("--features", None, "features of the map, if not as conf/mixer/ has it"),
+    ("--window", None, "tokens of exact softmax, if not so"),
     ("--heads", 12, "of queries"),
     ("--kv-heads", 12, "of keys and values"),
     ("--head-dim", 64, "numbers to a head"),
@@ -63,8 +63,14 @@ def parser() -> argparse.ArgumentParser:
         "stage1": "a step of stage 1, of a model of twelve layers,",
     }
     for name, told in layers.items():
-        layer = commands.add_parser(name, help=f"{told}, of exponential features")
+        layer = commands.add_parser(name, help=f"{told}, of random numbers")
         layer.set_defaults(work=bench_layer)
+        layer.add_argument(
+            "--mixer",
+            default="exponential",
+            metavar="NAME",
+            help="of conf/mixer/, of trained parameters or not (%(default)s)",
+        )
         common(layer, [1024, 4096, 16384, 65536], "speed")
         layer.add_argument(
             "--dtype", choices=DTYPES, default="float32", help="of queries, keys and values (%(default)s)"
@@ -76,7 +82,8 @@ def parser() -> argparse.ArgumentParser:
             help="of float32 products, as matmul_precision of a run (%(default)s)",
         )
         for option, default, means in SIZES:
-            layer.add_argument(option, type=int, default=default, metavar="N", help=f"{means} (%(default)s)")
+            shown = means if default is None else f"{means} ({default})"
+            layer.add_argument(option, type=int, default=default, metavar="N", help=shown)
     return made
 
 
@@ -146,7 +153,7 @@ def bench_layer(given: argparse.Namespace, command: str) -> Path:
     from ..device import named_device
     from ..flexformer.feature_map import HeadShape
     from ..measure.origin import hardware
-    from ..mixer import bare
+    from ..mixer import named_options
     from . import attention, maploss, stage1, step
     from .layer import Layer, copied_per_second, multiplied_per_second, time_ways
     from .layer_table import ATTENTION, MAP_LOSS, STAGE_1, STEP, TITLE, rows, section
@@ -162,15 +169,15 @@ def bench_layer(given: argparse.Namespace, command: str) -> Path:
     shape = HeadShape(given.heads, given.kv_heads, given.head_dim)
     if min(shape) < 1 or given.heads % given.kv_heads:
         raise UserError(f"--heads {given.heads} must be a multiple of --kv-heads {given.kv_heads}, and all at least 1")
-    options = bare(
-        "exponential", features=given.features, frequency_scale=0.3, key_weight="quadratic", window=given.window
-    )
+    said = {key: getattr(given, key) for key in ("features", "window") if getattr(given, key) is not None}
     device = named_device(given.device)
-    layer = Layer(shape, options, device, getattr(torch, given.dtype))
+    layer = Layer(shape, named_options(given.mixer, max(given.lengths)) | said, device, getattr(torch, given.dtype))
     try:
-        layer.mixer()
-    except ValueError as error:
-        raise UserError(f"{error}") from error
+        mixer = layer.mixer()
+    except (ValueError, KeyError) as error:
+        raise UserError(f"--mixer {given.mixer}: {error}") from error
+    if timed in (maploss, stage1) and not mixer.comparable:
+        raise UserError(f"--mixer {given.mixer}: it has no map that could be compared; give attention or step")
     torch.set_float32_matmul_precision(given.precision)
     try:
         times = goals.times if device.type == "cuda" else 1

@@ -32,6 +32,10 @@ class Layer:
         torch.manual_seed(0)
         return Mixer(self.shape, self.options).to(self.device)
 
+    @property
+    def feature_dim(self) -> int:
+        return Mixer(self.shape, self.options).feature_dim
+
     def heads(self, length: int, batch: int = 1) -> Heads:
         heads, kv_heads, head_dim = self.shape
         counts = heads, kv_heads, kv_heads

@@ -26,7 +26,7 @@ def floor(layer: Layer, length: int, multiplied: float, copied: float) -> float:
     """Seconds that the products take that a step cannot do without: of every pair that is seen q·k and φ_q·φ_k, and the
     gradients for both features. What is computed a second time does not count."""
     pairs = layer.shape.heads * length**2 / 2
-    return pairs * (2 * layer.shape.head_dim + 6 * layer.options["features"]) / multiplied
+    return pairs * (2 * layer.shape.head_dim + 6 * layer.feature_dim) / multiplied
 
 
 def dense(mixer: Mixer, heads: Heads) -> Tensor:

@@ -69,7 +69,7 @@ def test_a_step_of_stage_1_is_the_same_in_both_ways():
 
 
 def test_a_speedup_is_over_the_way_it_is_told_to_be():
-    layer = Layer(LAYER.shape, LAYER.options, torch.device("cuda"))
+    layer = Layer(HeadShape(12, 12, 64), OPTIONS | {"features": 128}, torch.device("cuda"))
     found = [Measured("dense (compiled)", 4096, 0.06, 7), *(Measured("as a run", n, 0.02, 7) for n in (4096, 8192))]
     made = rows(layer, STAGE_1, found, {4096: 0.001, 8192: 0.01}, {}, "c", "one GPU", "abc")
     (speedup,) = [row for row in made if row.metric == "speedup"]
@@ -102,7 +102,7 @@ def test_a_way_that_has_no_memory_is_left_out_from_there_on():
 
 
 def test_goals_are_for_one_way_on_a_gpu():
-    layer = Layer(LAYER.shape, LAYER.options, torch.device("cuda"))
+    layer = Layer(HeadShape(12, 12, 64), OPTIONS | {"features": 128}, torch.device("cuda"))
     found = [Measured(way, length, 0.02, 7) for way in ("streamed", "in blocks") for length in (1024, 16384)]
     floors = {1024: 0.001, 16384: 0.01}
     made = rows(layer, MAP_LOSS, found, floors, {"streamed": 0.003, "in blocks": 0.1}, "c", "one GPU", "abc")
@@ -125,6 +125,8 @@ def test_goals_are_for_one_way_on_a_gpu():
     assert shown.tables[2].rows == [["streamed", "0.00300"], ["in blocks", "0.100"]]
     assert shown.tables[3].rows[2][:2] == ["linear, plain", "1,024"]
     assert shown.tables[4].rows == [["linear, kernels", "0.0200"]]
+    other = Layer(HeadShape(12, 12, 64), OPTIONS | {"features": 64}, torch.device("cuda"))
+    assert not any(row.goal for row in rows(other, MAP_LOSS, found, floors, {"streamed": 1.0}, "c", "one GPU", "abc"))
     assert not any(row.goal for row in rows(LAYER, MAP_LOSS, [], {}, {"streamed": 1.0}, "c", "2 CPU cores", "abc"))
 
 
@@ -140,6 +142,14 @@ def test_the_commands_add_to_their_page(tmp_path: Path, capsys: pytest.CaptureFi
     assert page.count("\n## ") == 1 and "| linear, plain | 16 |" in page
 
 
+@pytest.mark.parametrize("mixer", ["uniform", "cosformer", "stationary-delta-window"])
+def test_any_mixer_is_timed(mixer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(attention.TOKENS, "cpu", 32)
+    sizes = ["--device", "cpu", "--heads", "2", "--kv-heads", "2", "--head-dim", "16", "--mixer", mixer]
+    assert main(["attention", *sizes, "--lengths", "16", "--out", str(tmp_path / "speed")]) == 0
+    assert "| linear, plain | 16 |" in (tmp_path / "speed.md").read_text()
+
+
 def test_products_are_made_as_a_run_makes_them(tmp_path: Path):
     sizes = ["--device", "cpu", "--heads", "1", "--kv-heads", "1", "--head-dim", "16", "--features", "16"]
     for precision in ("medium", "highest"):
@@ -152,6 +162,9 @@ def test_products_are_made_as_a_run_makes_them(tmp_path: Path):
     ("wrong", "said"),
     [
         (["--features", "0"], "mixer.features=0"),
+        (["--mixer", "spektral"], "mixer=spektral is unknown; known: cosformer"),
+        (["--mixer", "stationary-delta"], "no map that could be compared"),
+        (["--mixer", "elu", "--features", "9"], "mixer.features is unknown to mixer=elu"),
         (["--heads", "4", "--kv-heads", "3"], "--kv-heads 3"),
         (["--kv-heads", "0"], "--kv-heads 0"),
         (["--head-dim", "0"], "at least 1"),
