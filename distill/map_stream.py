@@ -94,7 +94,7 @@ class FusedKl(torch.autograd.Function):
         from .map_gradients import key_kernel, query_kernel
 
         tiles, learned, settings = ctx.saved_tensors[:9], ctx.saved_tensors[9:], ctx.settings
-        query, key, rows, by = tiles[0], tiles[1], tiles[6], zeros(learned)
+        query, key, rows, (_, by) = tiles[0], tiles[1], tiles[6], zeros(learned)
         (batch, count, length, _), shared = query.shape, key.shape[1]
         both = *tiles, gradient.contiguous()
         with torch.cuda.device_of(query):

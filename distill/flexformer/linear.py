@@ -11,7 +11,7 @@ from .engine import CHUNK
 from .levels import fused, leveled, levels
 from .memory import Memory
 from .normaliser import RowSum
-from .parameters import parameters, zeros
+from .parameters import apart, parameters, zeros
 from .precision import MODES
 
 try:
@@ -182,8 +182,11 @@ class Attention(torch.autograd.Function):
         alone = grouped if grouped["G"] == 1 else grouped | {"num_stages": 1}
         asked = asked.contiguous()
         by_query, by_key, by_value = (torch.empty_like(each) for each in (query, key, value))
-        # Of keys that are in the window to the end nothing is written, and of parameters everything is added up.
-        by = [torch.zeros_like(each) for each in given] if sizes.given else zeros(given)
+        if sizes.given:
+            # Of keys that are in the window to the end nothing is written.
+            by = [torch.zeros_like(each) for each in given]
+        else:
+            filled, by = zeros(given)
         inner, later = torch.empty_like(joined), torch.empty_like(states)
         after = sizes.scale, sizes.epsilon, *end
         with torch.cuda.device_of(query):
@@ -201,6 +204,9 @@ class Attention(torch.autograd.Function):
                 query, key, value, present, *given, later, tops, joined, totals, inner, asked,
                 by_key, by_value, *by[2:6], *after, DEGREE=sizes.degree, **alone,
             )  # fmt: skip
+        if not sizes.given:
+            # As the parameters are, all at once: for each by itself it would be another launch.
+            by = apart(filled.to(given[1].dtype), given)
         return by_query, by_key, by_value, *by, None, None, None
 
 

@@ -18,11 +18,15 @@ def parameters(mixer: Any) -> tuple[Tensor, ...]:
     return tuple(each.contiguous() for each in given)
 
 
-def zeros(given: Sequence[Tensor]) -> list[Tensor]:
-    """For gradients that programs add up: float32, as large as each, and filled at once."""
-    sizes = [each.numel() for each in given]
-    filled = given[0].new_zeros(sum(sizes), dtype=torch.float32).split(sizes)
-    return [each.view(like.shape) for each, like in zip(filled, given, strict=True)]
+def zeros(given: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """For gradients that programs add up: float32, all in one, and as large as each."""
+    filled = given[0].new_zeros(sum(each.numel() for each in given), dtype=torch.float32)
+    return filled, apart(filled, given)
+
+
+def apart(filled: Tensor, given: Sequence[Tensor]) -> list[Tensor]:
+    parts = filled.split([each.numel() for each in given])
+    return [each.view(like.shape) for each, like in zip(parts, given, strict=True)]
 
 
 def _listed(coefficients: nn.ParameterList) -> list[Tensor]:

@@ -239,3 +239,19 @@ def test_at_the_sizes_of_a_model(name: str, window: int, dtype: torch.dtype, mon
     for _ in range(3):
         # Numbers of float32 are rounded first.
         check(name, 5e-2 if dtype == torch.float32 else 2e-2, length, dtype=dtype)
+
+
+LARGE: dict[str, dict[str, Any]] = {
+    "spectral": WAVES | {"map": "spectral", "amplitude_scale": 0.3, "features": 126, "window": 64},
+    "products": WAVES | {"map": "nonstationary", "positive": True, "order": 3, "features": 108},
+    "hedgehog": bare("hedgehog", features=128),
+    "selective decay": PLAIN | {"decay": "selective", "features": 128, "frequency_scale": 0.3, "window": 64},
+}
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="so large a layer takes a GPU")
+@pytest.mark.parametrize("name", LARGE)
+def test_other_features_at_the_sizes_of_a_model(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(CASES, name, (HeadShape(12, 12, 64), LARGE[name]))
+    for _ in range(3):
+        check(name, 3e-2, 700, dtype=torch.bfloat16)

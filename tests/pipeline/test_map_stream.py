@@ -132,6 +132,15 @@ def test_at_the_sizes_of_a_model(window: int, precision: str, monkeypatch: pytes
         check("model", torch.arange(1000), precision, TOLERANCES[precision], length=1000)
 
 
+@pytest.mark.skipif(DEVICE == "cpu", reason="so large a layer takes a GPU")
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_features_at_the_sizes_of_a_model(name: str, monkeypatch: pytest.MonkeyPatch):
+    options = OTHERS[name][1]
+    sizes = {"features": 108, "window": 64 * (options["window"] > 0)}
+    monkeypatch.setitem(OTHERS, name, (HeadShape(12, 12, 64), options | sizes))
+    check(name, torch.arange(700), "medium", 1e-3, length=700)
+
+
 @pytest.mark.parametrize("name", ["grouped queries", "window"])
 def test_chosen_queries(name: str):
     check(name, torch.tensor([0, 3, 4, 17, 63, 64, 79]), "highest", 1e-4)
