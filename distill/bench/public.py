@@ -35,7 +35,7 @@ def attention(mixer: Mixer, heads: Heads) -> Tensor:
 @cache
 def compiled_features() -> Any:
     """Made when it is needed: to load the compiler takes seconds."""
-    return torch.compile(features, dynamic=False)
+    return torch.compile(features)
 
 
 def features(mixer: Mixer, query: Tensor, key: Tensor, scaling: float) -> tuple[Tensor, Tensor]:

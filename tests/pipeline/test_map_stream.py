@@ -100,15 +100,15 @@ def test_it_is_the_dense_loss_of_many_features(precision: str):
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_it_is_the_dense_loss_of_other_features(name: str):
-    """Precise whatever PyTorch is told, since rounding takes the sign of a sum of waves."""
-    check(name, torch.arange(150), "medium", 1e-4, length=150)
+    """Precise whatever PyTorch is told, since rounding takes the sign of a sum of waves; but that makes features so."""
+    check(name, torch.arange(150), "medium", 1e-4 if DEVICE == "cpu" else 1e-3, length=150)
 
 
 @pytest.mark.parametrize("name", ["spectral", "fixed decay"])
 def test_some_queries_of_a_padded_text_by_other_features(name: str):
     padding = torch.ones(2, 150, dtype=torch.long, device=DEVICE)
     padding[0, :40] = padding[1, 131:] = 0
-    check(name, torch.arange(41, 150, 2), "medium", 1e-4, length=150, padding=padding)
+    check(name, torch.arange(41, 150, 2), "highest", 1e-4, length=150, padding=padding)
 
 
 @pytest.mark.parametrize("name", ["grouped queries", "window"])
