@@ -12,12 +12,13 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .capture import Heads
+from .flexformer.attempt import KERNELS, PYTORCH, tell
 from .flexformer.engine import chosen, hidden
 from .flexformer.exact import exact_attention
 from .flexformer.mixer import Mixer
 from .flexformer.token_mixer import TokenMixer
 from .flexformer.weights import Whole, log_weights
-from .map_stream import streams, try_stream_kl
+from .map_stream import WHAT, streams, try_stream_kl
 
 #: Numbers of a map that are held at a time, 64 MiB of them in float32, and a few such tensors on the way.
 TILE = 2**24
@@ -64,6 +65,7 @@ def layer_kl(mixer: Mixer, heads: Heads, queries: Tensor | None = None) -> Tenso
     found = None
     if len(rows) * per_row(heads) > TILE and streams(mixer, heads):
         found = try_stream_kl(mixer, heads, on_device)
+    tell(WHAT, PYTORCH if found is None else KERNELS)
     if found is None:
         found = kl_in_blocks(mixer.whole(heads.query, heads.key, heads.scaling, heads.padding), heads, rows)
     return per_head(found, heads.padding, on_device)

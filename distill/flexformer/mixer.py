@@ -7,17 +7,20 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from .attempt import KERNELS, PYTORCH, tell
 from .bidirectional import everywhere
 from .decay import FORGOTTEN, build_decay
 from .delta import DELTA, Reading
 from .engine import NO_KEYS, SUMS, Features, State, Way
 from .feature_map import HeadShape
 from .key_weight import KeyWeight
+from .linear import WHAT as WHOLE
 from .linear import has_kernels, through_kernels
 from .memory import Memory
 from .normaliser import build_normaliser
 from .options import check_options
 from .precision import at_least_float32, scaled
+from .step import WHAT as ONE
 from .step import has_kernel, one_step
 from .token_mixer import TokenMixer
 from .weights import Whole, log_weights, weights
@@ -100,6 +103,8 @@ class Mixer(TokenMixer):
                 done = one_step(self, query, key, value, scaling, padding, memory)
             elif not one and has_kernels(self, query, value, memory):
                 done = through_kernels(self, query, key, value, scaling, padding, memory)
+            if not torch.compiler.is_compiling():
+                tell(ONE if one else WHOLE, PYTORCH if done is None else KERNELS)
             if done is not None:
                 return done
             path = (self.ways.recurrent if one else self.ways.chunked) if self.causal else everywhere

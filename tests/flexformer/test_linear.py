@@ -215,6 +215,21 @@ def test_kernels_that_cannot_be_built_are_told_of_once(monkeypatch: pytest.Monke
     assert not attempt.possible(linear.WHAT) and torch.equal(mixer(*given, SCALING)[0], expected)
 
 
+@torch.no_grad()
+def test_the_way_is_told_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    shape, options = CASES["window"]
+    mixer, given = made(shape, options).cpu(), [each.cpu() for each in text(shape, 6)]
+    monkeypatch.setattr(attempt, "taken", {})
+    with caplog.at_level("INFO"):
+        for _ in range(2):
+            mixer(*given, SCALING)
+        monkeypatch.setattr(mixer_module, "has_kernels", lambda *given: True)
+        monkeypatch.setattr(mixer_module, "through_kernels", lambda *given: (given[3], None))
+        mixer(*given, SCALING)
+    assert caplog.messages == ["linear attention: by PyTorch", "linear attention: by kernels"]
+    assert attempt.taken == {"linear attention": ["PyTorch", "kernels"]}
+
+
 #: Heads, features, and tokens: of pocket models, of GPT-2 small, of grouped queries, and all that there are tiles of.
 MODELS = {
     "pocket": (HeadShape(4, 4, 64), 16, 512),

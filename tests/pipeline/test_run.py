@@ -273,6 +273,19 @@ def test_the_summary_shows_the_kl(headline: dict[str, Any], tmp_path: Path):
         assert head.endswith(" KL") and row.endswith(ending) and len(head) == len(row)
 
 
+def test_the_summary_tells_by_which_way_it_was(
+    headline: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    shown = SimpleNamespace(path=tmp_path, seconds={"logits": 1.0})
+    (tmp_path / "measurements").mkdir()
+    (tmp_path / "measurements" / "headline.json").write_text(json.dumps(headline))
+    ways = {"linear attention": ["kernels"], "decoding": ["PyTorch"], "maps": ["PyTorch", "kernels"]}
+    for taken, told in ((ways, ["linear attention by kernels; maps by PyTorch and kernels"]), ({}, [])):
+        monkeypatch.setattr("distill.summary.taken", taken)
+        lines = summary(shown, tmp_path / "student").splitlines()
+        assert lines[lines.index("") + 2 : -2] == told
+
+
 def test_the_most_gpu_memory_of_a_stage_is_kept(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Also where a stage comes back, as measuring does; without a GPU there is none to tell of."""
     run = RunDirectory(replace(config, run_dir=str(tmp_path / "run")))
