@@ -34,8 +34,8 @@ def attention(mixer: Mixer, heads: Heads) -> Tensor:
 
 @cache
 def compiled_features() -> Any:
-    """Made when it is needed: to load the compiler takes seconds."""
-    return torch.compile(features)
+    """Made when it is needed, since to load the compiler takes seconds, and once for all lengths."""
+    return torch.compile(features, dynamic=True)
 
 
 def features(mixer: Mixer, query: Tensor, key: Tensor, scaling: float) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from ..measure.turns import in_turn, while_there_is_room
 
 #: Rounds that are timed, after so many to warm up.
 TURNS = 15, 3
-#: Steps of decoding to a round.
+#: Steps of decoding, and of training, to a round: one after the other, without waiting in between.
 STEPS = 4
 Faster = Callable[[Step], Step]
 
@@ -60,22 +60,27 @@ def time_decode_of(batch: int, models: dict[str, Any], lengths: list[int], faste
 @torch.no_grad()
 def time_prefill(models: dict[str, Any], lengths: list[int], batches: list[int]) -> list[Timing]:
     """A text of each length read whole, and what its first new token needs is kept: the time to the first token."""
-    return time_whole("prefill", reading, models, lengths, batches)
+    return time_whole("prefill", reading, models, lengths, batches, 1)
 
 
 def time_train(models: dict[str, Any], lengths: list[int], batches: list[int]) -> list[Timing]:
     """A text of each length read whole, and the gradients of its loss for all weights: all but the optimizer's part."""
-    return time_whole("train", training, models, lengths, batches)
+    return time_whole("train", training, models, lengths, batches, STEPS)
 
 
 def time_whole(
-    what: str, make: Callable[[Any, int, int], Step], models: dict[str, Any], lengths: list[int], batches: list[int]
+    what: str,
+    make: Callable[[Any, int, int], Step],
+    models: dict[str, Any],
+    lengths: list[int],
+    batches: list[int],
+    times: int,
 ) -> list[Timing]:
     found = []
     for batch in batches:
         steps = {length: {who: make(models[who], batch, length) for who in WHO} for length in lengths}
         told = f"{what}, batch {batch}"
-        for length, seconds in in_turn(steps, 1, models["teacher"].device, told, *TURNS).items():
+        for length, seconds in in_turn(steps, times, models["teacher"].device, told, *TURNS).items():
             found.append(timing(what, batch, length, seconds))
     return found
 
