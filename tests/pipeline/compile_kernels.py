@@ -21,34 +21,31 @@ MAP = HEAD | {
     "TILE": 32, "BLOCK_N": 32, "BLOCK_F": 32,
 }  # fmt: skip
 LINEAR = HEAD | {
-    "W": 16, "SKIP": 16, "DEGREE": 2, "PADDED": True, "GIVEN": False, "C": 32, "BLOCK_F": 32,
+    "W": 16, "SKIP": 16, "DEGREE": 2, "PADDED": True, "C": 32, "BLOCK_F": 32,
     "REVERSE": False, "GOES_ON": True, "BLOCK": 64, "ROWS": 16,
 }  # fmt: skip
+#: As they are run: features that come from PyTorch have products of float32 in the loss, and of bfloat16 in attention.
+HALF, FULL = {"MODE": "bf16", "GIVEN": False}, {"MODE": "tf32x3"}
 KERNELS = [
     (step_kernel.step_kernel, STEP),
+    (map_kernels.features_kernel, MAP | HALF),
+    (map_kernels.forward_kernel, MAP | HALF),
+    (map_kernels.forward_kernel, MAP | FULL),
+    (map_gradients.query_kernel, MAP | HALF),
+    (map_gradients.key_kernel, MAP | HALF),
+    (map_gradients.query_features_kernel, MAP | FULL),
+    (map_gradients.key_features_kernel, MAP | FULL),
+    (linear_kernels.scan_kernel, LINEAR | HALF),
     *(
-        (kernel, MAP | {"MODE": mode})
-        for kernel in (
-            map_kernels.features_kernel,
-            map_kernels.forward_kernel,
-            map_gradients.query_kernel,
-            map_gradients.key_kernel,
-            map_gradients.query_features_kernel,
-            map_gradients.key_features_kernel,
-        )
-        for mode in ("bf16", "tf32x3")
-    ),
-    *(
-        (kernel, LINEAR | {"MODE": mode, "GIVEN": given})
+        (kernel, LINEAR | HALF | {"GIVEN": given})
         for kernel in (
             linear_kernels.sums_kernel,
-            linear_kernels.scan_kernel,
             linear_kernels.output_kernel,
             linear_gradients.later_kernel,
             linear_gradients.query_gradient_kernel,
             linear_gradients.key_gradient_kernel,
         )
-        for mode, given in (("bf16", False), ("tf32x3", False), ("bf16", True))
+        for given in (False, True)
     ),
 ]
 #: What arguments are that are no pointers to float32.
