@@ -115,8 +115,6 @@ def forward_kernel(
         top = higher
         highest = tl.max(own, 0)
         sums = tl.exp2(own - highest)
-        if PADDED:
-            sums = tl.where(seen, sums, 0.0)
         higher = tl.maximum(peak, highest)
         total = total * tl.exp2(peak - higher) + tl.sum(kappa * sums[None, :], 1) * tl.exp2(highest - higher)
         peak = higher
