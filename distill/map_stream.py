@@ -24,6 +24,8 @@ TILE = 64
 MOST = {"bf16": 256, "tf32": 256, "tf32x3": 128}
 #: More features are wide: they have registers among twice as many warps and, of float32, room beside half a tile.
 WIDE = 128
+#: Of products, the most factors whose least value float32 can tell from nought.
+HIGHEST = 3
 #: The largest head_dim whose tiles fit into shared memory.
 DEEPEST = 128
 #: What the kernels are for.
@@ -33,7 +35,7 @@ FEW, MANY = 4, 8
 
 
 def streams(mixer: Mixer, heads: Heads) -> bool:
-    """Whether there are kernels for the map loss of `mixer`, whole: of every positive map, with one decay at most."""
+    """Whether there are kernels for the map loss of `mixer`, whole: of positive maps, without decay."""
     return (
         heads.query.is_cuda
         and heads.query.dtype != torch.float64
@@ -45,6 +47,7 @@ def streams(mixer: Mixer, heads: Heads) -> bool:
         and not (heads.query.requires_grad or heads.key.requires_grad)
         and heads.query.shape[-1] <= DEEPEST
         and mixer.feature_dim <= MOST[mode(mixer)]
+        and getattr(mixer.map, "order", 1) <= HIGHEST
         and possible(WHAT)
         and importlib.util.find_spec("triton") is not None
     )
@@ -175,7 +178,8 @@ def told(mixer: Mixer, heads: Heads, rows: Tensor) -> tuple[Tensor, Tensor, Tens
     if heads.padding is not None:
         real = heads.padding != 0
     found = levels(mixer, heads.query, heads.key, heads.scaling, real, real.cumsum(1) - 1)
-    return chosen(found.query, rows), found.key, found.weight, chosen(found.gate, rows)
+    gate = found.query.new_zeros(found.query.shape[:-1]) if found.gate is None else found.gate
+    return chosen(found.query, rows), found.key, found.weight, chosen(gate, rows)
 
 
 def features(

@@ -21,6 +21,7 @@ class RunDirectory:
     """Names the parts of a run directory, writes the small ones, and tells what the stages took.
 
     seconds, peak_bytes: of every stage its wall-clock time, and the most GPU memory that it held where there is one.
+    ways: of every stage, by what it did, whether kernels or PyTorch did it.
     """
 
     def __init__(self, config: Config):
@@ -28,6 +29,7 @@ class RunDirectory:
         self.path, self.config = Path(config.run_dir).expanduser(), config
         self.seconds: dict[str, float] = {}
         self.peak_bytes: dict[str, int] = {}
+        self.ways: dict[str, dict[str, list[str]]] = {}
         if any((self.path / part).exists() for part in ("config.yaml", "student", "teacher", "report")):
             raise UserError(f"run_dir={self.path} already holds a run; choose another directory or remove it")
 

@@ -3,8 +3,6 @@
 import json
 from pathlib import Path
 
-from .flexformer.attempt import taken
-from .flexformer.step import WHAT as DECODING
 from .report.quantities import size
 from .rundir import RunDirectory
 
@@ -38,10 +36,10 @@ def summary(run: RunDirectory, student: Path) -> str:
     peaks = headline["peak_bytes"].values()
     held = f", at most {size(max(peaks))} of GPU memory" if peaks else ""
     lines += ["", "; ".join([*stages, f"{sum(run.seconds.values()):.0f} s in all{held}"])]
-    # Decoding is measured here, and done by whoever serves.
-    ways = {what: each for what, each in taken.items() if what != DECODING}
-    if ways:
-        lines += ["; ".join(f"{what} by {' and '.join(each)}" for what, each in ways.items())]
+    ways = [
+        f"{stage}: {what} by {' and '.join(each)}" for stage, found in run.ways.items() for what, each in found.items()
+    ]
+    lines += ["; ".join(ways)] if ways else []
     lines += [f"student  {student}", f"report   {run.path / 'report' / 'report.html'}"]
     return "\n".join(lines)
 

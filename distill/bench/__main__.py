@@ -169,15 +169,19 @@ def bench_layer(given: argparse.Namespace, command: str) -> Path:
     shape = HeadShape(given.heads, given.kv_heads, given.head_dim)
     if min(shape) < 1 or given.heads % given.kv_heads:
         raise UserError(f"--heads {given.heads} must be a multiple of --kv-heads {given.kv_heads}, and all at least 1")
+    if given.mixer == "softmax":
+        raise UserError("--mixer softmax: it stands beside every other; give another")
     said = {key: getattr(given, key) for key in ("features", "window") if getattr(given, key) is not None}
     device = named_device(given.device)
-    layer = Layer(shape, named_options(given.mixer, max(given.lengths)) | said, device, getattr(torch, given.dtype))
+    layer = Layer(
+        shape, named_options(given.mixer, max(given.lengths)) | said, device, getattr(torch, given.dtype), given.mixer
+    )
     try:
         mixer = layer.mixer()
     except (ValueError, KeyError) as error:
         raise UserError(f"--mixer {given.mixer}: {error}") from error
-    if timed in (maploss, stage1) and not mixer.comparable:
-        raise UserError(f"--mixer {given.mixer}: it has no map that could be compared; give attention or step")
+    if timed in (maploss, stage1) and not (mixer.comparable and any(True for _ in mixer.parameters())):
+        raise UserError(f"--mixer {given.mixer}: it has no map that could be fitted; give attention or step")
     torch.set_float32_matmul_precision(given.precision)
     try:
         times = goals.times if device.type == "cuda" else 1

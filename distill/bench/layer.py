@@ -21,12 +21,16 @@ TURNS = 5, 1
 
 @dataclass(frozen=True)
 class Layer:
-    """What is timed: a layer whose mixer has these options; dtype is that of queries, keys and values."""
+    """What is timed: a layer whose mixer has these options; dtype is that of queries, keys and values.
+
+    name: what a configuration calls the mixer.
+    """
 
     shape: HeadShape
     options: dict[str, Any]
     device: torch.device
     dtype: torch.dtype = torch.float32
+    name: str = "exponential"
 
     def mixer(self) -> Mixer:
         torch.manual_seed(0)

@@ -55,7 +55,7 @@ def rows(
 ) -> list[Row]:  # fmt: skip
     """floors: seconds, by length."""
     shape = f"{layer.shape.heads} heads of {layer.shape.head_dim}"
-    mixer = mixer_words(layer.options["map"], layer.options, layer.feature_dim)
+    mixer = mixer_words(layer.name, layer.options, layer.feature_dim)
 
     def row(domain: str, metric: str, value: float, unit: str, way: str, length: int | None) -> Row:
         there = goals.length in (None, length) or length is None

@@ -70,7 +70,7 @@ def ways(layer: Layer) -> dict[str, Callable[[int], Step]]:
 
 
 def errors(layer: Layer) -> dict[str, float]:
-    """By way, of the gradient for the map's first parameter, against float64."""
+    """By way, of the gradient for the mixer's first parameter, against float64."""
     mixer, heads = layer.mixer(), layer.heads(CHECKED)
     exact = deepcopy(mixer).double()
     query, key = heads.query.double(), heads.key.double()
@@ -82,4 +82,4 @@ def errors(layer: Layer) -> dict[str, float]:
 
 
 def gradient(loss: Tensor, mixer: Mixer) -> Tensor:
-    return torch.autograd.grad(loss.mean(), next(mixer.map.parameters()))[0]
+    return torch.autograd.grad(loss.mean(), next(mixer.parameters()))[0]

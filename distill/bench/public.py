@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from ..capture import Heads
+from ..flexformer.decay import NoDecay
 from ..flexformer.mixer import Mixer
 from ..flexformer.precision import scaled
 
 
 def takes(mixer: Mixer, heads: Heads) -> bool:
     """Whether the package is there, on a GPU, and knows what `mixer` has: sums, divided by those of weights."""
-    plain = mixer.comparable and mixer.width == 0 and mixer.groups == 1 and not list(mixer.decay.parameters())
+    plain = mixer.comparable and mixer.width == 0 and type(mixer.decay) is NoDecay
     return heads.query.is_cuda and plain and find_spec("fla") is not None
 
 

@@ -1,6 +1,5 @@
 """Kernels that may not be built: Triton needs a C compiler, and a GPU that it knows. And what is done by which way."""
 
-import logging
 import warnings
 from collections.abc import Callable
 from typing import TypeVar
@@ -12,10 +11,9 @@ Made = TypeVar("Made")
 SHARED = 232448
 #: For what there are none, as has turned out.
 _given_up: set[str] = set()
-#: By what is done, the ways that this process took, in their order.
+#: By what is done, the ways that were taken since somebody cleared them, in their order.
 taken: dict[str, list[str]] = {}
 KERNELS, PYTORCH = "kernels", "PyTorch"
-log = logging.getLogger(__name__)
 
 
 def roomy(device: torch.device) -> bool:
@@ -29,11 +27,10 @@ def possible(what: str) -> bool:
 
 
 def tell(what: str, way: str) -> None:
-    """One line of the log for each way that is taken."""
+    """Adds to `taken`."""
     ways = taken.setdefault(what, [])
     if way not in ways:
         ways.append(way)
-        log.info("%s: by %s", what, way)
 
 
 def attempt(what: str, work: Callable[[], Made]) -> Made | None:

@@ -17,6 +17,7 @@ class Cosformer(FeatureMap):
     """
 
     per_atom = 2
+    coarse = False
 
     def __init__(self, shape: HeadShape, horizon: int):
         if horizon < 1:

@@ -35,6 +35,8 @@ class FeatureMap(nn.Module):
 
     #: Every kernel value is above 0 and has a logarithm. If not, denominators can vanish, and there is no log loss.
     positive = True
+    #: And it stays so with features rounded to bfloat16. Not where they have signs and their sum can be next to nought.
+    coarse = True
     #: The parameters that are frequencies: what `freeze` keeps at the draw.
     frequencies: tuple[str, ...] = ()
     #: Training steps after which `redraw` is called; 0: never.

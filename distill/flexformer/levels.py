@@ -3,7 +3,6 @@
 from typing import Any, NamedTuple
 
 from torch import Tensor
-from torch.nn.functional import pad
 
 from .decay import NoDecay
 from .exponential import Exponential
@@ -11,40 +10,33 @@ from .precision import scaled
 
 
 class Levels(NamedTuple):
-    """φ_q (B, H, N, F), φ_k (B, K, L, F), w (B, K, L), g (B, H, N), and c (B, K) at the end.
+    """φ_q (B, H, N, F), φ_k (B, K, L, F), w (B, K, L), and g (B, H, N), None without a window.
 
-    The linear part weighs key j for query i by e^{w_j + g_i} φ_q(q_i)·φ_k(k_j): a decay, L_ij = e^{c_i − c_j} with
-    c = Σ log γ, is a part of both.
+    The linear part weighs key j for query i by e^{w_j + g_i} φ_q(q_i)·φ_k(k_j).
     """
 
     query: Tensor
     key: Tensor
     weight: Tensor
-    gate: Tensor
-    faded: Tensor
+    gate: Tensor | None
 
 
 def fused(mixer: Any) -> bool:
-    """Whether kernels make the features of `mixer`, too: exponential ones, without decay."""
-    return type(mixer.map) is Exponential and type(mixer.decay) is NoDecay
+    """Whether kernels make the features of `mixer`, too."""
+    return type(mixer.map) is Exponential
 
 
 def leveled(mixer: Any) -> bool:
-    """Whether `mixer` can be told so: of kernels above 0, with no more than one decay."""
-    return bool(mixer.map.positive and mixer.groups == 1 and not mixer.decay.erases)
+    """Whether `mixer` can be told so: of a positive map and without decay, whose sums over long texts lose digits."""
+    return bool(mixer.map.positive and type(mixer.decay) is NoDecay)
 
 
 def levels(mixer: Any, query: Tensor, key: Tensor, scaling: float, present: Tensor, position: Tensor) -> Levels:
-    """Of q (B, H, N, D) and k (B, K, L, D), which end with the queries' own: L = N where a text begins, and where it
-    goes on W + N, beginning with what the window remembers. present, position (B, L): the keys'.
+    """Of q (B, H, N, D) and k (B, K, L, D), which end with the queries' own and may begin with what a window remembers.
+
+    present, position (B, L): the keys'.
     """
-    length, query = query.shape[2], scaled(query, scaling)
-    made = mixer.features(query, position[:, -length:], scaled(key, scaling), position, present)
-    since = made.log_decay[..., 0].cumsum(-1)
-    # Where a text goes on, what leaves the window when query i comes is key i; otherwise it is i − w.
-    faded = pad(since, (mixer.width - (key.shape[2] - length), 0))[..., :length]
-    gate = faded.repeat_interleave(query.shape[1] // key.shape[1], 1)
-    if mixer.window is not None:
-        gate = gate + mixer.gate(query)
-    weight = made.log_weight.masked_fill(~present[:, None], 0.0) - since
-    return Levels(made.query, made.key, weight, gate, faded[..., -1])
+    query, key = scaled(query, scaling), scaled(key, scaling)
+    made = mixer.features(query, position[:, -query.shape[2] :], key, position, present)
+    weight = made.log_weight.masked_fill(~present[:, None], 0.0)
+    return Levels(made.query, made.key, weight, None if mixer.window is None else mixer.gate(query))

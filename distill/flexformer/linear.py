@@ -30,6 +30,8 @@ SCANNED, AT_ONCE = 512, 16
 LEAST = 64
 #: The most features and the widest heads, and how many numbers a tile of both may have, that fit into a multiprocessor.
 MOST, DEEPEST, LARGEST = 256, 128, 16384
+#: Of features that are given, what has been held to float64 on a GPU.
+MOST_GIVEN, DEEPEST_GIVEN = 128, 64
 #: Warps: as few as have registers for a tile of so many numbers, since more make the same twice.
 FEW, MANY, SMALL = 4, 8, 8192
 #: What the kernels are for.
@@ -37,7 +39,7 @@ WHAT = "linear attention"
 
 
 def has_kernels(mixer: Any, query: Tensor, value: Tensor, memory: Memory | None = None) -> bool:
-    """Whether there are kernels for `mixer`, a Mixer with all its parts: of kernels above 0, with one decay at most.
+    """Whether there are kernels for `mixer`, a Mixer with all its parts: of positive maps, without decay.
 
     Only where products are of bfloat16, since those of float32 do not fit into registers; and not with gradients where
     a text goes on from a memory, which they do not go back to.
@@ -55,8 +57,9 @@ def has_kernels(mixer: Any, query: Tensor, value: Tensor, memory: Memory | None 
         and mixer.causal
         and mixer.parts >= {"linear", "window"}
         and leveled(mixer)
+        and mixer.map.coarse
         and type(mixer.normaliser) is RowSum
-        and fits(mixer.feature_dim, max(query.shape[-1], value.shape[-1]))
+        and fits(mixer.feature_dim, max(query.shape[-1], value.shape[-1]), fused(mixer))
     )
 
 
@@ -82,17 +85,16 @@ def launched(
     # As products take them, once and not in every chunk.
     held = held_type(query)
     before = None if memory is None else (memory.sums, memory.maximum)
-    given, faded = told(mixer, query, keys, scaling, present, memory) if sizes.given else (parameters(mixer), None)
+    given = told(mixer, query, keys, scaling, present, memory) if sizes.given else parameters(mixer)
     inputs = (each.to(held) for each in (query, keys, values))
     out, sums, maximum = Attention.apply(*inputs, *given, present, before, sizes)
-    maximum = maximum if faded is None else maximum + faded[..., None]
     return out.to(value.dtype), Memory(sums, maximum, *recent(mixer.width, keys, values, real, present, memory))
 
 
 def told(
     mixer: Any, query: Tensor, keys: Tensor, scaling: float, present: Tensor | None, memory: Memory | None
-) -> tuple[tuple[Tensor, ...], Tensor]:
-    """In the place of parameters φ_q, φ_k, w and g; and how far what there is has faded at the end."""
+) -> tuple[Tensor, ...]:
+    """In the place of parameters φ_q, φ_k, w and g."""
     if present is None:
         present = keys.new_ones(len(keys), keys.shape[2], dtype=torch.bool)
     position = present.cumsum(1) - 1
@@ -101,9 +103,10 @@ def told(
     with torch.autocast(query.device.type, enabled=False):
         found, held = levels(mixer, query, keys, scaling, present, position), held_type(query)
     # In the place of what there is not stands something that is not read.
-    none = found.faded.detach()
-    given = [found.query.to(held), none, found.key.to(held), none, found.weight, none, found.gate, none, none]
-    return tuple(each.contiguous() for each in given), found.faded.detach()
+    none = found.weight.detach()
+    gate = none if found.gate is None else found.gate
+    given = [found.query.to(held), none, found.key.to(held), none, found.weight, none, gate, none, none]
+    return tuple(each.contiguous() for each in given)
 
 
 def recent(
@@ -114,7 +117,7 @@ def recent(
     first = max(length - width, 0)
     read = keys.new_full((batch,), length, dtype=torch.long) if real is None else real.sum(1)
     # Cloned, or a window would keep all tokens in memory.
-    window = [keys[:, :, first:].clone(), values[:, :, first:].clone()]
+    window = [each[:, :, first:].clone(memory_format=torch.contiguous_format) for each in (keys, values)]
     there = keys.new_ones(batch, length - first, dtype=torch.bool) if present is None else present[:, first:].clone()
     if lacking := width - (length - first):
         window = [torch.nn.functional.pad(each, (0, 0, lacking, 0)) for each in window]
@@ -240,8 +243,10 @@ def mode(query: Tensor) -> str:
     return MODES[torch.get_float32_matmul_precision()] if query.dtype == torch.float32 else "bf16"
 
 
-def fits(features: int, width: int) -> bool:
-    """Whether tiles of so many features, and of heads as wide, do into a multiprocessor."""
+def fits(features: int, width: int, made: bool) -> bool:
+    """Whether tiles of so many features, and of heads as wide, do into a multiprocessor; made: by kernels."""
+    if not made:
+        return features <= MOST_GIVEN and width <= DEEPEST_GIVEN
     return features <= MOST and width <= DEEPEST and block(features) * block(width) <= LARGEST
 
 

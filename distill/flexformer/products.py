@@ -22,6 +22,8 @@ class PositiveProducts(FeatureMap):
     query head), and the kernel is neither stationary nor symmetric.
     """
 
+    coarse = False
+
     def __init__(self, shape: HeadShape, features: int, frequency_scale: float, order: int, tied: bool):
         if order < 1:
             raise ValueError(f"mixer.order={order} must be 1 or more")

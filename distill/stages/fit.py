@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from ..config import Config
 from ..data import Corpus
 from ..errors import UserError
+from ..flexformer.attempt import taken
 from ..rundir import RunDirectory
 from .callbacks import Meter, NumberGuard, ProgressBar, Redraw
 from .stage import Stage
@@ -52,7 +53,9 @@ def fit(stage: Stage, name: str, wanted: Wanted, corpus: Corpus, config: Config,
             ".*in eval mode",
         ):
             warnings.filterwarnings("ignore", harmless)
+        taken.clear()
         trainer.fit(stage, corpus.batches(steps, wanted.batch_size, config.seed))
+    run.ways[name] = {what: list(each) for what, each in taken.items()}
     return meter.tokens
 
 

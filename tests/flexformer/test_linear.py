@@ -30,16 +30,13 @@ CASES: dict[str, tuple[HeadShape, dict[str, Any]]] = {
     "wide window": (HeadShape(4, 2, 16), PLAIN | {"window": 71}),
 }
 WAVES = bare("", features=27, frequency_scale=0.15, key_weight="quadratic")
-#: Others than exponential features without decay, which PyTorch makes.
+#: Others than exponential features, which PyTorch makes.
 OTHERS: dict[str, tuple[HeadShape, dict[str, Any]]] = {
     "spectral": (HeadShape(2, 1, 16), WAVES | {"map": "spectral", "amplitude_scale": 0.3, "window": 64}),
     "products": (HeadShape(2, 2, 16), WAVES | {"map": "nonstationary", "positive": True, "order": 3}),
     "hedgehog": (HeadShape(2, 1, 16), bare("hedgehog", features=32)),
     "cosformer": (HeadShape(2, 2, 16), bare("cosformer", horizon=200, window=5)),
-    "fixed decay": (HeadShape(2, 1, 16), PLAIN | {"decay": "fixed"}),
-    "learned decay": (HeadShape(4, 2, 16), PLAIN | {"decay": "learned", "window": 5}),
-    "selective decay": (HeadShape(2, 1, 16), PLAIN | {"decay": "selective", "window": 64}),
-    "gated decay": (HeadShape(2, 2, 16), PLAIN | {"decay": "gated", "window": 71}),
+    "t2r": (HeadShape(4, 2, 16), bare("t2r", features=32, window=71)),
 }
 SCALING = 0.25
 #: A chunk and a half.
@@ -81,7 +78,7 @@ def test_it_is_the_formula(name: str):
     check(name, 1e-4)
 
 
-@pytest.mark.parametrize("name", ["grouped queries", "window", "spectral", "selective decay"])
+@pytest.mark.parametrize("name", ["grouped queries", "window", "spectral", "hedgehog"])
 def test_half_precision(name: str):
     # Of features that come rounded, twice as far off.
     check(name, 1e-2 if name in CASES else 2e-2, dtype=torch.bfloat16)
@@ -99,7 +96,7 @@ def test_any_length(name: str, length: int):
     check(name, 1e-4, length)
 
 
-@pytest.mark.parametrize("name", ["grouped queries", "wide window", "spectral", "gated decay", "fixed decay"])
+@pytest.mark.parametrize("name", ["grouped queries", "wide window", "spectral", "t2r"])
 def test_padding_is_not_taken_in(name: str):
     """At the left of the first text and at the right of the second; a text may begin with a chunk of nothing."""
     at = (torch.tensor([0] * 70 + [1] * 9), torch.tensor([*range(70), *range(121, 130)]))
@@ -115,7 +112,7 @@ def test_large_logits_do_not_overflow(name: str):
 PREFIX = {"one token": 1, "less than the window": 40, "more than a chunk": 70}
 
 
-@pytest.mark.parametrize("name", ["grouped queries", "window", "cosformer", "fixed decay", "selective decay"])
+@pytest.mark.parametrize("name", ["grouped queries", "window", "cosformer", "spectral"])
 @pytest.mark.parametrize("read", PREFIX.values(), ids=PREFIX)
 @torch.no_grad()
 def test_it_goes_on_from_a_memory(name: str, read: int):
@@ -157,12 +154,19 @@ def test_mixers_that_there_are_kernels_for(monkeypatch: pytest.MonkeyPatch):
     shape = HeadShape(2, 2, 16)
     plain = made(shape, PLAIN)
     assert chosen(plain) and chosen(made(shape, PLAIN | {"window": 4}))
-    assert chosen(made(shape, PLAIN | {"decay": "gated"})) and chosen(made(shape, bare("hedgehog", features=16)))
-    groups = {"decay": "learned", "decay_groups": 4}
-    for other in (groups, {"decay": "delta", "key_weight": "none"}, {"features": 300}, {"normaliser": "norm"}):
+    assert chosen(made(shape, bare("hedgehog", features=16))) and chosen(made(shape, OTHERS["spectral"][1]))
+    # What rounding could take below 0, and what has signs.
+    products = WAVES | {"map": "stationary", "positive": True, "order": 2}
+    for other in (
+        products,
+        products | {"positive": False},
+        bare("cosformer", horizon=9),
+        bare("hedgehog", features=130),
+    ):
+        assert not chosen(made(shape, other))
+    for other in ({"decay": "fixed"}, {"features": 300}, {"normaliser": "norm"}):
         assert not chosen(made(shape, PLAIN | other))
-    signed = made(shape, WAVES | {"map": "stationary", "positive": False, "order": 1})
-    assert not chosen(signed) and not chosen(Mixer(shape, PLAIN, causal=False))
+    assert not chosen(Mixer(shape, PLAIN, causal=False))
     plain.parts = {"linear"}
     assert not chosen(plain)
 
@@ -216,18 +220,28 @@ def test_kernels_that_cannot_be_built_are_told_of_once(monkeypatch: pytest.Monke
 
 
 @torch.no_grad()
-def test_the_way_is_told_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+def test_the_ways_are_told(monkeypatch: pytest.MonkeyPatch):
     shape, options = CASES["window"]
     mixer, given = made(shape, options).cpu(), [each.cpu() for each in text(shape, 6)]
     monkeypatch.setattr(attempt, "taken", {})
-    with caplog.at_level("INFO"):
-        for _ in range(2):
-            mixer(*given, SCALING)
-        monkeypatch.setattr(mixer_module, "has_kernels", lambda *given: True)
-        monkeypatch.setattr(mixer_module, "through_kernels", lambda *given: (given[3], None))
+    for _ in range(2):
         mixer(*given, SCALING)
-    assert caplog.messages == ["linear attention: by PyTorch", "linear attention: by kernels"]
+    assert attempt.taken == {"linear attention": ["PyTorch"]}
+    monkeypatch.setattr(mixer_module, "has_kernels", lambda *given: True)
+    monkeypatch.setattr(mixer_module, "through_kernels", lambda *given: (given[3], None))
+    mixer(*given, SCALING)
     assert attempt.taken == {"linear attention": ["PyTorch", "kernels"]}
+
+
+@torch.no_grad()
+def test_what_is_remembered_has_the_strides_that_it_ever_has():
+    """Heads come as a projection leaves them; a compiled step looks at strides."""
+    shape, options = CASES["window"]
+    mixer = made(shape, options)
+    turned = [each.transpose(1, 2).contiguous().transpose(1, 2) for each in text(shape, 80)]
+    out, memory = linear.launched(mixer, *turned, SCALING, None, None)
+    close(out, linear.launched(mixer, *(each.contiguous() for each in turned), SCALING, None, None)[0].double(), 1e-6)
+    assert all(part.is_contiguous() for part in memory)
 
 
 #: Heads, features, and tokens: of pocket models, of GPT-2 small, of grouped queries, and all that there are tiles of.
@@ -258,9 +272,8 @@ def test_at_the_sizes_of_a_model(name: str, window: int, dtype: torch.dtype, mon
 
 LARGE: dict[str, dict[str, Any]] = {
     "spectral": WAVES | {"map": "spectral", "amplitude_scale": 0.3, "features": 126, "window": 64},
-    "products": WAVES | {"map": "nonstationary", "positive": True, "order": 3, "features": 108},
     "hedgehog": bare("hedgehog", features=128),
-    "selective decay": PLAIN | {"decay": "selective", "features": 128, "frequency_scale": 0.3, "window": 64},
+    "hedgehog beside a window": bare("hedgehog", features=128, window=64),
 }
 
 

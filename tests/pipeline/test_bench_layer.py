@@ -147,7 +147,8 @@ def test_any_mixer_is_timed(mixer: str, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setitem(attention.TOKENS, "cpu", 32)
     sizes = ["--device", "cpu", "--heads", "2", "--kv-heads", "2", "--head-dim", "16", "--mixer", mixer]
     assert main(["attention", *sizes, "--lengths", "16", "--out", str(tmp_path / "speed")]) == 0
-    assert "| linear, plain | 16 |" in (tmp_path / "speed.md").read_text()
+    page = (tmp_path / "speed.md").read_text()
+    assert "| linear, plain | 16 |" in page and f"## {mixer.partition('-')[0]} F=" in page
 
 
 def test_products_are_made_as_a_run_makes_them(tmp_path: Path):
@@ -163,7 +164,9 @@ def test_products_are_made_as_a_run_makes_them(tmp_path: Path):
     [
         (["--features", "0"], "mixer.features=0"),
         (["--mixer", "spektral"], "mixer=spektral is unknown; known: cosformer"),
-        (["--mixer", "stationary-delta"], "no map that could be compared"),
+        (["--mixer", "stationary-delta"], "no map that could be fitted"),
+        (["--mixer", "uniform"], "no map that could be fitted"),
+        (["--mixer", "softmax"], "--mixer softmax"),
         (["--mixer", "elu", "--features", "9"], "mixer.features is unknown to mixer=elu"),
         (["--heads", "4", "--kv-heads", "3"], "--kv-heads 3"),
         (["--kv-heads", "0"], "--kv-heads 0"),

@@ -29,15 +29,12 @@ CASES: dict[str, tuple[HeadShape, dict[str, Any]]] = {
     "many features": (HeadShape(1, 1, 16), PLAIN | {"features": 150, "window": 3}),
 }
 WAVES = bare("", features=27, frequency_scale=0.15, key_weight="quadratic")
-#: Others than exponential features without decay, which PyTorch makes.
+#: Others than exponential features, which PyTorch makes.
 OTHERS: dict[str, tuple[HeadShape, dict[str, Any]]] = {
     "spectral": (HeadShape(2, 1, 16), WAVES | {"map": "spectral", "amplitude_scale": 0.3, "window": 5}),
     "products": (HeadShape(2, 2, 16), WAVES | {"map": "nonstationary", "positive": True, "order": 3}),
     "tied products": (HeadShape(1, 1, 16), WAVES | {"map": "stationary", "positive": True, "order": 2, "window": 3}),
     "hedgehog": (HeadShape(2, 1, 16), bare("hedgehog", features=32)),
-    "fixed decay": (HeadShape(2, 1, 16), PLAIN | {"decay": "fixed"}),
-    "learned decay": (HeadShape(2, 2, 16), PLAIN | {"decay": "learned", "window": 5}),
-    "selective decay": (HeadShape(2, 1, 16), PLAIN | {"decay": "selective", "window": 5}),
 }
 SCALING = 0.25
 
@@ -104,7 +101,7 @@ def test_it_is_the_dense_loss_of_other_features(name: str):
     check(name, torch.arange(150), "medium", 1e-4 if DEVICE == "cpu" else 1e-3, length=150)
 
 
-@pytest.mark.parametrize("name", ["spectral", "fixed decay"])
+@pytest.mark.parametrize("name", ["spectral", "hedgehog"])
 def test_some_queries_of_a_padded_text_by_other_features(name: str):
     padding = torch.ones(2, 150, dtype=torch.long, device=DEVICE)
     padding[0, :40] = padding[1, 131:] = 0
@@ -178,7 +175,8 @@ def on_a_gpu(given: Heads, **changed: Any) -> Any:
 
 NONE_FOR: dict[str, tuple[HeadShape, dict[str, Any]]] = {
     "signs": (HeadShape(2, 2, 16), WAVES | {"map": "stationary", "positive": False, "order": 1}),
-    "groups": (HeadShape(2, 2, 16), PLAIN | {"decay": "learned", "decay_groups": 4}),
+    "decay": (HeadShape(2, 2, 16), PLAIN | {"decay": "fixed"}),
+    "many factors": (HeadShape(2, 2, 16), WAVES | {"map": "stationary", "positive": True, "order": 4, "features": 81}),
     "erasing": (HeadShape(2, 2, 16), PLAIN | {"decay": "delta", "key_weight": "none"}),
     "norm": (HeadShape(2, 2, 16), PLAIN | {"normaliser": "norm"}),
     "many features of float32": (HeadShape(1, 1, 64), bare("hedgehog", features=130)),
@@ -189,7 +187,7 @@ NONE_FOR: dict[str, tuple[HeadShape, dict[str, Any]]] = {
 @pytest.mark.parametrize("name", NONE_FOR)
 def test_mixers_that_there_are_no_kernels_for(name: str, monkeypatch: pytest.MonkeyPatch):
     with_room(monkeypatch)
-    for shape, options in (CASES["window"], OTHERS["spectral"], OTHERS["fixed decay"]):
+    for shape, options in (CASES["window"], OTHERS["spectral"], OTHERS["products"]):
         assert map_stream.streams(made(shape, options), on_a_gpu(heads(shape, 4)))
     shape, options = NONE_FOR[name]
     assert not map_stream.streams(made(shape, options), on_a_gpu(heads(shape, 4)))

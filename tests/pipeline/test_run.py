@@ -262,7 +262,7 @@ def test_kl_is_that_of_every_block(
 
 def test_the_summary_shows_the_kl(headline: dict[str, Any], tmp_path: Path):
     """Under its name, as wide as the ratio may be; a student that diverged has a dash."""
-    shown = SimpleNamespace(path=tmp_path, seconds={"logits": 1.0})
+    shown = SimpleNamespace(path=tmp_path, seconds={"logits": 1.0}, ways={})
     (tmp_path / "measurements").mkdir()
     for changes, ending in (
         ({}, f" {headline['kl']['prose']:.3f}"),
@@ -273,15 +273,15 @@ def test_the_summary_shows_the_kl(headline: dict[str, Any], tmp_path: Path):
         assert head.endswith(" KL") and row.endswith(ending) and len(head) == len(row)
 
 
-def test_the_summary_tells_by_which_way_it_was(
-    headline: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    shown = SimpleNamespace(path=tmp_path, seconds={"logits": 1.0})
+def test_the_summary_tells_by_which_way_it_was(headline: dict[str, Any], tmp_path: Path):
     (tmp_path / "measurements").mkdir()
     (tmp_path / "measurements" / "headline.json").write_text(json.dumps(headline))
-    ways = {"linear attention": ["kernels"], "decoding": ["PyTorch"], "maps": ["PyTorch", "kernels"]}
-    for taken, told in ((ways, ["linear attention by kernels; maps by PyTorch and kernels"]), ({}, [])):
-        monkeypatch.setattr("distill.summary.taken", taken)
+    ways = {"attention": {"maps": ["kernels"]}, "logits": {"linear attention": ["PyTorch", "kernels"]}}
+    for found, told in (
+        (ways, ["attention: maps by kernels; logits: linear attention by PyTorch and kernels"]),
+        ({}, []),
+    ):
+        shown = SimpleNamespace(path=tmp_path, seconds={"logits": 1.0}, ways=found)
         lines = summary(shown, tmp_path / "student").splitlines()
         assert lines[lines.index("") + 2 : -2] == told
 
@@ -419,8 +419,13 @@ def test_the_teacher_is_left_as_it_was(run: Path, config: Config):
 
 
 @pytest.mark.parametrize("stage", ["attention", "logits"])
-def test_a_stage_can_be_left_out(small: Compose, stage: str):
+def test_a_stage_can_be_left_out(small: Compose, stage: str, capsys: pytest.CaptureFixture[str]):
     run = distil(small(f"stages.{stage}.max_steps=0"))
+    ways = {
+        "logits": "attention: the loss of attention maps by PyTorch",
+        "attention": "logits: linear attention by PyTorch",
+    }
+    assert ways[stage] in capsys.readouterr().out.splitlines()
     assert stage not in {line["stage"] for line in metrics(run)}
     measured = json.loads((run / "measurements" / "headline.json").read_text())
     assert measured["tokens"][stage] == 0
