@@ -373,7 +373,7 @@ def test_everything_tells_the_scores(run: Path):
 
 def test_the_summary_tells_the_scores(run: Path):
     told = RunDirectory.__new__(RunDirectory)
-    told.path, told.seconds = run, {}
+    told.path, told.seconds, told.ways = run, {}, {}
     lines = summary(told, told.student).splitlines()
     assert any(
         line.split()[:2] == ["words", "accuracy"] and line.count("%") == 4 and "of 15 texts" in line for line in lines
