@@ -36,8 +36,11 @@ def summary(run: RunDirectory, student: Path) -> str:
     peaks = headline["peak_bytes"].values()
     held = f", at most {size(max(peaks))} of GPU memory" if peaks else ""
     lines += ["", "; ".join([*stages, f"{sum(run.seconds.values()):.0f} s in all{held}"])]
+    # Of the stages that made the student, and not of those that were only measured.
     ways = [
-        f"{stage}: {what} by {' and '.join(each)}" for stage, found in run.ways.items() for what, each in found.items()
+        f"{stage}: {what} by {' and '.join(each)}"
+        for stage in headline["tokens"]
+        for what, each in run.ways.get(stage, {}).items()
     ]
     lines += ["; ".join(ways)] if ways else []
     lines += [f"student  {student}", f"report   {run.path / 'report' / 'report.html'}"]

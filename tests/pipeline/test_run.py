@@ -277,6 +277,7 @@ def test_the_summary_tells_by_which_way_it_was(headline: dict[str, Any], tmp_pat
     (tmp_path / "measurements").mkdir()
     (tmp_path / "measurements" / "headline.json").write_text(json.dumps(headline))
     ways = {"attention": {"maps": ["kernels"]}, "logits": {"linear attention": ["PyTorch", "kernels"]}}
+    ways["transfer-prose-0"] = {"maps": ["kernels"]}
     for found, told in (
         (ways, ["attention: maps by kernels; logits: linear attention by PyTorch and kernels"]),
         ({}, []),
