@@ -3,9 +3,9 @@
     ∂KL_i / ∂κ_ij = e^{w_j + g_i − z_i} − P_ij / κ_ij,    ∂KL_i / ∂w_j = ∂KL_i / ∂g_i = A_ij − P_ij, summed,
 
 of keys beyond the window, j ≤ i − w; those inside have nothing to learn. Where the mixer is of exponential features,
-φ_f = softmax(Ω x + b)_f, the gradient for the logits is φ_f (∂_f − Σ φ ∂) and stays in the program that made ∂: what
-`query_kernel` and `key_kernel` write are gradients for parameters. `query_features_kernel` and `key_features_kernel`
-write those for φ, g and w, from which PyTorch goes on.
+φ_f = softmax(Ω x + b)_f, the gradient for the logits is φ_f (∂_f − Σ φ ∂) and stays in the program that made ∂: what is
+written are gradients for parameters. Where features are GIVEN those for φ, g and w stand in their place, as in
+`flexformer.linear_kernels`, and PyTorch goes on from them.
 """
 
 import triton
@@ -66,10 +66,10 @@ def query_kernel(
     query, key, query_phi, key_phi, weight, there, positions, teacher_size, beyond, given,
     linear, quadratic, by_frequency, by_bias, by_constant, by_linear, by_quadratic, scaling, scale,
     Q, N, H, G: tl.constexpr, F: tl.constexpr, D: tl.constexpr, W: tl.constexpr,
-    CAUSAL: tl.constexpr, PADDED: tl.constexpr, MODE: tl.constexpr,
+    CAUSAL: tl.constexpr, PADDED: tl.constexpr, GIVEN: tl.constexpr, MODE: tl.constexpr,
     TILE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
-    """Grid (B·H, blocks of rows from the last on): for the queries' parameters; given: the gradient for KL."""
+    """Grid (B·H, blocks of rows from the last on): for the queries' side; given: the gradient for KL."""
     head = tl.program_id(0).to(tl.int64)
     shared, own = head // G, head % H
     row = (tl.num_programs(1) - 1 - tl.program_id(1)) * TILE + tl.arange(0, TILE)
@@ -82,40 +82,20 @@ def query_kernel(
         teacher_size, beyond, given, row, i, head * Q + at, d, f, scaling,
         Q, N, F, D, W, CAUSAL, PADDED, MODE, TILE, BLOCK_N, BLOCK_F,
     )  # fmt: skip
-    x, phi = rows(query + head * N * D, i, N, d, D), rows(query_phi + head * Q * F, at, Q, f, F).to(tl.float32)
-    through_softmax(phi, by_phi, x, by_frequency + own * F * D, by_bias + own * F, f, d, scale, F, D, MODE)
-    if W > 0:
-        tl.atomic_add(by_constant + own, tl.sum(by_gate, 0), sem="relaxed")
-        through_polynomial(
-            by_gate, x, linear + own * D, quadratic + own * D, by_linear + own * D, by_quadratic + own * D,
-            d, scale, D, 2,
-        )  # fmt: skip
-
-
-@triton.jit
-def query_features_kernel(
-    query, key, query_phi, key_phi, weight, there, positions, teacher_size, beyond, given, by_features, by_level,
-    scaling,
-    Q, N, H, G: tl.constexpr, F: tl.constexpr, D: tl.constexpr, W: tl.constexpr,
-    CAUSAL: tl.constexpr, PADDED: tl.constexpr, MODE: tl.constexpr,
-    TILE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_F: tl.constexpr,
-):  # fmt: skip
-    """Grid (B·H, blocks of rows from the last on): for φ_q (B, H, Q, F) and g (B, H, Q)."""
-    head = tl.program_id(0).to(tl.int64)
-    shared = head // G
-    row = (tl.num_programs(1) - 1 - tl.program_id(1)) * TILE + tl.arange(0, TILE)
-    d, f = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_F)
-    at = tl.minimum(row, Q - 1)
-    i = tl.load(positions + at)
-    x, phi = rows(query + head * N * D, i, N, d, D), rows(query_phi + head * Q * F, at, Q, f, F)
-    by_phi, by_gate = over_keys(
-        x, phi, key + shared * N * D, key_phi + shared * N * F, weight + shared * N, there + head // H * N,
-        teacher_size, beyond, given, row, i, head * Q + at, d, f, scaling,
-        Q, N, F, D, W, CAUSAL, PADDED, MODE, TILE, BLOCK_N, BLOCK_F,
-    )  # fmt: skip
-    spot, inside = (head * Q + row)[:, None] * F + f[None, :], (row < Q)[:, None] & (f < F)[None, :]
-    tl.store(by_features + spot, by_phi, mask=inside)
-    tl.store(by_level + head * Q + row, by_gate, mask=row < Q)
+    if GIVEN:
+        spot, inside = (head * Q + row)[:, None] * F + f[None, :], (row < Q)[:, None] & (f < F)[None, :]
+        tl.store(by_frequency + spot, by_phi, mask=inside)
+        if W > 0:
+            tl.store(by_constant + head * Q + row, by_gate, mask=row < Q)
+    else:
+        x, phi = rows(query + head * N * D, i, N, d, D), rows(query_phi + head * Q * F, at, Q, f, F).to(tl.float32)
+        through_softmax(phi, by_phi, x, by_frequency + own * F * D, by_bias + own * F, f, d, scale, F, D, MODE)
+        if W > 0:
+            tl.atomic_add(by_constant + own, tl.sum(by_gate, 0), sem="relaxed")
+            through_polynomial(
+                by_gate, x, linear + own * D, quadratic + own * D, by_linear + own * D, by_quadratic + own * D,
+                d, scale, D, 2,
+            )  # fmt: skip
 
 
 @triton.jit
@@ -196,10 +176,10 @@ def key_kernel(
     query, key, query_phi, key_phi, weight, there, positions, teacher_size, beyond, given,
     linear, quadratic, by_frequency, by_bias, by_linear, by_quadratic, scaling, scale,
     Q, N, K, G: tl.constexpr, F: tl.constexpr, D: tl.constexpr, W: tl.constexpr, DEGREE: tl.constexpr,
-    SAMPLED: tl.constexpr, CAUSAL: tl.constexpr, PADDED: tl.constexpr, MODE: tl.constexpr,
+    SAMPLED: tl.constexpr, CAUSAL: tl.constexpr, PADDED: tl.constexpr, GIVEN: tl.constexpr, MODE: tl.constexpr,
     TILE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
-    """Grid (B·K, blocks of keys): for the keys' parameters."""
+    """Grid (B·K, blocks of keys): for the keys' side."""
     shared, start = tl.program_id(0).to(tl.int64), tl.program_id(1) * TILE
     there, own = there + shared // K * N, shared % K
     j, d, f = start + tl.arange(0, TILE), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_F)
@@ -212,35 +192,14 @@ def key_kernel(
         y, psi, weights, seen, query, query_phi, there, positions, teacher_size, beyond, given, shared, start, d, f,
         scaling, Q, N, G, F, D, W, SAMPLED, CAUSAL, PADDED, MODE, TILE, BLOCK_N, BLOCK_F,
     )  # fmt: skip
-    y, psi = rows(key + shared * N * D, j, N, d, D), rows(key_phi + shared * N * F, j, N, f, F).to(tl.float32)
-    through_softmax(psi, by_phi, y, by_frequency + own * F * D, by_bias + own * F, f, d, scale, F, D, MODE)
-    through_polynomial(
-        by_weight, y, linear + own * D, quadratic + own * D, by_linear + own * D, by_quadratic + own * D,
-        d, scale, D, DEGREE,
-    )  # fmt: skip
-
-
-@triton.jit
-def key_features_kernel(
-    query, key, query_phi, key_phi, weight, there, positions, teacher_size, beyond, given, by_features, by_level,
-    scaling,
-    Q, N, K, G: tl.constexpr, F: tl.constexpr, D: tl.constexpr, W: tl.constexpr, SAMPLED: tl.constexpr,
-    CAUSAL: tl.constexpr, PADDED: tl.constexpr, MODE: tl.constexpr,
-    TILE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_F: tl.constexpr,
-):  # fmt: skip
-    """Grid (B·K, blocks of keys): for φ_k (B, K, N, F) and w (B, K, N)."""
-    shared, start = tl.program_id(0).to(tl.int64), tl.program_id(1) * TILE
-    there += shared // K * N
-    j, d, f = start + tl.arange(0, TILE), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_F)
-    y, psi = rows(key + shared * N * D, j, N, d, D), rows(key_phi + shared * N * F, j, N, f, F)
-    seen = j < N
-    if PADDED:
-        seen = seen & (tl.load(there + j, mask=j < N, other=0) != 0)
-    weights = tl.load(weight + shared * N + j, mask=seen, other=float("-inf"))[:, None]
-    by_phi, by_weight = over_rows(
-        y, psi, weights, seen, query, query_phi, there, positions, teacher_size, beyond, given, shared, start, d, f,
-        scaling, Q, N, G, F, D, W, SAMPLED, CAUSAL, PADDED, MODE, TILE, BLOCK_N, BLOCK_F,
-    )  # fmt: skip
-    spot, inside = (shared * N + j)[:, None] * F + f[None, :], (j < N)[:, None] & (f < F)[None, :]
-    tl.store(by_features + spot, by_phi, mask=inside)
-    tl.store(by_level + shared * N + j, by_weight, mask=j < N)
+    if GIVEN:
+        spot, inside = (shared * N + j)[:, None] * F + f[None, :], (j < N)[:, None] & (f < F)[None, :]
+        tl.store(by_frequency + spot, by_phi, mask=inside)
+        tl.store(by_linear + shared * N + j, by_weight, mask=j < N)
+    else:
+        y, psi = rows(key + shared * N * D, j, N, d, D), rows(key_phi + shared * N * F, j, N, f, F).to(tl.float32)
+        through_softmax(psi, by_phi, y, by_frequency + own * F * D, by_bias + own * F, f, d, scale, F, D, MODE)
+        through_polynomial(
+            by_weight, y, linear + own * D, quadratic + own * D, by_linear + own * D, by_quadratic + own * D,
+            d, scale, D, DEGREE,
+        )  # fmt: skip

@@ -2,7 +2,7 @@
 
 import importlib.util
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,8 +24,6 @@ TILE = 64
 MOST = {"bf16": 256, "tf32": 256, "tf32x3": 128}
 #: More features are wide: they have registers among twice as many warps and, of float32, room beside half a tile.
 WIDE = 128
-#: Of products, the most factors whose least value float32 can tell from nought.
-HIGHEST = 3
 #: The largest head_dim whose tiles fit into shared memory.
 DEEPEST = 128
 #: What the kernels are for.
@@ -47,7 +45,7 @@ def streams(mixer: Mixer, heads: Heads) -> bool:
         and not (heads.query.requires_grad or heads.key.requires_grad)
         and heads.query.shape[-1] <= DEEPEST
         and mixer.feature_dim <= MOST[mode(mixer)]
-        and getattr(mixer.map, "order", 1) <= HIGHEST
+        and mixer.map.clear
         and possible(WHAT)
         and importlib.util.find_spec("triton") is not None
     )
@@ -67,28 +65,39 @@ def try_stream_kl(mixer: Mixer, heads: Heads, rows: Tensor) -> Tensor | None:
 def stream_kl(mixer: Mixer, heads: Heads, rows: Tensor) -> Tensor:
     """KL(P‖A) of the queries at `rows`, sorted: (B, K, G, Q)."""
     with torch.cuda.device_of(heads.query):
-        if fused(mixer):
-            found: Tensor = FusedKl.apply(*parameters(mixer), mixer, heads, rows)
-        else:
-            found = FeaturesKl.apply(*told(mixer, heads, rows), mixer, heads, rows)
+        given = parameters(mixer) if fused(mixer) else told(mixer, heads, rows)
+        found: Tensor = StreamedKl.apply(*given, mixer, heads, rows)
     return found.unflatten(1, (heads.key.shape[1], -1))
 
 
-class FusedKl(torch.autograd.Function):
-    """→ (B, H, Q), from which gradients go to the parameters of a mixer of exponential features."""
+class StreamedKl(torch.autograd.Function):
+    """→ (B, H, Q), from which gradients go to a mixer's parameters, or to what stands in their place."""
 
     @staticmethod
-    def forward(ctx: Any, *given: Any) -> Tensor:
-        *learned, mixer, heads, rows = given
+    def forward(ctx: Any, *rest: Any) -> Tensor:
+        from .map_kernels import forward_kernel
+
+        *given, mixer, heads, rows = rest
         settings = constants(mixer, heads)
         query, key = held(heads, settings)
-        length, scale = query.shape[2], heads.scaling**0.5
-        every = rows if len(rows) == length else torch.arange(length, device=rows.device)
-        gated, weighted = 2 * (mixer.width > 0), len(mixer.key_weight.coefficients)
-        query_phi, gate = features(query, rows, learned[:2], learned[6:], scale, gated, mixer.width > 0, settings)
-        key_phi, weight = features(key, every, learned[2:4], learned[3:6], scale, weighted, False, settings)
-        kl = forwards(ctx, heads, query, key, query_phi, key_phi, weight, gate, rows, settings, *learned)
-        ctx.scales, ctx.degree = (heads.scaling * LOG2_E, scale), weighted
+        (batch, count, length, _), scale, degree = query.shape, heads.scaling**0.5, len(mixer.key_weight.coefficients)
+        if not fused(mixer):
+            query_phi, key_phi, weight = given[0], given[2], given[4] * LOG2_E
+            gate = given[6] * LOG2_E if mixer.width else weight.new_zeros(batch, count, len(rows))
+        else:
+            every = rows if len(rows) == length else torch.arange(length, device=rows.device)
+            gated, weighted = Level(2 * (mixer.width > 0), mixer.width > 0), Level(degree, False)
+            query_phi, gate = features(query, rows, given[:2], given[6:], scale, gated, settings)
+            key_phi, weight = features(key, every, given[2:4], given[3:6], scale, weighted, settings)
+        # In the place of what there is not stands something that is not read.
+        there = rows if heads.padding is None else (heads.padding != 0).contiguous()
+        kl, teacher, beyond = (torch.empty_like(gate) for _ in range(3))
+        tiles, both = (query, key, query_phi, key_phi, weight), heads.scaling * LOG2_E
+        forward_kernel[(batch * count, cdiv(len(rows), TILE))](
+            *tiles, gate, there, rows, kl, teacher, beyond, both, len(rows), length, count, **settings
+        )
+        ctx.save_for_backward(*tiles, there, rows, teacher, beyond, *given)
+        ctx.settings, ctx.scales, ctx.degree = settings | {"GIVEN": not fused(mixer)}, (both, scale), degree
         return kl
 
     @staticmethod
@@ -96,54 +105,27 @@ class FusedKl(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Any:
         from .map_gradients import key_kernel, query_kernel
 
-        tiles, learned, settings = ctx.saved_tensors[:9], ctx.saved_tensors[9:], ctx.settings
-        query, key, rows, (_, by) = tiles[0], tiles[1], tiles[6], zeros(learned)
+        tiles, given, settings = ctx.saved_tensors[:9], ctx.saved_tensors[9:], ctx.settings
+        query, key, rows = tiles[0], tiles[1], tiles[6]
         (batch, count, length, _), shared = query.shape, key.shape[1]
+        by = [torch.empty_like(each) for each in given] if settings["GIVEN"] else zeros(given)[1]
         both = *tiles, gradient.contiguous()
         with torch.cuda.device_of(query):
             query_kernel[(batch * count, cdiv(len(rows), TILE))](
-                *both, *learned[7:], *by[:2], *by[6:], *ctx.scales, len(rows), length, count, **settings
+                *both, *given[7:], *by[:2], *by[6:], *ctx.scales, len(rows), length, count, **settings
             )
             key_kernel[(batch * shared, cdiv(length, TILE))](
-                *both, *learned[4:6], *by[2:6], *ctx.scales, len(rows), length, shared,
+                *both, *given[4:6], *by[2:6], *ctx.scales, len(rows), length, shared,
                 DEGREE=ctx.degree, SAMPLED=len(rows) < length, **settings,
             )  # fmt: skip
         return *by, None, None, None
 
 
-class FeaturesKl(torch.autograd.Function):
-    """φ_q (B, H, Q, F), φ_k (B, K, N, F), w (B, K, N) and g (B, H, Q) → (B, H, Q)."""
+class Level(NamedTuple):
+    """How far the polynomial of a gate or a key weight goes, and whether it has a constant."""
 
-    @staticmethod
-    def forward(ctx: Any, query_phi: Tensor, key_phi: Tensor, weight: Tensor, gate: Tensor, *rest: Any) -> Tensor:
-        mixer, heads, rows = rest
-        settings = constants(mixer, heads)
-        query, key = held(heads, settings)
-        query_phi, key_phi = query_phi.contiguous(), key_phi.contiguous()
-        weight, gate = (weight * LOG2_E).contiguous(), (gate * LOG2_E).contiguous()
-        ctx.scaling = heads.scaling * LOG2_E
-        return forwards(ctx, heads, query, key, query_phi, key_phi, weight, gate, rows, settings)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        from .map_gradients import key_features_kernel, query_features_kernel
-
-        tiles, settings = ctx.saved_tensors, ctx.settings
-        query, key, query_phi, key_phi, weight, _, rows = tiles[:7]
-        (batch, count, length, _), shared = query.shape, key.shape[1]
-        both = *tiles, gradient.contiguous()
-        by_query, by_key, by_weight = (torch.empty_like(each) for each in (query_phi, key_phi, weight))
-        by_gate = query_phi.new_empty(query_phi.shape[:-1])
-        with torch.cuda.device_of(query):
-            query_features_kernel[(batch * count, cdiv(len(rows), TILE))](
-                *both, by_query, by_gate, ctx.scaling, len(rows), length, count, **settings
-            )
-            key_features_kernel[(batch * shared, cdiv(length, TILE))](
-                *both, by_key, by_weight, ctx.scaling, len(rows), length, shared,
-                SAMPLED=len(rows) < length, **settings,
-            )  # fmt: skip
-        return by_query, by_key, by_weight, by_gate, None, None, None
+    degree: int
+    constant: bool
 
 
 def held(heads: Heads, settings: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -152,65 +134,34 @@ def held(heads: Heads, settings: dict[str, Any]) -> tuple[Tensor, Tensor]:
     return heads.query.to(dtype).contiguous(), heads.key.to(dtype).contiguous()
 
 
-def forwards(
-    ctx: Any, heads: Heads, query: Tensor, key: Tensor, query_phi: Tensor, key_phi: Tensor, weight: Tensor,
-    gate: Tensor, rows: Tensor, settings: dict[str, Any], *kept: Tensor,
-) -> Tensor:  # fmt: skip
-    """KL (B, H, Q); what going back begins with is saved, and after it what else is to be kept."""
-    from .map_kernels import forward_kernel
-
-    batch, count, length, _ = query.shape
-    # In the place of what there is not stands something that is not read.
-    there = rows if heads.padding is None else (heads.padding != 0).contiguous()
-    kl, teacher, beyond = (gate.new_empty(batch, count, len(rows)) for _ in range(3))
-    tiles = query, key, query_phi, key_phi, weight
-    forward_kernel[(batch * count, cdiv(len(rows), TILE))](
-        *tiles, gate, there, rows, kl, teacher, beyond, heads.scaling * LOG2_E, len(rows), length, count, **settings
-    )
-    ctx.save_for_backward(*tiles, there, rows, teacher, beyond, *kept)
-    ctx.settings = settings
-    return kl
-
-
-def told(mixer: Mixer, heads: Heads, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What `FeaturesKl` takes."""
+def told(mixer: Mixer, heads: Heads, rows: Tensor) -> tuple[Tensor, ...]:
+    """What the kernels take in the place of parameters, see `levels`: of the queries at `rows`."""
     real = heads.key.new_ones(len(heads.key), heads.key.shape[2], dtype=torch.bool)
     if heads.padding is not None:
         real = heads.padding != 0
     found = levels(mixer, heads.query, heads.key, heads.scaling, real, real.cumsum(1) - 1)
-    gate = found.query.new_zeros(found.query.shape[:-1]) if found.gate is None else found.gate
-    return chosen(found.query, rows), found.key, found.weight, chosen(gate, rows)
+    gate = None if found.gate is None else chosen(found.gate, rows)
+    return found._replace(query=chosen(found.query, rows), gate=gate).in_place()
 
 
 def features(
-    x: Tensor, at: Tensor, projection: Any, polynomial: Any, scale: float, degree: int, biased: bool, settings: Any
+    x: Tensor, at: Tensor, projection: Any, polynomial: Any, scale: float, level: Level, settings: Any
 ) -> tuple[Tensor, Tensor]:
     """φ of the rows `at` of queries or keys, and their gate or weight: (B, H, R, F) and (B, H, R).
 
-    projection: frequency and bias; polynomial: its coefficients, of which `degree` and perhaps the constant count.
+    projection: frequency and bias; polynomial: its constant and coefficients, of which level says what counts.
     """
     from .map_kernels import features_kernel
 
     batch, heads, length, _ = x.shape
     phi = x.new_empty(batch, heads, len(at), settings["F"])
-    level = x.new_empty(batch, heads, len(at), dtype=torch.float32)
+    found = x.new_empty(batch, heads, len(at), dtype=torch.float32)
     fewer = {name: settings[name] for name in ("F", "D", "MODE", "TILE", "BLOCK_D", "BLOCK_F", "num_warps")}
     features_kernel[(cdiv(len(at), TILE), batch * heads)](
-        x,
-        at,
-        *projection,
-        *polynomial,
-        phi,
-        level,
-        scale,
-        len(at),
-        length,
-        heads,
-        DEGREE=degree,
-        BIASED=biased,
-        **fewer,
-    )
-    return phi, level
+        x, at, *projection, *polynomial, phi, found, scale, len(at), length, heads,
+        DEGREE=level.degree, BIASED=level.constant, **fewer,
+    )  # fmt: skip
+    return phi, found
 
 
 def constants(mixer: Mixer, heads: Heads) -> dict[str, Any]:

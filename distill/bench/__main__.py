@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
             "--mixer",
             default="exponential",
             metavar="NAME",
-            help="of conf/mixer/, of trained parameters or not (%(default)s)",
+            help="of conf/mixer/, as it is drawn (%(default)s)",
         )
         common(layer, [1024, 4096, 16384, 65536], "speed")
         layer.add_argument(

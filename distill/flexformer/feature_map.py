@@ -37,6 +37,8 @@ class FeatureMap(nn.Module):
     positive = True
     #: And it stays so with features rounded to bfloat16. Not where they have signs and their sum can be next to nought.
     coarse = True
+    #: Float32 tells its least value from nought.
+    clear = True
     #: The parameters that are frequencies: what `freeze` keeps at the draw.
     frequencies: tuple[str, ...] = ()
     #: Training steps after which `redraw` is called; 0: never.

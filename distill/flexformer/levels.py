@@ -20,6 +20,14 @@ class Levels(NamedTuple):
     weight: Tensor
     gate: Tensor | None
 
+    def in_place(self) -> tuple[Tensor, ...]:
+        """Where kernels take `parameters`: φ in the place of frequencies, w and g in that of what they are made of."""
+        # In the place of what there is not stands something that is not read.
+        none = self.weight.detach()
+        gate = none if self.gate is None else self.gate
+        given = self.query, none, self.key, none, self.weight, none, gate, none, none
+        return tuple(each.contiguous() for each in given)
+
 
 def fused(mixer: Any) -> bool:
     """Whether kernels make the features of `mixer`, too."""

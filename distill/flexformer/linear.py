@@ -94,7 +94,7 @@ def launched(
 def told(
     mixer: Any, query: Tensor, keys: Tensor, scaling: float, present: Tensor | None, memory: Memory | None
 ) -> tuple[Tensor, ...]:
-    """In the place of parameters φ_q, φ_k, w and g."""
+    """What the kernels take in the place of parameters, see `levels`."""
     if present is None:
         present = keys.new_ones(len(keys), keys.shape[2], dtype=torch.bool)
     position = present.cumsum(1) - 1
@@ -102,11 +102,7 @@ def told(
         position = position + (memory.seen - memory.present.sum(1))[:, None]
     with torch.autocast(query.device.type, enabled=False):
         found, held = levels(mixer, query, keys, scaling, present, position), held_type(query)
-    # In the place of what there is not stands something that is not read.
-    none = found.weight.detach()
-    gate = none if found.gate is None else found.gate
-    given = [found.query.to(held), none, found.key.to(held), none, found.weight, none, gate, none, none]
-    return tuple(each.contiguous() for each in given)
+    return found._replace(query=found.query.to(held), key=found.key.to(held)).in_place()
 
 
 def recent(
@@ -245,9 +241,8 @@ def mode(query: Tensor) -> str:
 
 def fits(features: int, width: int, made: bool) -> bool:
     """Whether tiles of so many features, and of heads as wide, do into a multiprocessor; made: by kernels."""
-    if not made:
-        return features <= MOST_GIVEN and width <= DEEPEST_GIVEN
-    return features <= MOST and width <= DEEPEST and block(features) * block(width) <= LARGEST
+    most, deepest = (MOST, DEEPEST) if made else (MOST_GIVEN, DEEPEST_GIVEN)
+    return features <= most and width <= deepest and block(features) * block(width) <= LARGEST
 
 
 def held_type(query: Tensor) -> torch.dtype:

@@ -19,7 +19,7 @@ try:
 except ImportError:  # Caught, or transformers would ask everybody for it who loads a checkpoint.
     raise
 
-from .linear_kernels import gates, key_features, key_weight, near_logits, query_features, real, shifted
+from .linear_kernels import features_of, gates, key_weight, near_logits, real, shifted
 from .tiles import held_as, narrow, product, rows
 
 
@@ -104,14 +104,14 @@ def query_gradient_kernel(
     worth = rows(value + place * held * V, n - SKIP, held, v, V)
     by_score = held_as((product(asked, tl.trans(worth), MODE) - delta[:, None]) * share[:, None] * decay, MODE)
     # One tile as wide as there are features after another: more do not fit into registers.
-    phi = key_features(y, key_frequency, key_bias, place, head, n - SKIP, held, f, d, scale, F, D, GIVEN, MODE)
+    phi = features_of(y, key_frequency, key_bias, place, head, n - SKIP, held, f, d, scale, F, D, GIVEN, MODE)
     by_phi = product(by_score, phi, MODE)
     reach = share * tl.exp(top - shift)
     spot = sums + (place * CHUNKS + chunk) * F * (V + 1)
     by_phi += product(asked.to(tl.float32) * reach[:, None], tl.trans(rows(spot, f, F, v, V)), MODE)
     ones = tl.load(spot + F * V + f, mask=f < F, other=0.0).to(tl.float32)
     by_phi -= (delta * reach)[:, None] * ones[None, :]
-    phi = query_features(x, query_frequency, query_bias, row, asker, n, N, f, d, scale, F, D, GIVEN, MODE)
+    phi = features_of(x, query_frequency, query_bias, row, asker, n, N, f, d, scale, F, D, GIVEN, MODE)
     if GIVEN:
         by_x = tl.zeros((C, BLOCK_D), tl.float32)
         spot, inside = by_frequency + at[:, None] * F + f[None, :], (n < N)[:, None] & (f < F)[None, :]
@@ -162,7 +162,7 @@ def later_kernel(
         x = rows(query + row * N * D, n, N, d, D)
         asked, delta, whole = asking(given, joined, sizes, inner, row, n, v, N, V, epsilon)
         gate = gates(x, gate_bias, gate_linear, gate_quadratic, row, asker, n, N, d, scale, W, D, GIVEN)
-        phi = query_features(x, query_frequency, query_bias, row, asker, n, N, f, d, scale, F, D, GIVEN, MODE)
+        phi = features_of(x, query_frequency, query_bias, row, asker, n, N, f, d, scale, F, D, GIVEN, MODE)
         phi = phi * tl.exp(top + gate - whole)[:, None]
         state += product(tl.trans(phi), asked, MODE)
         ones -= tl.sum(phi * delta[:, None], 0)
@@ -197,7 +197,7 @@ def key_gradient_kernel(
         top = tl.load(tops + place * (CHUNKS + 1) + chunk)
         shift, decay = shifted(weight, n, top)
         reach = tl.exp(weight - tl.load(tops + place * (CHUNKS + 1) + chunk + 1))
-        psi = key_features(y, key_frequency, key_bias, place, head, n - SKIP, held, f, d, scale, F, D, GIVEN, MODE)
+        psi = features_of(y, key_frequency, key_bias, place, head, n - SKIP, held, f, d, scale, F, D, GIVEN, MODE)
         psi = held_as(psi, MODE)
         by_phi = tl.zeros((C, BLOCK_F), tl.float32)
         for g in range(0, G):
@@ -207,7 +207,7 @@ def key_gradient_kernel(
             asked, delta, whole = asking(given, joined, sizes, inner, row, n, v, N, V, epsilon)
             gate = gates(x, gate_bias, gate_linear, gate_quadratic, row, asker, n, N, d, scale, W, D, GIVEN)
             share = tl.exp(shift + gate - whole)[:, None] * decay
-            phi = query_features(x, query_frequency, query_bias, row, asker, n, N, f, d, scale, F, D, GIVEN, MODE)
+            phi = features_of(x, query_frequency, query_bias, row, asker, n, N, f, d, scale, F, D, GIVEN, MODE)
             scores = product(phi, tl.trans(psi), MODE) * share
             by_worth += product(tl.trans(scores), asked, MODE)
             by_score = (product(asked, tl.trans(worth), MODE) - delta[:, None]) * share
@@ -217,7 +217,7 @@ def key_gradient_kernel(
         by_phi += product(worth.to(tl.float32) * reach[:, None], tl.trans(state), MODE)
         by_phi += reach[:, None] * tl.load(spot + F * V + f, mask=f < F, other=0.0).to(tl.float32)[None, :]
         # Features once more, and keys, as queries above: in between there is no room for them.
-        phi = key_features(y, key_frequency, key_bias, place, head, n - SKIP, held, f, d, scale, F, D, GIVEN, MODE)
+        phi = features_of(y, key_frequency, key_bias, place, head, n - SKIP, held, f, d, scale, F, D, GIVEN, MODE)
         by_worth += product(phi * reach[:, None], state, MODE)
         if GIVEN:
             at, known = place * held + n - SKIP, (n >= SKIP) & (n < N)

@@ -60,26 +60,13 @@ def real(present, j, end, SKIP: tl.constexpr, PADDED: tl.constexpr):
 
 
 @triton.jit
-def query_features(
-    x, frequency, bias, row, asker, n, N, f, d, scale, F: tl.constexpr, D: tl.constexpr, GIVEN: tl.constexpr,
+def features_of(
+    x, frequency, bias, place, head, n, count, f, d, scale, F: tl.constexpr, D: tl.constexpr, GIVEN: tl.constexpr,
     MODE: tl.constexpr,
 ):  # fmt: skip
-    """φ of queries n, x: (C, F)."""
+    """φ of rows n, x, of the `count` at `place`: (C, F)."""
     if GIVEN:
-        phi = rows(frequency + row * N * F, n, N, f, F).to(tl.float32)
-    else:
-        phi = features(x, frequency + asker * F * D, bias + asker * F, f, d, scale, F, D, MODE)
-    return phi
-
-
-@triton.jit
-def key_features(
-    x, frequency, bias, place, head, n, held, f, d, scale, F: tl.constexpr, D: tl.constexpr, GIVEN: tl.constexpr,
-    MODE: tl.constexpr,
-):  # fmt: skip
-    """φ of rows n of the keys in memory, x: (C, F)."""
-    if GIVEN:
-        phi = rows(frequency + place * held * F, n, held, f, F).to(tl.float32)
+        phi = rows(frequency + place * count * F, n, count, f, F).to(tl.float32)
     else:
         phi = features(x, frequency + head * F * D, bias + head * F, f, d, scale, F, D, MODE)
     return phi
@@ -129,7 +116,7 @@ def sums_kernel(
     there = real(present + place // K * held, n, N, SKIP, PADDED)
     weight = key_weight(x, there, linear, quadratic, place, head, n - SKIP, held, d, scale, D, DEGREE, GIVEN)
     peak = tl.maximum(tl.max(weight, 0), NO_KEYS)
-    phi = key_features(x, frequency, bias, place, head, n - SKIP, held, f, d, scale, F, D, GIVEN, MODE)
+    phi = features_of(x, frequency, bias, place, head, n - SKIP, held, f, d, scale, F, D, GIVEN, MODE)
     phi = phi * tl.exp(weight - peak)[:, None]
     state = product(tl.trans(phi), rows(value + place * held * V, n - SKIP, held, v, V), MODE)
     spot = sums + (place * CHUNKS + chunk) * F * (V + 1)
@@ -232,10 +219,10 @@ def output_kernel(
     weight = key_weight(y, there, linear, quadratic, place, head, n - SKIP, held, d, scale, D, DEGREE, GIVEN)
     top = tl.load(tops + place * (CHUNKS + 1) + chunk)
     shift, decay = shifted(weight, n, top)
-    psi = key_features(y, key_frequency, key_bias, place, head, n - SKIP, held, f, d, scale, F, D, GIVEN, MODE)
+    psi = features_of(y, key_frequency, key_bias, place, head, n - SKIP, held, f, d, scale, F, D, GIVEN, MODE)
     psi = held_as(psi, MODE)
     x = rows(query + row * N * D, n, N, d, D)
-    phi = query_features(x, query_frequency, query_bias, row, asker, n, N, f, d, scale, F, D, GIVEN, MODE)
+    phi = features_of(x, query_frequency, query_bias, row, asker, n, N, f, d, scale, F, D, GIVEN, MODE)
     spot = sums + (place * CHUNKS + chunk) * F * (V + 1)
     size = tl.load(spot + F * V + f, mask=f < F, other=0.0).to(tl.float32)
     reach = tl.exp(top - shift)

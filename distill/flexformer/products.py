@@ -30,6 +30,8 @@ class PositiveProducts(FeatureMap):
         count = atoms(features, 3**order, f"a product of order {order}")
         super().__init__(shape, count * 3**order)
         self.order, self.tied, self.per_atom = order, tied, 3**order
+        # 0.05^G, of terms that come to 2^G.
+        self.clear = order <= 3
         self.frequencies = ("key_frequency",) if tied else ("key_frequency", "query_frequency")
         drawn = draw_frequencies(shape.kv_heads, count * order, shape.head_dim, frequency_scale)
         self.key_frequency = nn.Parameter(drawn)

@@ -25,7 +25,7 @@ LINEAR = HEAD | {
     "REVERSE": False, "GOES_ON": True, "BLOCK": 64, "ROWS": 16,
 }  # fmt: skip
 #: As they are run: features that come from PyTorch have products of float32 in the loss, and of bfloat16 in attention.
-HALF, FULL = {"MODE": "bf16", "GIVEN": False}, {"MODE": "tf32x3"}
+HALF, FULL = {"MODE": "bf16", "GIVEN": False}, {"MODE": "tf32x3", "GIVEN": True}
 KERNELS = [
     (step_kernel.step_kernel, STEP),
     (map_kernels.features_kernel, MAP | HALF),
@@ -33,8 +33,8 @@ KERNELS = [
     (map_kernels.forward_kernel, MAP | FULL),
     (map_gradients.query_kernel, MAP | HALF),
     (map_gradients.key_kernel, MAP | HALF),
-    (map_gradients.query_features_kernel, MAP | FULL),
-    (map_gradients.key_features_kernel, MAP | FULL),
+    (map_gradients.query_kernel, MAP | FULL),
+    (map_gradients.key_kernel, MAP | FULL),
     (linear_kernels.scan_kernel, LINEAR | HALF),
     *(
         (kernel, LINEAR | HALF | {"GIVEN": given})
