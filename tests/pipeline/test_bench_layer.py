@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from distill.bench import attention, maploss, stage1, step
+from distill.bench import attention, maploss, public, stage1, step
 from distill.bench.__main__ import main
 from distill.bench.layer import Layer, Measured, time_ways
 from distill.bench.layer_table import ATTENTION, MAP_LOSS, STAGE_1, rows, section
@@ -36,6 +38,23 @@ def test_every_way_is_linear_attention():
     assert list(attention.ways(layer)) == ["softmax (SDPA)", "linear, plain"]
     assert max(attention.errors(layer).values()) < 1e-4
     torch.testing.assert_close(attention.softmax(mixer, heads)[:, :, 0], heads.value[:, :, 0].expand(-1, 2, -1))
+
+
+def test_a_public_package_is_given_the_same(monkeypatch: pytest.MonkeyPatch):
+    """Its kernels take a GPU; here is what they compute of these features."""
+    layer = Layer(HeadShape(2, 1, 16), OPTIONS, CPU)
+    mixer, heads = layer.mixer(), layer.heads(20, 2)
+    with torch.no_grad():
+        mixer.key_weight.coefficients[0].normal_()
+    query, key = public.features(mixer, heads.query, heads.key, heads.scaling)
+    weights = (query @ key.mT).tril()
+    out = weights @ heads.value / weights.sum(-1, keepdim=True)
+    torch.testing.assert_close(out, attention.plain(mixer, heads), rtol=1e-4, atol=1e-5)
+    on_gpu: Any = SimpleNamespace(query=SimpleNamespace(is_cuda=True))
+    monkeypatch.setattr(public, "find_spec", lambda name: name == "fla")
+    others = ({"window": 3}, {"decay": "fixed"}, {"normaliser": "norm"})
+    assert public.takes(mixer, on_gpu) and not public.takes(mixer, heads)
+    assert not any(public.takes(Layer(layer.shape, OPTIONS | each, CPU).mixer(), on_gpu) for each in others)
 
 
 @torch.no_grad()
