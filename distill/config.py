@@ -232,6 +232,7 @@ class Config:
     seed: int
     run_dir: str
     matmul_precision: str
+    cuda_graphs: bool
     teacher: Teacher
     student: Student
     data: Data

@@ -5,6 +5,7 @@ P (B, K, G, Q, N) are the teacher's weights, A the student's; G query heads shar
 Every result is per head: (H,) with H = K·G.
 """
 
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -56,19 +57,16 @@ def row_kl(teacher: Tensor, student: Tensor) -> Tensor:
 
 
 def layer_kl(mixer: Mixer, heads: Heads, queries: Tensor | None = None) -> Tensor:
-    """`map_kl` of a comparable mixer and its teacher, without a map in memory that does not fit into one tile.
+    """`map_kl` of a comparable mixer and its teacher, with no map in memory that does not fit into one tile.
 
-    queries (Q,): sorted, and in the memory of the processor, which has to know how far each sees.
+    queries (Q,): sorted.
     """
-    rows = torch.arange(heads.key.shape[2]) if queries is None else queries
-    on_device = rows.to(heads.key.device, non_blocking=True)
-    found = None
-    if len(rows) * per_row(heads) > TILE and streams(mixer, heads):
-        found = try_stream_kl(mixer, heads, on_device)
+    rows = torch.arange(heads.key.shape[2], device=heads.key.device) if queries is None else queries
+    found = try_stream_kl(mixer, heads, rows) if streams(mixer, heads) else None
     tell(WHAT, PYTORCH if found is None else KERNELS)
     if found is None:
         found = kl_in_blocks(mixer.whole(heads.query, heads.key, heads.scaling, heads.padding), heads, rows)
-    return per_head(found, heads.padding, on_device)
+    return per_head(found, heads.padding, rows)
 
 
 def kl_in_blocks(whole: Whole, heads: Heads, rows: Tensor) -> Tensor:
@@ -77,13 +75,23 @@ def kl_in_blocks(whole: Whole, heads: Heads, rows: Tensor) -> Tensor:
     Where not all fit into one tile no block is kept: each is computed again on the way back, and memory grows with N as
     features do, not with N × N.
     """
-    device, length = heads.key.device, heads.key.shape[2]
     fits, most = len(rows) * per_row(heads) <= TILE, max(1, TILE // per_row(heads))
+    blocks = rows.split(min(most, CPU_BLOCK) if rows.device.type == "cpu" else most)
     found = []
-    for block in rows.split(min(most, CPU_BLOCK) if device.type == "cpu" else most):
-        given = whole, heads, block.to(device), int(block[-1]) + 1 if heads.causal else length
+    for block, end in zip(blocks, ends(blocks, heads), strict=True):
+        given = whole, heads, block, end
         found.append(block_kl(*given) if fits else checkpoint(block_kl, *given, **AGAIN))
     return torch.cat(found, -1)
+
+
+def ends(blocks: tuple[Tensor, ...], heads: Heads) -> list[int]:
+    """How many keys each block of queries sees, or more where to ask which they are would wait for a GPU."""
+    length, counts = heads.key.shape[2], [len(block) for block in blocks]
+    if heads.causal and sum(counts) == length:
+        return list(accumulate(counts))
+    if heads.causal and blocks[0].device.type == "cpu":
+        return [int(block[-1]) + 1 for block in blocks]
+    return [length] * len(blocks)
 
 
 def per_row(heads: Heads) -> int:

@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
             "--dtype", choices=DTYPES, default="float32", help="of weights and keys; a state is float32 (%(default)s)"
         )
         student.add_argument("--compile", action="store_true", help="decode: let the compiler fuse both steps")
-        student.add_argument("--graphs", action="store_true", help="decode: capture both steps as CUDA graphs")
+        student.add_argument("--graphs", action="store_true", help="decode, train: capture both steps as CUDA graphs")
     layers = {
         "attention": "one layer, forwards and backwards",
         "maploss": "the loss of stage 1, of one layer, forwards and backwards",
@@ -116,8 +116,10 @@ def bench(given: argparse.Namespace, command: str) -> Path:
     source = provenance(str(given.checkpoint), "")
     writable(given.out)
     device = named_device(given.device)
-    if given.what != "decode" and (given.graphs or given.compile):
-        raise UserError("--graphs, --compile: only steps of decoding are compiled and captured; leave them out")
+    if given.compile and given.what != "decode":
+        raise UserError("--compile: only steps of decoding are compiled; leave it out")
+    if given.graphs and given.what == "prefill":
+        raise UserError("--graphs: only steps of decoding and of training are captured; leave it out")
     if given.graphs and device.type != "cuda":
         raise UserError(f"--graphs: CUDA graphs are for a GPU, and --device is {device.type}; leave it out")
     models = loaded(given, source, device)
@@ -130,7 +132,7 @@ def bench(given: argparse.Namespace, command: str) -> Path:
     timed: dict[str, Callable[[dict[str, Any], list[int], list[int]], list[Timing]]] = {
         "decode": partial(time_decode, faster=list(ways.values())),
         "prefill": time_prefill,
-        "train": time_train,
+        "train": partial(time_train, graphs=given.graphs),
     }
     found = timed[given.what](models, lengths, given.batches)
     mixer = source["mixer"]

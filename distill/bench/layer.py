@@ -66,7 +66,7 @@ def time_ways(
 ) -> list[Measured]:
     """ways: by name, what makes a step of a length, taken so many times to a round. One that makes none of a length, or
     has no memory for it, is left out from there on."""
-    left, steps = dict(ways), dict[int, dict[str, Step]]()
+    left, steps, peaks = dict(ways), dict[int, dict[str, Step]](), dict[tuple[int, str], int | None]()
     for length in sorted(lengths):
         fitting = {}
         for name, make in left.items():
@@ -75,6 +75,8 @@ def time_ways(
                 if step is None:
                     continue
                 step()
+                # Before a step becomes a graph, whose memory is there all the time.
+                peaks[length, name] = peak_bytes(step, device) if device.type == "cuda" else None
             except RuntimeError as problem:
                 if not out_of_memory(problem):
                     raise
@@ -83,9 +85,8 @@ def time_ways(
         left = {name: left[name] for name in fitting}
         steps[length] = fitting
     seconds = in_turn(steps, times, device, told, *TURNS)
-    on_gpu = device.type == "cuda"
     return [
-        Measured(way, length, statistics.median(taken), peak_bytes(steps[length][way], device) if on_gpu else None)
+        Measured(way, length, statistics.median(taken), peaks[length, way])
         for length, by_way in seconds.items()
         for way, taken in by_way.items()
     ]

@@ -3,12 +3,14 @@
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from ..measure.steps import STEP_OF, WHO, Step, tokens
 from ..measure.turns import in_turn, while_there_is_room
+from ..stages.graphs import Inputs, Loss, Steps
 
 #: Rounds that are timed, after so many to warm up.
 TURNS = 15, 3
@@ -63,9 +65,12 @@ def time_prefill(models: dict[str, Any], lengths: list[int], batches: list[int])
     return time_whole("prefill", reading, models, lengths, batches, 1)
 
 
-def time_train(models: dict[str, Any], lengths: list[int], batches: list[int]) -> list[Timing]:
-    """A text of each length read whole, and the gradients of its loss for all weights: all but the optimizer's part."""
-    return time_whole("train", training, models, lengths, batches, STEPS)
+def time_train(models: dict[str, Any], lengths: list[int], batches: list[int], graphs: bool) -> list[Timing]:
+    """A text of each length read whole, and the gradients of its loss for all weights: all but the optimizer's part.
+
+    graphs: as CUDA graphs, as a run takes its steps.
+    """
+    return time_whole("train", partial(training, graphs=graphs), models, lengths, batches, STEPS)
 
 
 def time_whole(
@@ -90,12 +95,16 @@ def reading(model: Any, batch: int, length: int) -> Step:
     return lambda: model(input_ids=ids, use_cache=True, logits_to_keep=1)
 
 
-def training(model: Any, batch: int, length: int) -> Step:
-    ids = tokens(model, batch, length)
+def training(model: Any, batch: int, length: int, graphs: bool) -> Step:
+    def compute(inputs: Inputs) -> Loss:
+        return Loss(model(**inputs, labels=inputs["input_ids"], use_cache=False).loss, {})
+
+    inputs, steps = {"input_ids": tokens(model, batch, length)}, Steps(compute, model.parameters)
+    steps.graphs = graphs
 
     def step() -> None:
         model.zero_grad(set_to_none=True)
-        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        steps(inputs).total.backward()  # type: ignore[no-untyped-call]
 
     return step
 

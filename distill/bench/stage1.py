@@ -62,6 +62,7 @@ def teacher(layer: Layer, length: int) -> Teacher:
 def ways(layer: Layer) -> dict[str, Callable[[int], Step]]:
     def make(stage: type[AttentionStage], length: int) -> Step:
         made = stage(teacher(layer, length), {i: layer.mixer() for i in range(LAYERS)}, WANTED).to(layer.device)
+        made.steps.graphs = layer.device.type == "cuda"
         batch = {"input_ids": torch.randint(WORDS, (1, length), device=layer.device)}
 
         def step() -> None:

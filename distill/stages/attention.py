@@ -10,6 +10,7 @@ from ..capture import Heads
 from ..flexformer.token_mixer import TokenMixer
 from ..maploss import layer_kl, negative_share, output_error
 from ..teacher import Teacher
+from .graphs import Inputs, Loss
 from .stage import Stage, warmup_linear
 
 
@@ -21,17 +22,20 @@ class AttentionStage(Stage):
         self.teacher, self.wanted = teacher, wanted
         self.layers, self.mixers = list(mixers), nn.ModuleList(mixers.values())
 
-    def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
-        every = self.teacher.heads(batch)
-        heads = [every[layer] for layer in self.layers]
+    def inputs(self, batch: Inputs) -> Inputs:
         queries = self.draw_queries(batch["input_ids"].shape[1])
+        return batch if queries is None else batch | {"queries": queries.to(self.device, non_blocking=True)}
+
+    def compute(self, inputs: Inputs) -> Loss:
+        every = self.teacher.heads(inputs)
+        heads, queries = [every[layer] for layer in self.layers], inputs.get("queries")
         with torch.autocast(self.device.type, enabled=False):
             layers = [self.layer_loss(mixer, each, queries) for mixer, each in zip(self.mixers, heads, strict=True)]
         losses = torch.stack(layers)
-        self.losses = {f"layer {i}": loss for i, loss in zip(self.layers, losses.detach(), strict=True)}
+        parts = {f"layer {i}": loss for i, loss in zip(self.layers, losses.detach(), strict=True)}
         # A sum, although layers differ by orders of magnitude: no parameter belongs to two layers, and Adam divides
         # every gradient by its own size. What couples layers is the clipping, which is by their common norm.
-        return losses.sum()
+        return Loss(losses.sum(), parts)
 
     def draw_queries(self, length: int) -> Tensor | None:
         """The positions whose attention is compared in this step: an unbiased sample of all, sorted; None for all."""

@@ -12,6 +12,7 @@ from hydra.errors import HydraException
 from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from ..config import Config
 from ..data import Corpus
@@ -19,7 +20,7 @@ from ..errors import UserError
 from ..flexformer.attempt import taken
 from ..rundir import RunDirectory
 from .callbacks import Meter, NumberGuard, ProgressBar, Redraw
-from .stage import Stage
+from .stage import Stage, recomputes
 
 # What remains are warnings; that there is no TPU is none.
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -54,6 +55,8 @@ def fit(stage: Stage, name: str, wanted: Wanted, corpus: Corpus, config: Config,
         ):
             warnings.filterwarnings("ignore", harmless)
         taken.clear()
+        stage.steps.graphs = config.cuda_graphs and graphed(trainer) and not recomputes(stage)
+        stage.steps.accumulates = trainer.accumulate_grad_batches > 1
         trainer.fit(stage, corpus.batches(steps, wanted.batch_size, config.seed))
     run.ways[name] = {what: list(each) for what, each in taken.items()}
     return meter.tokens
@@ -74,6 +77,13 @@ def make_trainer(config: Config, **kwargs: Any) -> Trainer:
     """The configured lightning.Trainer, without what it would print about itself."""
     quiet = {"enable_model_summary": False, "num_sanity_val_steps": 0, "_convert_": "all"}
     return hydra.utils.instantiate(config.trainer, **kwargs, **quiet)
+
+
+def graphed(trainer: Trainer) -> bool:
+    """Whether a step of this Trainer can be a CUDA graph: on one GPU, where nothing else hears of gradients, and
+    where they are not scaled on their way, as of float16."""
+    alone = isinstance(trainer.strategy, SingleDeviceStrategy) and trainer.strategy.root_device.type == "cuda"
+    return alone and getattr(trainer.precision_plugin, "scaler", None) is None
 
 
 def device_of(config: Config) -> torch.device:

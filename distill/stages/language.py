@@ -3,11 +3,11 @@
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from .. import config
 from ..task import DECODER, Task
+from .graphs import Inputs, Loss
 from .stage import Stage, embeddings, recompute, warmup_linear
 
 
@@ -20,10 +20,9 @@ class LanguageStage(Stage):
         if wanted.gradient_checkpointing:
             recompute(self.model)
 
-    def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
-        loss = self.task.loss(self.task.predict(self.model, batch), batch)
-        self.losses = {self.task.predicted: loss.detach()}
-        return loss
+    def compute(self, inputs: Inputs) -> Loss:
+        loss = self.task.loss(self.task.predict(self.model, inputs), inputs)
+        return Loss(loss, {self.task.predicted: loss.detach()})
 
     def configure_optimizers(self) -> Any:
         tokens, decay = embeddings(self.model), self.wanted.weight_decay

@@ -14,6 +14,7 @@ from ..errors import UserError
 from ..flexformer.model import Flexformer
 from ..remembered import Remembered
 from ..teacher import Teacher
+from .graphs import Inputs, Loss
 from .stage import Stage, embeddings, recompute, warmup_linear
 
 
@@ -33,20 +34,25 @@ class LogitsStage(Stage):
         if wanted.gradient_checkpointing:
             recompute(self.student)
 
-    def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
-        task = self.teacher.task
-        found = task.predict(self.student, batch)
-        loss = self.gap(found, batch)
-        if self.wanted.cross_entropy:
-            loss = loss + self.wanted.cross_entropy * task.loss(found, batch)
-        self.losses = {"logits": loss.detach()}
-        return loss
+    def inputs(self, batch: Inputs) -> Inputs:
+        if self.remembered is None:
+            return batch
+        log_likeliest, likeliest = self.remembered(batch)
+        return batch | {"log_likeliest": log_likeliest, "likeliest": likeliest}
 
-    def gap(self, found: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    def compute(self, inputs: Inputs) -> Loss:
+        task = self.teacher.task
+        found = task.predict(self.student, inputs)
+        loss = self.gap(found, inputs)
+        if self.wanted.cross_entropy:
+            loss = loss + self.wanted.cross_entropy * task.loss(found, inputs)
+        return Loss(loss, {"logits": loss.detach()})
+
+    def gap(self, found: Tensor, inputs: Inputs) -> Tensor:
         task = self.teacher.task
         if self.remembered is None:
-            return task.gap(self.teacher.predict(batch), found, batch, self.wanted.temperature)
-        return top_k_kl(*task.matched(batch, *self.remembered(batch), found))
+            return task.gap(self.teacher.predict(inputs), found, inputs, self.wanted.temperature)
+        return top_k_kl(*task.matched(inputs, inputs["log_likeliest"], inputs["likeliest"], found))
 
     def configure_optimizers(self) -> Any:
         wanted = self.wanted

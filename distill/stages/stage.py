@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..errors import UserError
+from .graphs import Inputs, Loss, Steps
 
 
 class Stage(LightningModule):
@@ -19,8 +20,24 @@ class Stage(LightningModule):
 
     losses: dict[str, Tensor]
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = Steps(self.compute, self.parameters)
+
+    def training_step(self, batch: Inputs, index: int) -> Tensor:
+        loss, self.losses = self.steps(self.inputs(batch))
+        return loss
+
+    def inputs(self, batch: Inputs) -> Inputs:
+        """What a step is computed from: a batch, and what the processor adds to it."""
+        return batch
+
+    def compute(self, inputs: Inputs) -> Loss:
+        raise NotImplementedError
+
     def on_fit_end(self) -> None:
         keep(self)
+        self.steps.end()
 
 
 def embeddings(model: nn.Module) -> set[Tensor]:
@@ -45,6 +62,11 @@ def keep(model: nn.Module) -> None:
     """Undoes `recompute`: the layer's own forward is what its class says."""
     for layer in _layers(model):
         vars(layer).pop("forward", None)
+
+
+def recomputes(model: nn.Module) -> bool:
+    """Whether `recompute` was asked for."""
+    return any("forward" in vars(layer) for layer in _layers(model))
 
 
 def _layers(model: nn.Module) -> Iterator[Any]:

@@ -205,7 +205,7 @@ def test_texts_that_there_are_no_kernels_for(monkeypatch: pytest.MonkeyPatch):
     assert not map_stream.streams(mixer, on_a_gpu(given))
 
 
-def test_only_maps_that_do_not_fit_are_streamed(monkeypatch: pytest.MonkeyPatch):
+def test_maps_are_streamed_where_there_are_kernels(monkeypatch: pytest.MonkeyPatch):
     shape, options = CASES["window"]
     mixer, given = made(shape, options), heads(shape, 12)
     streamed: list[int] = []
@@ -215,12 +215,11 @@ def test_only_maps_that_do_not_fit_are_streamed(monkeypatch: pytest.MonkeyPatch)
         return stream_kl(*parts)
 
     torch.set_float32_matmul_precision("highest")
-    monkeypatch.setattr(maploss, "streams", lambda *given: True)
     monkeypatch.setattr(map_stream, "stream_kl", stream)
     rows = torch.tensor([2, 7, 11])
     expected = layer_kl(mixer, given, rows)
     assert not streamed
-    monkeypatch.setattr(maploss, "TILE", 1)
+    monkeypatch.setattr(maploss, "streams", lambda *given: True)
     torch.testing.assert_close(layer_kl(mixer, given, rows), expected)
     assert streamed
 
@@ -236,7 +235,6 @@ def test_kernels_that_cannot_be_built_are_told_of_once(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(map_stream, "stream_kl", broken)
     monkeypatch.setattr(attempt, "_given_up", set())
-    monkeypatch.setattr(maploss, "TILE", 1)
     monkeypatch.setattr(maploss, "streams", lambda mixer, heads: attempt.possible(map_stream.WHAT))
     with pytest.warns(UserWarning, match="PyTorch.*Failed to find C compiler"):
         torch.testing.assert_close(layer_kl(mixer, given), expected)

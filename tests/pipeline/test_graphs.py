@@ -1,0 +1,216 @@
+"""Steps as CUDA graphs compute what steps compute kernel after kernel, and stand back where they could not."""
+
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from transformers import masking_utils
+
+from distill.errors import UserError
+from distill.flexformer.attempt import taken
+from distill.remembered import Remembered
+from distill.stages import graphs
+from distill.stages.fit import graphed
+from distill.stages.graphs import BEFORE, GRAPH, ONE_BY_ONE, WHAT, Graph, Inputs, Loss, Steps, one_text_a_row
+from distill.stages.language import LanguageStage
+from distill.stages.logits import LogitsStage
+
+from .conftest import Compose, sized
+from .test_nan import spoil_weight
+from .test_stages import Run
+from .test_teacher import ids
+
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+
+
+def tokens(length: int = 4) -> Inputs:
+    return {"input_ids": torch.zeros(1, length, dtype=torch.long)}
+
+
+class Fake:
+    """Stands where a graph does, and counts."""
+
+    made: list["Fake"]
+
+    def __init__(self, compute: Any, inputs: Inputs, parameters: list[torch.Tensor], accumulates: bool):
+        self.inputs, self.accumulates, self.computed = inputs, accumulates, 0
+        self.made.append(self)
+
+    def __call__(self, inputs: Inputs) -> Loss:
+        self.computed += 1
+        return Loss(torch.tensor(1.0), {})
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
+    monkeypatch.setattr(Fake, "made", [], raising=False)
+    monkeypatch.setattr(graphs, "Graph", Fake)
+    made = Steps(lambda inputs: Loss(torch.tensor(0.0), {}), lambda: [])
+    made.graphs = True
+    taken.clear()
+    return made
+
+
+def totals(steps: Steps, *each: Inputs) -> list[float]:
+    return [steps(inputs).total.item() for inputs in each]
+
+
+def test_the_first_steps_come_one_kernel_after_the_other(steps: Steps):
+    assert totals(steps, *[tokens()] * (BEFORE + 2)) == [0] * BEFORE + [1, 1]
+    (graph,) = Fake.made
+    assert graph.computed == 2 and taken == {WHAT: [ONE_BY_ONE, GRAPH]}
+    steps.end()
+    assert totals(steps, *[tokens()] * 9) == [0] * 9 and steps.graph is None
+
+
+def test_inputs_of_other_shapes_have_no_graph(steps: Steps):
+    # Never alike often enough.
+    assert totals(steps, *[tokens(4), tokens(4), tokens(5)] * 3) == [0] * 9
+    assert totals(steps, *[tokens(4)] * (BEFORE + 1)) == [0] * BEFORE + [1]
+    assert totals(steps, tokens(5), tokens(4)) == [0, 1] and len(Fake.made) == 1
+
+
+@pytest.mark.parametrize("more", ["attention_mask", "labels"])
+def test_inputs_that_decide_over_shapes_have_no_graph(steps: Steps, more: str):
+    assert totals(steps, *[tokens() | {more: torch.ones(1, 4)}] * 9) == [0] * 9
+
+
+def test_what_makes_no_graph_goes_on_without(steps: Steps, monkeypatch: pytest.MonkeyPatch):
+    def refused(*args: Any) -> Fake:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(graphs, "Graph", refused)
+    with pytest.warns(UserWarning, match="no CUDA graph here: operation not permitted"):
+        assert totals(steps, *[tokens()] * 9) == [0] * 9
+    assert taken == {WHAT: [ONE_BY_ONE]}
+
+
+def test_rows_are_one_text_each():
+    positions = torch.tensor([[0, 1, 0, 1]])
+    before = masking_utils.find_packed_sequence_indices(positions)
+    with one_text_a_row():
+        assert masking_utils.find_packed_sequence_indices(positions) is None
+    torch.testing.assert_close(masking_utils.find_packed_sequence_indices(positions), before)
+    assert before is not None
+
+
+def trainer(strategy: Any, **precision: Any) -> Any:
+    return SimpleNamespace(strategy=strategy, precision_plugin=SimpleNamespace(**precision))
+
+
+def test_graphs_are_for_one_gpu_without_scaled_gradients():
+    cuda = torch.device("cuda")
+    assert graphed(trainer(SingleDeviceStrategy(cuda)))
+    assert graphed(trainer(SingleDeviceStrategy(cuda), scaler=None))
+    assert not graphed(trainer(SingleDeviceStrategy(cuda), scaler=torch.amp.GradScaler("cpu")))
+    assert not graphed(trainer(SingleDeviceStrategy(torch.device("cpu"))))
+    assert not graphed(trainer(DDPStrategy(parallel_devices=[cuda])))
+
+
+def test_what_the_processor_adds_leaves_shapes_as_they_are(small: Compose, teachers: dict[str, Path], tmp_path: Path):
+    run, batch = Run(small("stages.attention.queries=3"), teachers["gpt2"]), {"input_ids": ids()}
+    remembered = Remembered(run.teacher, tmp_path, 8, "32-true")
+    logits = LogitsStage(run.teacher, run.student, run.config.stages.logits, remembered)
+    assert run.attention().inputs(batch).keys() == {"input_ids", "queries"}
+    assert run.attention().inputs(batch).keys() | logits.inputs(batch).keys() == graphs.FIXED
+
+
+@gpu
+@pytest.mark.parametrize("accumulates", [False, True])
+def test_a_graph_goes_back_to_its_parameters(accumulates: bool):
+    weight, bias, unused = (torch.randn(8, 8, device="cuda", requires_grad=True) for _ in range(3))
+    drawn = [torch.randint(8, (4,), device="cuda") for _ in range(3)]
+
+    def compute(inputs: Inputs) -> Loss:
+        loss = (weight[inputs["input_ids"]] @ bias).square().sum()
+        return Loss(loss, {"all": loss.detach()})
+
+    compute({"input_ids": drawn[0]}).total.backward()
+    graph = Graph(compute, {"input_ids": drawn[0]}, [weight, unused, bias, torch.zeros(3, device="cuda")], accumulates)
+    for each in drawn:
+        weight.grad = bias.grad = None
+        (compute({"input_ids": each}).total * 3).backward()
+        expected = weight.grad.clone(), bias.grad.clone(), compute({"input_ids": each}).total
+        weight.grad = bias.grad = None
+        for _ in range(1 + accumulates):
+            loss = graph({"input_ids": each})
+            (loss.total * 3).backward()
+        times = 1 + accumulates
+        torch.testing.assert_close(weight.grad, expected[0] * times)
+        torch.testing.assert_close(bias.grad, expected[1] * times)
+        torch.testing.assert_close(loss.total, expected[2])
+        torch.testing.assert_close(loss.parts["all"], expected[2])
+        assert unused.grad is None
+        with torch.no_grad():
+            weight += 1
+    old = graph({"input_ids": drawn[0]})
+    graph({"input_ids": drawn[1]})
+    with pytest.raises(RuntimeError, match="are gone"):
+        old.total.backward()
+
+
+#: What runs of every kind add to a configuration.
+ON_GPU = ["trainer.accelerator=gpu", "trainer.devices=1"]
+STEPS = BEFORE + 5
+MANY = [f"stages.{stage}.max_steps={STEPS}" for stage in ("pretrain", "attention", "logits")]
+FAST = ["stages.attention.learning_rate=3e-2", "stages.logits.learning_rate=2e-3"]
+KINDS: dict[str, list[str]] = {
+    "as it is": [],
+    "a sample": ["stages.attention.queries=5"],
+    "several to a step": ["trainer.accumulate_grad_batches=2"],
+    "mixed precision": ["trainer.precision=bf16-mixed"],
+    "with outputs and text": ["stages.attention.loss=both", "stages.logits.cross_entropy=0.5"],
+}
+#: With a window; with draws that are made anew on the way; with decay, which PyTorch computes; with the delta rule.
+LEARNERS = ["exponential-window", "favor-redrawn", "exponential-decay", "stationary-delta"]
+
+
+def either(wanted: bool, path: Path) -> list[str]:
+    return [f"cuda_graphs={wanted}", f"run_dir={path / str(wanted)}"]
+
+
+@gpu
+@pytest.mark.parametrize("mixer", LEARNERS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("stage", ["attention", "logits"])
+def test_a_stage_learns_the_same(
+    stage: str, kind: str, mixer: str, small: Compose, teachers: dict[str, Path], tmp_path: Path
+):
+    losses = []
+    for wanted in (True, False):
+        overrides = [*sized(mixer), *ON_GPU, *MANY, *FAST, *KINDS[kind], *either(wanted, tmp_path)]
+        run = Run(small(*overrides), teachers["gpt2"])
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="steps are taken")
+            run.fit({"attention": run.attention, "logits": run.logits}[stage](), stage)
+        assert (GRAPH in run.directory.ways[stage].get(WHAT, [])) is wanted
+        losses.append(torch.tensor([line["loss"] for line in run.metrics()]))
+    assert len(losses[0]) == STEPS and losses[0].unique().numel() == STEPS
+    torch.testing.assert_close(*losses, rtol=3e-2 if kind == "mixed precision" else 3e-3, atol=0)
+
+
+@gpu
+def test_a_teacher_learns_the_same(small: Compose, teachers: dict[str, Path], tmp_path: Path):
+    losses = []
+    for wanted in (True, False):
+        run = Run(small(*ON_GPU, *MANY, *either(wanted, tmp_path)), teachers["gpt2"])
+        stage = LanguageStage(run.teacher.model, run.config.stages.pretrain)
+        stage.model.eval()
+        run.fit(stage, "pretrain")
+        losses.append(torch.tensor([line["loss"] for line in run.metrics()]))
+    torch.testing.assert_close(*losses, rtol=3e-3, atol=0)
+
+
+@gpu
+def test_a_weight_that_is_not_a_number_is_named(small: Compose, teachers: dict[str, Path]):
+    run = Run(small(*ON_GPU, *MANY), teachers["gpt2"])
+    stage = run.attention()
+    parameter = next(run.student.mixers[1].parameters())
+    stage.on_train_batch_start = lambda batch, index: spoil_weight(parameter) if index == STEPS - 2 else None
+    with pytest.raises(UserError, match=f"^stage attention, step {STEPS - 1}: .*layer 1"):
+        run.fit(stage, "attention")
+    assert GRAPH in taken[WHAT]
