@@ -34,10 +34,18 @@ class Heads(NamedTuple):
     padding: Tensor | None = None
 
 
+class Enough(Exception):
+    """Nothing that the model would compute from here on is wanted."""
+
+
 @dataclass
 class Captured:
-    """heads: of every attention layer that ran, in order. windows: the tokens that those see which see not all."""
+    """heads: of every attention layer that ran, in order. windows: the tokens that those see which see not all.
 
+    layers: how many are wanted; None: all.
+    """
+
+    layers: int | None = None
     heads: list[Heads] = field(default_factory=list)
     windows: set[int] = field(default_factory=set)
 
@@ -46,12 +54,15 @@ _captured: ContextVar[Captured | None] = ContextVar("captured", default=None)
 
 
 @contextmanager
-def capture() -> Iterator[Captured]:
-    """Collects what goes into every attention layer that runs inside the block."""
-    found = Captured()
+def capture(layers: int | None = None) -> Iterator[Captured]:
+    """Collects what goes into every attention layer that runs inside the block, or into the first ones: the block is
+    left at the last of these, before it attends."""
+    found = Captured(layers)
     token = _captured.set(found)
     try:
         yield found
+    except Enough:
+        pass
     finally:
         _captured.reset(token)
 
@@ -66,6 +77,8 @@ def _attention(
         given = frozenset(name for name, value in kwargs.items() if value is not None)
         captured.heads.append(Heads(module, query, key, value, scaling, is_causal(module), given))
         captured.windows |= {kwargs["sliding_window"]} if "sliding_window" in given else set()
+        if len(captured.heads) == captured.layers:
+            raise Enough
     return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, attention_mask, **kwargs)
 
 

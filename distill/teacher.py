@@ -49,9 +49,9 @@ class Teacher:
         self.model.to(device)
 
     @torch.no_grad()
-    def heads(self, batch: Batch) -> list[Heads]:
-        """Queries, keys and values of every layer, from one forward pass."""
-        with capture() as captured:
+    def heads(self, batch: Batch, layers: int | None = None) -> list[Heads]:
+        """Queries, keys and values of the first `layers`, or all, from one forward pass, which ends there."""
+        with capture(layers or len(self.layers)) as captured:
             self.model.base_model(**self.task.inputs(batch))
         return [heads._replace(padding=batch.get("attention_mask")) for heads in captured.heads]
 

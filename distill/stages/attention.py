@@ -27,7 +27,7 @@ class AttentionStage(Stage):
         return batch if queries is None else batch | {"queries": queries.to(self.device, non_blocking=True)}
 
     def compute(self, inputs: Inputs) -> Loss:
-        every = self.teacher.heads(inputs)
+        every = self.teacher.heads(inputs, max(self.layers) + 1)
         heads, queries = [every[layer] for layer in self.layers], inputs.get("queries")
         with torch.autocast(self.device.type, enabled=False):
             layers = [self.layer_loss(mixer, each, queries) for mixer, each in zip(self.mixers, heads, strict=True)]

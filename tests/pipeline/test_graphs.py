@@ -1,6 +1,7 @@
 """Steps as CUDA graphs compute what steps compute kernel after kernel, and stand back where they could not."""
 
 import warnings
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -140,10 +141,10 @@ def test_a_graph_goes_back_to_its_parameters(accumulates: bool):
             loss = graph({"input_ids": each})
             (loss.total * 3).backward()
         times = 1 + accumulates
-        torch.testing.assert_close(weight.grad, expected[0] * times)
-        torch.testing.assert_close(bias.grad, expected[1] * times)
-        torch.testing.assert_close(loss.total, expected[2])
-        torch.testing.assert_close(loss.parts["all"], expected[2])
+        wanted = [expected[0] * times, expected[1] * times, *expected[2:] * 2]
+        torch.testing.assert_close(
+            [weight.grad, bias.grad, loss.total, loss.parts["all"]], wanted, rtol=1e-4, atol=1e-4
+        )
         assert unused.grad is None
         with torch.no_grad():
             weight += 1
@@ -165,8 +166,11 @@ KINDS: dict[str, list[str]] = {
     "mixed precision": ["trainer.precision=bf16-mixed"],
     "with outputs and text": ["stages.attention.loss=both", "stages.logits.cross_entropy=0.5"],
 }
-#: With a window; with draws that are made anew on the way; with decay, which PyTorch computes; with the delta rule.
-LEARNERS = ["exponential-window", "favor-redrawn", "exponential-decay", "stationary-delta"]
+#: With a window; with decay, which PyTorch computes; with the delta rule; with draws that are made anew on the way.
+LEARNERS = [
+    *product(("attention", "logits"), ("exponential-window", "exponential-decay", "stationary-delta")),
+    ("logits", "favor-redrawn"),
+]
 
 
 def either(wanted: bool, path: Path) -> list[str]:
@@ -174,9 +178,8 @@ def either(wanted: bool, path: Path) -> list[str]:
 
 
 @gpu
-@pytest.mark.parametrize("mixer", LEARNERS)
+@pytest.mark.parametrize(("stage", "mixer"), LEARNERS)
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("stage", ["attention", "logits"])
 def test_a_stage_learns_the_same(
     stage: str, kind: str, mixer: str, small: Compose, teachers: dict[str, Path], tmp_path: Path
 ):
@@ -211,6 +214,6 @@ def test_a_weight_that_is_not_a_number_is_named(small: Compose, teachers: dict[s
     stage = run.attention()
     parameter = next(run.student.mixers[1].parameters())
     stage.on_train_batch_start = lambda batch, index: spoil_weight(parameter) if index == STEPS - 2 else None
-    with pytest.raises(UserError, match=f"^stage attention, step {STEPS - 1}: .*layer 1"):
+    with pytest.raises(UserError, match=rf"^stage attention, step {STEPS - 1}: .*(layer 1|mixers\.1\.)"):
         run.fit(stage, "attention")
     assert GRAPH in taken[WHAT]

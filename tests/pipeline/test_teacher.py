@@ -59,7 +59,10 @@ def test_captured_is_what_enters_attention(teachers: dict[str, Path], family: st
         after = teacher.model.get_submodule(f"{module.format(layer)}.{projection}")
         after.register_forward_pre_hook(lambda _, given: passed_on.append(given[0]))
     captured = teacher.heads({"input_ids": ids()})
-    assert len(captured) == len(passed_on) == 2
+    assert len(captured) == 2 and len(passed_on) == 1, "what comes after the last layer's heads is not computed"
+    assert len(teacher.heads({"input_ids": ids()}, 1)) == 1 and len(passed_on) == 1
+    passed_on.clear()
+    teacher.predict({"input_ids": ids()})
     for layer, heads in enumerate(captured):
         assert heads.module is teacher.model.get_submodule(module.format(layer))
         assert heads.scaling == pytest.approx(scaling(layer))
