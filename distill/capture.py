@@ -61,8 +61,9 @@ def capture(layers: int | None = None) -> Iterator[Captured]:
     token = _captured.set(found)
     try:
         yield found
-    except Enough:
-        pass
+    except Enough as left:
+        # Where it came from would keep all alive that is there, until Python looks for rings.
+        left.__traceback__ = None
     finally:
         _captured.reset(token)
 

@@ -17,7 +17,7 @@ from .precision import MODES
 try:
     from .linear_gradients import key_gradient_kernel, later_kernel, query_gradient_kernel
     from .linear_kernels import output_kernel, scan_kernel, sums_kernel
-    from .tiles import block, cdiv
+    from .tiles import block, cdiv, placed
 
     built = True
 except (ImportError, OSError):  # No Triton for this machine, or no source for it to read: PyTorch does it.
@@ -138,7 +138,7 @@ class Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, ...]:
         *given, present, before, sizes = rest
-        query, key, value = (each.contiguous() for each in (query, key, value))
+        query, key, value = (in_pieces(each) for each in (query, key, value))
         given[0], given[2] = (each.to(query.dtype) for each in (given[0], given[2]))
         batch, heads, length, head_dim = query.shape
         kv_heads, width, features = key.shape[1], value.shape[-1], given[0].shape[-1 if sizes.given else -2]
@@ -155,15 +155,24 @@ class Attention(torch.autograd.Function):
         peaks, tops = wide.new_empty(places, chunks), wide.new_empty(places, chunks + 1)
         after, last = wide.new_empty(batch, kv_heads, features, width + 1), wide.new_empty(batch, kv_heads, 1)
         sums_kernel[(chunks, places)](
-            key, value, present, *given[2:6], states, peaks, sizes.scale, *end, DEGREE=sizes.degree, **settings
+            placed(key),
+            placed(value),
+            present,
+            *given[2:6],
+            states,
+            peaks,
+            sizes.scale,
+            *end,
+            DEGREE=sizes.degree,
+            **settings,
         )
         started = [each.contiguous() for each in before or (after, last)]
         scan(states, settings, tops, peaks, *started, after, last, goes_on=before is not None)
-        out = value.new_empty(batch, heads, length, width)
+        out = by_tokens(query, width)
         joined, totals = wide.new_empty(batch, heads, length), wide.new_empty(batch, heads, length)
         output_kernel[(chunks, batch * heads)](
-            query, key, value, present, *given, states, tops, out, joined, totals, sizes.scale, sizes.epsilon,
-            *end, DEGREE=sizes.degree, **grouped,
+            *map(placed, (query, key, value)), present, *given, states, tops, placed(out), joined, totals,
+            sizes.scale, sizes.epsilon, *end, DEGREE=sizes.degree, **grouped,
         )  # fmt: skip
         ctx.save_for_backward(query, key, value, present, *given, states, tops, joined, totals, out)
         ctx.sizes, ctx.grouped, ctx.end = sizes, grouped, end
@@ -179,8 +188,8 @@ class Attention(torch.autograd.Function):
         rows, places = query.shape[0] * query.shape[1], len(tops)
         # Of the queries that share a key, one at a time.
         alone = grouped if grouped["G"] == 1 else grouped | {"num_stages": 1}
-        asked = asked.contiguous()
-        by_query, by_key, by_value = (torch.empty_like(each) for each in (query, key, value))
+        by_query, by_key, by_value = (by_tokens(each, each.shape[-1]) for each in (query, key, value))
+        inputs, given_back = [placed(each) for each in (query, key, value)], placed(in_pieces(asked))
         if sizes.given:
             # Of keys that are in the window to the end nothing is written.
             by = [torch.zeros_like(each) for each in given]
@@ -190,23 +199,34 @@ class Attention(torch.autograd.Function):
         after = sizes.scale, sizes.epsilon, *end
         with torch.cuda.device_of(query):
             query_gradient_kernel[(chunks, rows)](
-                query, key, value, present, *given, states, tops, joined, totals, out, asked,
-                by_query, *by[:2], *by[6:], inner, *after, DEGREE=sizes.degree, **grouped,
+                *inputs, present, *given, states, tops, joined, totals, placed(out), given_back,
+                placed(by_query), *by[:2], *by[6:], inner, *after, DEGREE=sizes.degree, **grouped,
             )  # fmt: skip
             fewer = {name: each for name, each in alone.items() if name not in ("SKIP", "PADDED")}
             later_kernel[(chunks, places)](
-                query, asked, *given[:2], *given[6:], tops, joined, totals, inner, later, *after, **fewer
+                inputs[0], given_back, *given[:2], *given[6:], tops, joined, totals, inner, later, *after, **fewer
             )
             scan(later, grouped, tops)
             keys = length + sizes.width - grouped["SKIP"] // CHUNK * CHUNK
             key_gradient_kernel[(cdiv(keys, CHUNK), places)](
-                query, key, value, present, *given, later, tops, joined, totals, inner, asked,
-                by_key, by_value, *by[2:6], *after, DEGREE=sizes.degree, **alone,
+                *inputs, present, *given, later, tops, joined, totals, inner, given_back,
+                placed(by_key), placed(by_value), *by[2:6], *after, DEGREE=sizes.degree, **alone,
             )  # fmt: skip
         if not sizes.given:
             # As the parameters are, all at once: for each by itself it would be another launch.
             by = apart(filled.to(given[1].dtype), given)
         return by_query, by_key, by_value, *by, None, None, None
+
+
+def in_pieces(x: Tensor) -> Tensor:
+    """As it is, where the numbers of a token of a head lie side by side: as projections leave them, too."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def by_tokens(like: Tensor, width: int) -> Tensor:
+    """Room for (B, H, N, width), all heads of a token side by side: as the next projection takes them."""
+    batch, heads, length, _ = like.shape
+    return like.new_empty(batch, length, heads, width).transpose(1, 2)
 
 
 def scan(states: Tensor, settings: dict[str, Any], tops: Tensor, *forwards: Tensor, goes_on: bool = False) -> None:

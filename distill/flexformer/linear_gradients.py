@@ -20,7 +20,7 @@ except ImportError:  # Caught, or transformers would ask everybody for it who lo
     raise
 
 from .linear_kernels import features_of, gates, key_weight, near_logits, real, shifted
-from .tiles import held_as, narrow, product, rows
+from .tiles import held_as, narrow, product, rows, spots, tokens
 
 
 @triton.jit
@@ -30,9 +30,9 @@ def logarithm(x):
 
 
 @triton.jit
-def asking(given, joined, sizes, inner, row, n, v, N, V: tl.constexpr, epsilon):
+def asking(given, joined, sizes, inner, batch, asker, row, n, v, N, V: tl.constexpr, epsilon):
     """∂o_i, Δ_i and λ_i of queries n: ∞ beyond the last, so that their weights are none."""
-    asked = rows(given + row * N * V, n, N, v, V)
+    asked = tokens(given, batch, asker, n, N, v, V)
     size = tl.maximum(tl.load(sizes + row * N + n, mask=n < N, other=1.0), epsilon)
     whole = tl.load(joined + row * N + n, mask=n < N, other=float("inf")) + logarithm(size)
     return asked, tl.load(inner + row * N + n, mask=n < N, other=0.0), whole
@@ -81,27 +81,27 @@ def query_gradient_kernel(
     """Grid (chunks, B·H); inner becomes Δ (B, H, N)."""
     chunk, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     place, asker = row // G, row % (K * G)
+    batch, head, held, end = place // K, place % K, N + W - SKIP, N + W
     n = chunk * C + tl.arange(0, C)
     d, f, v = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_F), tl.arange(0, BLOCK_V)
     at = row * N + n
-    x = rows(query + row * N * D, n, N, d, D)
-    asked = rows(given + row * N * V, n, N, v, V)
-    got = rows(out + row * N * V, n, N, v, V)
+    x = tokens(query, batch, asker, n, N, d, D)
+    asked = tokens(given, batch, asker, n, N, v, V)
+    got = tokens(out, batch, asker, n, N, v, V)
     size = tl.load(sizes + at, mask=n < N, other=1.0)
     delta = tl.where(size >= epsilon, tl.sum(asked.to(tl.float32) * got.to(tl.float32), 1), 0.0)
     tl.store(inner + at, delta, mask=n < N)
     whole = tl.load(joined + at, mask=n < N, other=float("inf")) + logarithm(tl.maximum(size, epsilon))
     gate = gates(x, gate_bias, gate_linear, gate_quadratic, row, asker, n, N, d, scale, W, D, GIVEN)
 
-    head, held, end = place % K, N + W - SKIP, N + W
-    present += place // K * held
-    y = rows(key + place * held * D, n - SKIP, held, d, D)
+    present += batch * held
+    y = tokens(key, batch, head, n - SKIP, held, d, D)
     there = real(present, n, N, SKIP, PADDED)
     weight = key_weight(y, there, linear, quadratic, place, head, n - SKIP, held, d, scale, D, DEGREE, GIVEN)
     top = tl.load(tops + place * (CHUNKS + 1) + chunk)
     shift, decay = shifted(weight, n, top)
     share = tl.exp(shift + gate - whole)
-    worth = rows(value + place * held * V, n - SKIP, held, v, V)
+    worth = tokens(value, batch, head, n - SKIP, held, v, V)
     by_score = held_as((product(asked, tl.trans(worth), MODE) - delta[:, None]) * share[:, None] * decay, MODE)
     # One tile as wide as there are features after another: more do not fit into registers.
     phi = features_of(y, key_frequency, key_bias, place, head, n - SKIP, held, f, d, scale, F, D, GIVEN, MODE)
@@ -126,20 +126,20 @@ def query_gradient_kernel(
         if W > 0:
             tl.atomic_add(by_gate_bias + asker, tl.sum(by_gate, 0), sem="relaxed")
             by_x += through_polynomial(
-                by_gate, rows(query + row * N * D, n, N, d, D), gate_linear + asker * D, gate_quadratic + asker * D,
+                by_gate, tokens(query, batch, asker, n, N, d, D), gate_linear + asker * D, gate_quadratic + asker * D,
                 by_gate_linear + asker * D, by_gate_quadratic + asker * D, d, scale, D, 2,
             )  # fmt: skip
     if W > 0:
         for behind in range(0, W + C, C):
             j = chunk * C + behind + tl.arange(0, C)
             seen = real(present, j, end, SKIP, PADDED)
-            y = rows(key + place * held * D, j - SKIP, held, d, D)
+            y = tokens(key, batch, head, j - SKIP, held, d, D)
             near = tl.exp(near_logits(x, y, n, j, seen, scale, N, W, MODE) - whole[:, None])
-            worth = rows(value + place * held * V, j - SKIP, held, v, V)
+            worth = tokens(value, batch, head, j - SKIP, held, v, V)
             by_near = near * (product(asked, tl.trans(worth), MODE) - delta[:, None])
             by_x += product(by_near, y, MODE) * scale
     inside = (n < N)[:, None] & (d < D)[None, :]
-    tl.store(by_query + at[:, None] * D + d[None, :], narrow(by_x * scale, by_query.dtype.element_ty), inside)
+    tl.store(spots(by_query, batch, asker, n, d), narrow(by_x * scale, by_query[0].dtype.element_ty), inside)
 
 
 @triton.jit
@@ -152,6 +152,7 @@ def later_kernel(
 ):  # fmt: skip
     """Grid (chunks, B·K): Σ_i e^{m − s_i} φ_q(q_i) γ_i of a chunk's queries, m the largest weight before the chunk."""
     chunk, place = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    batch = place // K
     n = chunk * C + tl.arange(0, C)
     d, f, v = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_F), tl.arange(0, BLOCK_V)
     top = tl.load(tops + place * (CHUNKS + 1) + chunk)
@@ -159,8 +160,8 @@ def later_kernel(
     for g in range(0, G):
         row = place * G + g
         asker = row % (K * G)
-        x = rows(query + row * N * D, n, N, d, D)
-        asked, delta, whole = asking(given, joined, sizes, inner, row, n, v, N, V, epsilon)
+        x = tokens(query, batch, asker, n, N, d, D)
+        asked, delta, whole = asking(given, joined, sizes, inner, batch, asker, row, n, v, N, V, epsilon)
         gate = gates(x, gate_bias, gate_linear, gate_quadratic, row, asker, n, N, d, scale, W, D, GIVEN)
         phi = features_of(x, query_frequency, query_bias, row, asker, n, N, f, d, scale, F, D, GIVEN, MODE)
         phi = phi * tl.exp(top + gate - whole)[:, None]
@@ -183,13 +184,12 @@ def key_gradient_kernel(
 ):  # fmt: skip
     """Grid (chunks of W + N keys, without those that are none, B·K); later: of the queries after each chunk."""
     chunk, place = tl.program_id(0) + SKIP // C, tl.program_id(1).to(tl.int64)
-    head, held, end = place % K, N + W - SKIP, N + W
-    present += place // K * held
+    batch, head, held, end = place // K, place % K, N + W - SKIP, N + W
+    present += batch * held
     n = chunk * C + tl.arange(0, C)
     d, f, v = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_F), tl.arange(0, BLOCK_V)
-    keys = key + place * held * D
-    y = rows(keys, n - SKIP, held, d, D)
-    worth = rows(value + place * held * V, n - SKIP, held, v, V)
+    y = tokens(key, batch, head, n - SKIP, held, d, D)
+    worth = tokens(value, batch, head, n - SKIP, held, v, V)
     by_y, by_worth = tl.zeros((C, BLOCK_D), tl.float32), tl.zeros((C, BLOCK_V), tl.float32)
     if chunk < CHUNKS:
         there = real(present, n, N, SKIP, PADDED)
@@ -203,8 +203,8 @@ def key_gradient_kernel(
         for g in range(0, G):
             row = place * G + g
             asker = row % (K * G)
-            x = rows(query + row * N * D, n, N, d, D)
-            asked, delta, whole = asking(given, joined, sizes, inner, row, n, v, N, V, epsilon)
+            x = tokens(query, batch, asker, n, N, d, D)
+            asked, delta, whole = asking(given, joined, sizes, inner, batch, asker, row, n, v, N, V, epsilon)
             gate = gates(x, gate_bias, gate_linear, gate_quadratic, row, asker, n, N, d, scale, W, D, GIVEN)
             share = tl.exp(shift + gate - whole)[:, None] * decay
             phi = features_of(x, query_frequency, query_bias, row, asker, n, N, f, d, scale, F, D, GIVEN, MODE)
@@ -230,7 +230,7 @@ def key_gradient_kernel(
             )
             by_y += product(by_logit, rows(key_frequency + head * F * D, f, F, d, D), MODE)
             by_y += through_polynomial(
-                by_weight, rows(keys, n - SKIP, held, d, D), linear + head * D, quadratic + head * D,
+                by_weight, tokens(key, batch, head, n - SKIP, held, d, D), linear + head * D, quadratic + head * D,
                 by_linear + head * D, by_quadratic + head * D, d, scale, D, DEGREE,
             )  # fmt: skip
     if W > 0:
@@ -241,14 +241,15 @@ def key_gradient_kernel(
             i = tl.where(i >= 0, i, N)
             for g in range(0, G):
                 row = place * G + g
-                x = rows(query + row * N * D, i, N, d, D)
-                asked, delta, whole = asking(given, joined, sizes, inner, row, i, v, N, V, epsilon)
+                asker = row % (K * G)
+                x = tokens(query, batch, asker, i, N, d, D)
+                asked, delta, whole = asking(given, joined, sizes, inner, batch, asker, row, i, v, N, V, epsilon)
                 near = tl.exp(near_logits(x, y, i, n, seen, scale, N, W, MODE) - whole[:, None])
                 by_worth += product(tl.trans(near), asked, MODE)
                 by_near = near * (product(asked, tl.trans(worth), MODE) - delta[:, None])
                 by_y += product(tl.trans(by_near), x, MODE) * scale
-    at, there = (place * held + n - SKIP)[:, None], ((n >= SKIP) & (n < end))[:, None]
+    there = ((n >= SKIP) & (n < end))[:, None]
     inside = there & (d < D)[None, :]
-    tl.store(by_key + at * D + d[None, :], narrow(by_y * scale, by_key.dtype.element_ty), inside)
+    tl.store(spots(by_key, batch, head, n - SKIP, d), narrow(by_y * scale, by_key[0].dtype.element_ty), inside)
     inside = there & (v < V)[None, :]
-    tl.store(by_value + at * V + v[None, :], narrow(by_worth, by_value.dtype.element_ty), inside)
+    tl.store(spots(by_value, batch, head, n - SKIP, v), narrow(by_worth, by_value[0].dtype.element_ty), inside)

@@ -22,7 +22,7 @@ try:
 except ImportError:  # Caught, or transformers would ask everybody for it who loads a checkpoint.
     raise
 
-from .tiles import held_as, narrow, product, rows
+from .tiles import held_as, narrow, product, rows, spots, tokens
 
 #: Stands for the maximum of no keys at all: `engine.NO_KEYS`.
 NO_KEYS: tl.constexpr = tl.constexpr(-1e30)
@@ -109,16 +109,16 @@ def sums_kernel(
 ):  # fmt: skip
     """Grid (chunks, B·K): Σ_j e^{w_j − p} φ_k(k_j) [v_j, 1] of a chunk by itself, and its largest w_j, p."""
     chunk, place = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    head, held = place % K, N + W - SKIP
+    batch, head, held = place // K, place % K, N + W - SKIP
     n = chunk * C + tl.arange(0, C)
     d, f, v = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_F), tl.arange(0, BLOCK_V)
-    x = rows(key + place * held * D, n - SKIP, held, d, D)
-    there = real(present + place // K * held, n, N, SKIP, PADDED)
+    x = tokens(key, batch, head, n - SKIP, held, d, D)
+    there = real(present + batch * held, n, N, SKIP, PADDED)
     weight = key_weight(x, there, linear, quadratic, place, head, n - SKIP, held, d, scale, D, DEGREE, GIVEN)
     peak = tl.maximum(tl.max(weight, 0), NO_KEYS)
     phi = features_of(x, frequency, bias, place, head, n - SKIP, held, f, d, scale, F, D, GIVEN, MODE)
     phi = phi * tl.exp(weight - peak)[:, None]
-    state = product(tl.trans(phi), rows(value + place * held * V, n - SKIP, held, v, V), MODE)
+    state = product(tl.trans(phi), tokens(value, batch, head, n - SKIP, held, v, V), MODE)
     spot = sums + (place * CHUNKS + chunk) * F * (V + 1)
     inside = (f < F)[:, None] & (v < V)[None, :]
     tl.store(spot + f[:, None] * V + v[None, :], narrow(state, sums.dtype.element_ty), mask=inside)
@@ -212,16 +212,16 @@ def output_kernel(
     place, asker = row // G, row % (K * G)
     n = chunk * C + tl.arange(0, C)
     d, f, v = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_F), tl.arange(0, BLOCK_V)
-    head, held, end = place % K, N + W - SKIP, N + W
-    present += place // K * held
-    y = rows(key + place * held * D, n - SKIP, held, d, D)
+    batch, head, held, end = place // K, place % K, N + W - SKIP, N + W
+    present += batch * held
+    y = tokens(key, batch, head, n - SKIP, held, d, D)
     there = real(present, n, N, SKIP, PADDED)
     weight = key_weight(y, there, linear, quadratic, place, head, n - SKIP, held, d, scale, D, DEGREE, GIVEN)
     top = tl.load(tops + place * (CHUNKS + 1) + chunk)
     shift, decay = shifted(weight, n, top)
     psi = features_of(y, key_frequency, key_bias, place, head, n - SKIP, held, f, d, scale, F, D, GIVEN, MODE)
     psi = held_as(psi, MODE)
-    x = rows(query + row * N * D, n, N, d, D)
+    x = tokens(query, batch, asker, n, N, d, D)
     phi = features_of(x, query_frequency, query_bias, row, asker, n, N, f, d, scale, F, D, GIVEN, MODE)
     spot = sums + (place * CHUNKS + chunk) * F * (V + 1)
     size = tl.load(spot + F * V + f, mask=f < F, other=0.0).to(tl.float32)
@@ -229,7 +229,7 @@ def output_kernel(
     found = product(phi, rows(spot, f, F, v, V), MODE) * reach[:, None]
     total = tl.sum(phi * size[None, :], 1) * reach
     scores = product(phi, tl.trans(psi), MODE) * decay
-    found += product(scores, rows(value + place * held * V, n - SKIP, held, v, V), MODE)
+    found += product(scores, tokens(value, batch, head, n - SKIP, held, v, V), MODE)
     total += tl.sum(scores, 1)
     both = shift
     if W > 0:
@@ -238,11 +238,11 @@ def output_kernel(
         for first in range(0, W + C, C):
             j = chunk * C + first + tl.arange(0, C)
             seen = real(present, j, end, SKIP, PADDED)
-            y = rows(key + place * held * D, j - SKIP, held, d, D)
+            y = tokens(key, batch, head, j - SKIP, held, d, D)
             logits = near_logits(x, y, n, j, seen, scale, N, W, MODE)
             higher = tl.maximum(near, tl.max(logits, 1))
             weights, shrunk = tl.exp(logits - higher[:, None]), tl.exp(near - higher)
-            worth = rows(value + place * held * V, j - SKIP, held, v, V)
+            worth = tokens(value, batch, head, j - SKIP, held, v, V)
             near_found = near_found * shrunk[:, None] + product(weights, worth, MODE)
             near_total = near_total * shrunk + tl.sum(weights, 1)
             near = higher
@@ -254,6 +254,6 @@ def output_kernel(
     found = found / tl.maximum(total, epsilon)[:, None]
     at = row * N + n
     inside = (n < N)[:, None] & (v < V)[None, :]
-    tl.store(out + at[:, None] * V + v[None, :], narrow(found, out.dtype.element_ty), mask=inside)
+    tl.store(spots(out, batch, asker, n, v), narrow(found, out[0].dtype.element_ty), mask=inside)
     tl.store(joined + at, both, mask=n < N)
     tl.store(sizes + at, total, mask=n < N)

@@ -2,6 +2,8 @@
 
 import os
 
+from torch import Tensor
+
 try:
     import triton
     import triton.language as tl
@@ -48,6 +50,24 @@ def rows(pointer, n, count, d, width):
     """Rows n of a matrix of `width` columns, and of these d: 0 beyond its ends."""
     inside = ((n >= 0) & (n < count))[:, None] & (d < width)[None, :]
     return tl.load(pointer + n[:, None] * width + d[None, :], mask=inside, other=0.0)
+
+
+@triton.jit
+def spots(x, batch, head, n, d):
+    """Where tokens n of a head are, and of these d: x is a pointer and the strides of batch, head and token."""
+    return x[0] + batch * x[1] + head * x[2] + n.to(tl.int64)[:, None] * x[3] + d[None, :]
+
+
+@triton.jit
+def tokens(x, batch, head, n, count, d, width):
+    """Tokens n of a head of x, see `spots`, `width` numbers each, and of these d: 0 beyond its ends."""
+    inside = ((n >= 0) & (n < count))[:, None] & (d < width)[None, :]
+    return tl.load(spots(x, batch, head, n, d), mask=inside, other=0.0)
+
+
+def placed(x: Tensor) -> tuple[Tensor, int, int, int]:
+    """x (B, H, N, D), of which each token lies in one piece, as `spots` takes it."""
+    return x, x.stride(0), x.stride(1), x.stride(2)
 
 
 def block(size: int) -> int:

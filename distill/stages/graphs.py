@@ -1,5 +1,6 @@
 """Steps of training as one CUDA graph: to launch their kernels one by one can take longer than they do."""
 
+import gc
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -89,13 +90,21 @@ class Graph:
         self.parameters = [each for each in parameters if each.requires_grad]
         self.accumulates, self.computed = accumulates, 0
         self.graph = torch.cuda.CUDAGraph()
+        # What is left of earlier steps would have gradients go where these steps were launched.
+        gc.collect()
         # Casts that are remembered from before would never be made of the weights that come.
         torch.clear_autocast_cache()
-        # What other threads do meanwhile, such as those that load data, is none of its business.
-        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
-            self.loss = compute(self.inputs)
-            self.gradients = torch.autograd.grad(self.loss.total, self.parameters, allow_unused=True)
-        torch.clear_autocast_cache()
+        stream = torch.cuda.current_stream()
+        try:
+            # What other threads do meanwhile, such as those that load data, is none of its business.
+            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+                loss = compute(self.inputs)
+                self.gradients = torch.autograd.grad(loss.total, self.parameters, allow_unused=True)
+        finally:
+            torch.clear_autocast_cache()
+            # Of a graph that failed PyTorch does not leave the stream.
+            torch.cuda.set_stream(stream)
+        self.loss = loss._replace(total=loss.total.detach())
 
     def __call__(self, inputs: Inputs) -> Loss:
         torch._foreach_copy_(list(self.inputs.values()), [inputs[name] for name in self.inputs])
@@ -120,7 +129,7 @@ class Replayed(torch.autograd.Function):
         graph.graph.replay()
         graph.computed += 1
         ctx.graph, ctx.computed = graph, graph.computed
-        return graph.loss.total.detach().clone()
+        return graph.loss.total.clone()
 
     @staticmethod
     @once_differentiable
@@ -134,8 +143,9 @@ class Replayed(torch.autograd.Function):
 @contextmanager
 def one_text_a_row() -> Iterator[None]:
     """Inside, transformers takes every row for one text: it would look at positions for several to a row, which waits
-    for the GPU, and while a graph is made it takes all rows for such and has no fast attention for them."""
-    with patch.object(masking_utils, "find_packed_sequence_indices", lambda positions: None):
+    for the GPU, and while a graph is made it would write masks that hide what is hidden anyway, and slow attention."""
+    alone = patch.object(masking_utils, "find_packed_sequence_indices", lambda positions: None)
+    with alone, patch.object(masking_utils, "is_tracing", lambda tensor=None: False):
         yield
 
 

@@ -109,6 +109,37 @@ def test_large_logits_do_not_overflow(name: str):
     check(name, 1e-3, size=7.0)
 
 
+def projected(given: list[Tensor]) -> list[Tensor]:
+    """The same numbers as one projection leaves them: all of a token side by side, and other numbers in between."""
+    apart = [each.detach().transpose(1, 2).flatten(2) for each in given]
+    both = torch.cat([*apart, torch.full_like(apart[0], torch.nan)], -1)
+    pieces = both.split([each.shape[-1] for each in apart] + [apart[0].shape[-1]], -1)[: len(given)]
+    return [
+        piece.unflatten(-1, (each.shape[1], -1)).transpose(1, 2).requires_grad_()
+        for piece, each in zip(pieces, given, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("name", ["grouped queries", "window", "no power of two", "spectral"])
+def test_heads_may_lie_as_projections_leave_them(name: str):
+    shape, options = (CASES | OTHERS)[name]
+    mixer, given = made(shape, options), tracked(shape, LENGTH)
+    found, pieces = [], projected(given)
+    assert not any(each.is_contiguous() for each in pieces)
+    asked = torch.randn_like(given[0])
+    # What comes back may lie as it does here or, from elsewhere, in no pieces at all.
+    for inputs, back in (
+        (given, asked.mT.contiguous().mT),
+        (pieces, asked.transpose(1, 2).contiguous().transpose(1, 2)),
+    ):
+        out, _ = linear.launched(mixer, *inputs, SCALING, None, None)
+        assert out.transpose(1, 2).is_contiguous()
+        found.append([out, *torch.autograd.grad(out, [*inputs, *mixer.parameters()], back)])
+    assert all(each.transpose(1, 2).is_contiguous() for each in found[1][1:4])
+    for mine, other in zip(*found, strict=True):
+        close(mine, other.double(), 1e-5)
+
+
 PREFIX = {"one token": 1, "less than the window": 40, "more than a chunk": 70}
 
 

@@ -1,5 +1,6 @@
 """Compiles every kernel for a GPU, which takes none: what Triton's interpreter lets pass and its compiler does not."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from triton.backends.compiler import GPUTarget
@@ -26,7 +27,11 @@ LINEAR = HEAD | {
 }  # fmt: skip
 #: As they are run: features that come from PyTorch have products of float32 in the loss, and of bfloat16 in attention.
 HALF, FULL = {"MODE": "bf16", "GIVEN": False}, {"MODE": "tf32x3", "GIVEN": True}
-KERNELS = [
+#: Pointer and strides of batch, head and token.
+PLACED: dict[str, Any] = dict.fromkeys(
+    ("query", "key", "value", "out", "given", "by_query", "by_key", "by_value"), ("*bf16", "i64", "i64", "i32")
+)
+KERNELS: list[tuple[Any, ...]] = [
     (step_kernel.step_kernel, STEP),
     (map_kernels.features_kernel, MAP | HALF),
     (map_kernels.forward_kernel, MAP | HALF),
@@ -37,7 +42,7 @@ KERNELS = [
     (map_gradients.key_kernel, MAP | FULL),
     (linear_kernels.scan_kernel, LINEAR | HALF),
     *(
-        (kernel, LINEAR | HALF | {"GIVEN": given})
+        (kernel, LINEAR | HALF | {"GIVEN": given}, PLACED)
         for kernel in (
             linear_kernels.sums_kernel,
             linear_kernels.output_kernel,
@@ -61,9 +66,10 @@ TYPES = (
 )
 
 
-def build(kernel: Any, sizes: dict[str, Any]) -> None:
+def build(kernel: Any, sizes: dict[str, Any], types: Mapping[str, Any] = TYPES) -> None:
     constants = {each.name: sizes[each.name] for each in kernel.params if each.is_constexpr}
-    signature = {name: "constexpr" if name in constants else TYPES.get(name, "*fp32") for name in kernel.arg_names}
+    types = {**TYPES, **types, **dict.fromkeys(constants, "constexpr")}
+    signature = {name: types.get(name, "*fp32") for name in kernel.arg_names}
     compiled(ASTSource(kernel, signature, constants), target=TARGET, options={"num_warps": 8})
     print(kernel.__name__, sizes.get("MODE", ""), flush=True)
 

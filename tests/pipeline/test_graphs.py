@@ -1,6 +1,7 @@
 """Steps as CUDA graphs compute what steps compute kernel after kernel, and stand back where they could not."""
 
 import warnings
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -205,6 +206,33 @@ def test_a_teacher_learns_the_same(small: Compose, teachers: dict[str, Path], tm
         stage.model.eval()
         run.fit(stage, "pretrain")
         losses.append(torch.tensor([line["loss"] for line in run.metrics()]))
+    torch.testing.assert_close(*losses, rtol=3e-3, atol=0)
+
+
+def waiting(layer_loss: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def found(*given: Any) -> torch.Tensor:
+        loss = layer_loss(*given)
+        assert loss.item() > -1
+        return loss
+
+    return found
+
+
+@gpu
+def test_steps_that_wait_for_the_gpu_go_on_without(
+    small: Compose, teachers: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    losses = []
+    for wanted in (True, False):
+        run = Run(small(*ON_GPU, *MANY, *either(wanted, tmp_path)), teachers["gpt2"])
+        stage = run.attention()
+        monkeypatch.setattr(stage, "layer_loss", waiting(stage.layer_loss))
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            run.fit(stage, "attention")
+        assert any("make no CUDA graph here" in str(each.message) for each in told) is wanted
+        losses.append(torch.tensor([line["loss"] for line in run.metrics()]))
+    assert len(losses[0]) == STEPS
     torch.testing.assert_close(*losses, rtol=3e-3, atol=0)
 
 
