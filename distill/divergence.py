@@ -1,7 +1,14 @@
 """How far one prediction of tokens is from another."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+#: Logits that are held against each other at a time: on a processor they stay in its cache, a GPU is busy with them.
+#: Those of whole texts are the largest tensors of a step, of which one alone is then in memory beside them.
+TOGETHER = {"cpu": 2**17, "cuda": 2**24}
 
 
 def divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Tensor:
@@ -15,8 +22,39 @@ def divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Te
 
 
 def logit_kl(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
-    """T² KL(teacher‖student) at temperature T: logits (…, V) → mean over all predictions."""
-    return temperature**2 * divergence(teacher, student, temperature).mean()
+    """T² KL(teacher‖student) at temperature T: logits (…, V) → mean over all predictions. Back to the student alone."""
+    found: Tensor = LogitKl.apply(teacher, student, temperature)
+    return found
+
+
+class LogitKl(torch.autograd.Function):
+    """`logit_kl`, which makes its gradient, T (s − p) of every prediction over their number, in the same pass."""
+
+    @staticmethod
+    def forward(ctx: Any, teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
+        rows = max(1, TOGETHER["cpu" if student.device.type == "cpu" else "cuda"] // student.shape[-1])
+        # In float16 most of it would be nothing before it is scaled.
+        held = torch.float32 if student.dtype == torch.float16 else student.dtype
+        ctx.gradient = student.new_empty(student.shape, dtype=held) if ctx.needs_input_grad[1] else None
+        ctx.dtype = student.dtype
+        kls, count = [], max(1, student[..., 0].numel())
+        parts = [teacher.flatten(0, -2).split(rows), student.flatten(0, -2).split(rows)]
+        left = iter([] if ctx.gradient is None else ctx.gradient.flatten(0, -2).split(rows))
+        for target, found in zip(*parts, strict=True):
+            log_target, log_found = log_softmax(target, temperature), log_softmax(found, temperature)
+            chances = log_target.exp()
+            kls.append((chances * log_target.sub_(log_found)).sum(-1))
+            if ctx.gradient is not None:
+                next(left).copy_(log_found.exp_().sub_(chances).mul_(temperature / count))
+        return temperature**2 * torch.cat(kls).mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        found, ctx.gradient = ctx.gradient, None
+        if found is None:
+            raise RuntimeError("a gap between predictions goes back once")
+        return None, found.mul_(gradient).to(ctx.dtype), None
 
 
 def top_k_kl(log_likeliest: Tensor, tokens: Tensor, student: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from distill import divergence
 from distill.divergence import logit_kl
 
 
@@ -38,6 +39,34 @@ def test_gradient(temperature: float):
     logit_kl(teacher, student, temperature).backward()
     gap = (student / temperature).softmax(-1) - (teacher / temperature).softmax(-1)
     torch.testing.assert_close(student.grad, temperature * gap.detach() / 6)
+
+
+@pytest.mark.parametrize("together", [1, 5, 10, 1000])
+def test_however_many_are_held_against_each_other_at_a_time(together: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(divergence.TOGETHER, "cpu", together)
+    teacher, student, other = draw(0), draw(1).mT.contiguous().mT.requires_grad_(), draw(1).requires_grad_()
+    loss, expected = logit_kl(teacher, student, 2.0), 4 * divergence.divergence(teacher, other, 2.0).mean()
+    torch.testing.assert_close(loss, expected)
+    (3 * loss).backward()
+    (3 * expected).backward()
+    torch.testing.assert_close(student.grad, other.grad)
+
+
+def test_it_goes_back_once():
+    student = draw(1).requires_grad_()
+    loss = logit_kl(draw(0), student, 1.0)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="goes back once"):
+        loss.backward()
+
+
+def test_scaled_gradients_of_float16_are_not_lost():
+    """As a scaler makes them: what a token adds to the mean over many is less than float16 tells from nothing."""
+    teacher, student = (draw(seed, 8, 512, 40).half() for seed in (0, 1))
+    student.requires_grad_()
+    (65536 * logit_kl(teacher, student, 1.0)).backward()
+    gap = 65536 * (student.detach().double().softmax(-1) - teacher.double().softmax(-1)) / (8 * 512)
+    torch.testing.assert_close(student.grad.double(), gap, rtol=2e-3, atol=1e-6)
 
 
 def test_equal_logits_cost_nothing():
