@@ -2,7 +2,6 @@
 
 import json
 import platform
-import shutil
 import subprocess
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -22,6 +21,7 @@ from .stages.fit import device_of
 from .task import TASKS
 from .teacher import Teacher
 from .weights import readable, save_weights
+from .whole import whole
 
 #: Whose versions a result depends on.
 PACKAGES = ("distill", "torch", "transformers", "datasets", "lightning", "hydra-core", "peft")
@@ -37,22 +37,20 @@ def export(student: Flexformer, teacher: Teacher, corpus: Corpus, config: Config
     Written under another name and renamed when whole and found to say the same in every way, so that a student/ that
     exists is complete and can be served. UserError where it does not; what was written then stays under the other name.
     """
-    unfinished = run.student.with_suffix(".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    save_weights(student, unfinished, config.student)
-    name_companions(unfinished)
-    teacher.tokenizer.save_pretrained(unfinished)
-    teacher.task.save_beside(student, unfinished, config.data.context)
-    try:
-        with run.timed("measure"):
-            agreed = parity(student, unfinished, corpus, teacher.task, device_of(config))
-    except Apart as apart:
-        raise UserError(f"{unfinished} is not fit to be served: {apart}") from apart
-    source = provenance(teacher, corpus, config) | {"parity": agreed}
-    (unfinished / "provenance.json").write_text(json.dumps(source, indent=1), encoding="utf-8")
-    (unfinished / "README.md").write_text(student_card(config, run), encoding="utf-8")
-    readable(unfinished, like="README.md")
-    unfinished.rename(run.student)
+    with whole(run.student) as unfinished:
+        save_weights(student, unfinished, config.student)
+        name_companions(unfinished)
+        teacher.tokenizer.save_pretrained(unfinished)
+        teacher.task.save_beside(student, unfinished, config.data.context)
+        try:
+            with run.timed("measure"):
+                agreed = parity(student, unfinished, corpus, teacher.task, device_of(config))
+        except Apart as apart:
+            raise UserError(f"{unfinished} is not fit to be served: {apart}") from apart
+        source = provenance(teacher, corpus, config) | {"parity": agreed}
+        (unfinished / "provenance.json").write_text(json.dumps(source, indent=1), encoding="utf-8")
+        (unfinished / "README.md").write_text(student_card(config, run), encoding="utf-8")
+        readable(unfinished, like="README.md")
     return run.student
 
 

@@ -13,6 +13,7 @@ from .errors import UserError
 from .flexformer.model import Flexformer
 from .mixer import told
 from .names import MIXTURE
+from .whole import whole
 
 #: The entry of the file's header that says what the weights are of.
 ABOUT = "flexformer"
@@ -20,7 +21,8 @@ ABOUT = "flexformer"
 
 def save_kernels(student: Flexformer, file: Path) -> None:
     """The mixers of a student by the index of their layer, and in the header what they are."""
-    save_file(weights(student), file, metadata={ABOUT: json.dumps(about(student))})
+    with whole(file) as unfinished:
+        save_file(weights(student), unfinished, metadata={ABOUT: json.dumps(about(student))})
 
 
 def load_kernels(student: Flexformer, path: str) -> None:

@@ -22,6 +22,7 @@ from .stages.language import LanguageStage
 from .swappable import attention_layers
 from .task import TASKS
 from .teacher_card import card, lines
+from .whole import whole
 
 
 def train_teacher(config: Config) -> Path:
@@ -57,14 +58,15 @@ def train_teacher(config: Config) -> Path:
     # Measured in the precision that is saved.
     model.to(torch.bfloat16).float()
     readings = read_domains(model, corpus, config, run)
-    model.cpu().to(torch.bfloat16).save_pretrained(run.teacher)
-    tokenizer.save_pretrained(run.teacher)
-    task.save_beside(model, run.teacher, config.data.context)
     took = {"tokens": tokens, "seconds": run.seconds["pretrain"], "hardware": hardware(device_of(config))}
     if wanted.path is not None:
         took = in_all(took, wanted)
-    (run.teacher / TRAINING).write_text(json.dumps(took, indent=1), encoding="utf-8")
-    (run.teacher / "README.md").write_text(card(model, readings, tokens, corpus, config, run), encoding="utf-8")
+    with whole(run.teacher) as folder:
+        model.cpu().to(torch.bfloat16).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        task.save_beside(model, folder, config.data.context)
+        (folder / TRAINING).write_text(json.dumps(took, indent=1), encoding="utf-8")
+        (folder / "README.md").write_text(card(model, readings, tokens, corpus, config, run), encoding="utf-8")
     print("\n".join([*lines(readings, corpus, task), f"teacher: {run.teacher}"]))
     return run.path
 

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from .config import Config
 from .errors import UserError
+from .whole import whole
 
 
 class RunDirectory:
@@ -31,14 +32,21 @@ class RunDirectory:
         self.peak_bytes: dict[str, int] = {}
         self.ways: dict[str, dict[str, list[str]]] = {}
         if any((self.path / part).exists() for part in ("config.yaml", "student", "teacher", "report")):
-            raise UserError(f"run_dir={self.path} already holds a run; choose another directory or remove it")
+            raise self.taken()
+
+    def taken(self) -> UserError:
+        return UserError(f"run_dir={self.path} already holds a run; choose another directory or remove it")
 
     def create(self) -> None:
         """Makes the directory and leaves config.yaml in it; UserError where that cannot be done."""
         resolved = OmegaConf.to_yaml(OmegaConf.create(asdict(self.config)))
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            (self.path / "config.yaml").write_text(resolved, encoding="utf-8")
+            # Of two runs that were given one directory, one makes it.
+            with (self.path / "config.yaml").open("x", encoding="utf-8") as file:
+                file.write(resolved)
+        except FileExistsError as error:
+            raise self.taken() from error
         except OSError as error:
             raise UserError(f"run_dir={self.path} cannot be written: {error.strerror}") from error
 
@@ -70,8 +78,8 @@ class RunDirectory:
 
     def write_measurement(self, section: str, values: dict[str, Any]) -> None:
         """measurements/SECTION.json, which the report renders. NaN has no place in JSON and becomes null."""
-        path = self.folder("measurements") / f"{section}.json"
-        path.write_text(json.dumps(_finite(values), indent=1), encoding="utf-8")
+        with whole(self.folder("measurements") / f"{section}.json") as file:
+            file.write_text(json.dumps(_finite(values), indent=1), encoding="utf-8")
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import UserError, exit_code, reason
 from ..exported import load_decoder
+from ..whole import whole
 
 if TYPE_CHECKING:
     from .runtimes import Runtime
@@ -75,15 +76,10 @@ def export(given: argparse.Namespace) -> Path:
         )
     if not (checkpoint / "tokenizer.json").exists():
         raise UserError(f"{checkpoint} has no tokenizer.json, without which nobody can write a text with the program")
-    unfinished = out.with_name(f"{out.name}.unfinished")
     try:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        write(runtime, Step(student, given.batch), unfinished, checkpoint)
-        unfinished.rename(out)
-    except KeyboardInterrupt:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
+        with whole(out) as unfinished:
+            unfinished.mkdir(parents=True)
+            write(runtime, Step(student, given.batch), unfinished, checkpoint)
     except Apart as apart:
         raise UserError(f"{unfinished} is not fit to be used: {apart}") from apart
     except OSError as error:

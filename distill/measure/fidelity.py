@@ -14,6 +14,7 @@ from ..maploss import log_student, log_teacher, map_kl, negative_share, output_e
 from ..rundir import RunDirectory
 from ..task import tokens_of
 from ..teacher import Teacher
+from ..whole import whole
 from .spectra import Frequencies, frequencies, spectra
 
 #: Added to a signed map's positive weights so that its KL can be stated at all; such a KL is not comparable.
@@ -84,7 +85,8 @@ def measure_fidelity(
             "spectra": spectra(drawn, frequencies(mixers)),
         },
     )
-    save_file(maps, run.folder("measurements") / "fidelity_maps.safetensors")
+    with whole(run.folder("measurements") / "fidelity_maps.safetensors") as file:
+        save_file(maps, file)
 
 
 @torch.no_grad()

@@ -5,7 +5,6 @@ A softmax server keeps keys and values of every token for this; a state is a few
 
 import hashlib
 import json
-import os
 from array import array
 from collections import OrderedDict
 from pathlib import Path
@@ -19,6 +18,7 @@ from ..errors import UserError
 from ..flexformer.cache import FlexformerCache
 from ..flexformer.model import FlexformerForCausalLM
 from ..states import restored, tensors
+from ..whole import whole
 
 
 class Prefixes:
@@ -53,13 +53,12 @@ class Prefixes:
 
     def save(self, path: Path, student: str) -> None:
         """All of them, the last used last; under another name first, so that a file that exists is whole."""
-        unfinished = path.with_name(f"{path.name}.unfinished")
         found: dict[str, Tensor] = {}
         for index, (key, state) in enumerate(self.states.items()):
             found |= {f"{index}.{name}": part.cpu() for name, part in tensors(state).items()}
             found[f"{index}.tokens"] = torch.tensor(array(CODE, key).tolist(), dtype=torch.long)
-        save_file(found, unfinished, {"student": student, "states": json.dumps(len(self.states))})
-        os.replace(unfinished, path)
+        with whole(path) as unfinished:
+            save_file(found, unfinished, {"student": student, "states": json.dumps(len(self.states))})
 
     def load(self, path: Path, student: str, model: FlexformerForCausalLM) -> int:
         """How many there were; UserError where the file is of another student or cannot be read."""

@@ -1,0 +1,41 @@
+"""Files and folders that are whole or not there, whenever it is that a run is killed."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """PATH.unfinished, to write a file or a folder to: at the end, once it is on disk, it becomes `path`.
+
+    A file takes the place of one that is there, a folder that of none. What an error leaves stays under the other name
+    until the next attempt; Ctrl-C leaves nothing.
+    """
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    remove(unfinished)
+    try:
+        yield unfinished
+    except KeyboardInterrupt:
+        remove(unfinished)
+        raise
+    for each in [*unfinished.rglob("*"), unfinished]:
+        settle(each)
+    unfinished.replace(path)
+    settle(path.parent)
+
+
+def remove(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+    path.unlink(missing_ok=True)
+
+
+def settle(path: Path) -> None:
+    """Waits until what a file holds, or the names that a folder has, would outlive a loss of power."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
