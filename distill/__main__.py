@@ -35,6 +35,8 @@ def run_directory(composed: DictConfig) -> str:
     """run_dir as asked for, or outputs/<recipe>/<date_time>; each job of a sweep has one of its own."""
     if composed.run_dir is not None:
         return composed.run_dir
+    if composed.resume and HydraConfig.get().mode != RunMode.MULTIRUN:
+        raise UserError("resume=true needs run_dir: give the directory of the run that is to go on")
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         return HydraConfig.get().runtime.output_dir
     return f"outputs/{composed.recipe}/{datetime.now():%Y-%m-%d_%H-%M-%S}"

@@ -231,6 +231,7 @@ class Config:
     task: str
     seed: int
     run_dir: str
+    resume: bool
     matmul_precision: str
     cuda_graphs: bool
     teacher: Teacher

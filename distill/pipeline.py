@@ -48,6 +48,8 @@ def distil(config: Config) -> Path:
     check(config)
     device = device_of(config)
     run = RunDirectory(config)
+    if run.finished:
+        return run.already()
     seed_everything(config.seed, verbose=False)
     task = TASKS[config.task]
     teacher = load_teacher(config.teacher, config.data.context, task)
@@ -85,10 +87,12 @@ def distil(config: Config) -> Path:
         readings["teacher_tuned"] = tune_teacher(teacher, corpus, config, run)
 
     measure_headline(teacher, student, readings, tokens, corpus, config, run)
-    export(student, teacher, corpus, config, run)
+    if not run.student.exists():
+        export(student, teacher, corpus, config, run)
     measure_sections(Subject(teacher, student, corpus, config, run, device))
     render(run.path, config.report.sections)
     log_report(run)
+    run.progress.drop()
     print(summary(run, run.student))
     return run.path
 
@@ -100,6 +104,8 @@ def evaluate(config: Config) -> Path:
     check(config)
     device, exported = device_of(config), Path(config.student.path).expanduser()
     run = RunDirectory(config)
+    if run.finished:
+        return run.already()
     teacher = load_teacher(config.teacher, config.data.context, TASKS[config.task])
     with run.timed("data"):
         corpus = prepare(config.data, teacher.tokenizer, config.seed, teacher.task, teacher.classes)
@@ -118,6 +124,7 @@ def evaluate(config: Config) -> Path:
     measure_sections(Subject(teacher, student, corpus, config, run, device))
     render(run.path, config.report.sections)
     log_report(run)
+    run.progress.drop()
     print(summary(run, exported))
     return run.path
 

@@ -33,6 +33,8 @@ def train_teacher(config: Config) -> Path:
     check(config)
     check_start(config)
     wanted, run, task = config.teacher, RunDirectory(config), TASKS[config.task]
+    if run.finished:
+        return run.already()
     seed_everything(config.seed, verbose=False)
     with run.timed("data"):
         if wanted.path is None:
@@ -68,6 +70,7 @@ def train_teacher(config: Config) -> Path:
         (folder / TRAINING).write_text(json.dumps(took, indent=1), encoding="utf-8")
         (folder / "README.md").write_text(card(model, readings, tokens, corpus, config, run), encoding="utf-8")
     print("\n".join([*lines(readings, corpus, task), f"teacher: {run.teacher}"]))
+    run.progress.drop()
     return run.path
 
 

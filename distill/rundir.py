@@ -1,7 +1,11 @@
 """The run directory: what a run leaves behind, and where."""
 
+import fcntl
+import glob
 import json
+import os
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -12,10 +16,15 @@ from typing import Any
 import hydra
 import torch
 from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from .config import Config
-from .errors import UserError
+from .errors import UserError, reason
+from .progress import Progress
 from .whole import whole
+
+#: Keys that may differ where a run is resumed.
+FREE = ("resume", "run_dir")
 
 
 class RunDirectory:
@@ -26,29 +35,94 @@ class RunDirectory:
     """
 
     def __init__(self, config: Config):
-        """Writes nothing yet; UserError where a run already lives."""
+        """Writes nothing yet; UserError where a run already lives, which is not to be resumed or is another."""
         self.path, self.config = Path(config.run_dir).expanduser(), config
+        self.progress = Progress(self.path / "progress", config.resume)
         self.seconds: dict[str, float] = {}
         self.peak_bytes: dict[str, int] = {}
         self.ways: dict[str, dict[str, list[str]]] = {}
-        if any((self.path / part).exists() for part in ("config.yaml", "student", "teacher", "report")):
+        self.begun = any((self.path / part).exists() for part in ("config.yaml", "student", "teacher", "report"))
+        if self.begun and not config.resume:
             raise self.taken()
+        if self.begun:
+            self.check_same()
 
     def taken(self) -> UserError:
-        return UserError(f"run_dir={self.path} already holds a run; choose another directory or remove it")
+        return UserError(
+            f"run_dir={self.path} already holds a run; choose another directory, remove it, or go on with resume=true"
+        )
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do in a directory that is resumed."""
+        return (self.teacher if self.config.goal == "teacher" else self.path / "report").exists()
+
+    def already(self) -> Path:
+        """Says so."""
+        self.progress.drop()
+        print(f"{self.path} is finished: nothing is left to resume")
+        return self.path
+
+    def check_same(self) -> None:
+        """UserError where the run that began here was asked for something else."""
+        try:
+            then = OmegaConf.load(self.path / "config.yaml")
+        except (OSError, YAMLError) as error:
+            raise UserError(f"run_dir={self.path} cannot be resumed: {reason(error)}; choose another") from error
+        both = then, OmegaConf.create(asdict(self.config))
+        before, now = (dict(flat(OmegaConf.to_container(each))) for each in both)
+        for key in sorted(before.keys() | now.keys()):
+            if key not in FREE and before.get(key) != now.get(key):
+                raise UserError(
+                    f"{key}={now.get(key)}: the run in run_dir={self.path} began with {before.get(key)}; resume it so, "
+                    "or choose another directory"
+                )
 
     def create(self) -> None:
-        """Makes the directory and leaves config.yaml in it; UserError where that cannot be done."""
+        """Makes the directory and leaves config.yaml in it, unless it is resumed; UserError where that cannot be done,
+        or another run writes to it."""
         resolved = OmegaConf.to_yaml(OmegaConf.create(asdict(self.config)))
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            # Of two runs that were given one directory, one makes it.
-            with (self.path / "config.yaml").open("x", encoding="utf-8") as file:
-                file.write(resolved)
-        except FileExistsError as error:
-            raise self.taken() from error
+            self.lock()
+            if not self.begun:
+                with whole(self.path / "config.yaml") as file:
+                    file.write_text(resolved, encoding="utf-8")
         except OSError as error:
             raise UserError(f"run_dir={self.path} cannot be written: {error.strerror}") from error
+
+    def lock(self) -> None:
+        """Has this directory to itself until `release`, or until the process ends, however that is."""
+        handle = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+        self.release = weakref.finalize(self, os.close, handle)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"run_dir={self.path}: another run is writing to it; wait for it, or choose another"
+            ) from error
+
+    def told(self, stage: str) -> dict[str, Any]:
+        """What is remembered of a stage that is finished."""
+        peak = self.peak_bytes.get(stage)
+        return {"seconds": self.seconds[stage], "peak_bytes": peak, "ways": self.ways[stage]}
+
+    def remember(self, stage: str, told: dict[str, Any]) -> int:
+        """Takes that up again; returns the tokens that the stage has seen."""
+        self.seconds[stage], self.ways[stage] = told["seconds"], told["ways"]
+        if told["peak_bytes"] is not None:
+            self.peak_bytes[stage] = told["peak_bytes"]
+        tokens: int = told["tokens"]
+        return tokens
+
+    def forget(self, stage: str) -> None:
+        """Drops what an attempt at a stage that was not finished has logged and kept."""
+        if self.metrics.exists():
+            lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+            with whole(self.metrics) as file:
+                file.write_text("".join(line for line in lines if of(line) not in (stage, None)), encoding="utf-8")
+        for checkpoint in self.checkpoints.glob(f"{glob.escape(stage)}-step=*.ckpt"):
+            checkpoint.unlink()
 
     @property
     def metrics(self) -> Path:
@@ -93,6 +167,24 @@ class RunDirectory:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.monotonic() - start
             if torch.cuda.is_initialized():
                 self.peak_bytes[stage] = max(self.peak_bytes.get(stage, 0), torch.cuda.max_memory_allocated())
+
+
+def of(line: str) -> str | None:
+    """The stage that a line of metrics.jsonl is of; None of one that was cut off."""
+    try:
+        content = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return content["stage"] if line.endswith("\n") else None
+
+
+def flat(content: Any, above: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and their values."""
+    for key, value in content.items():
+        if isinstance(value, dict) and value:
+            yield from flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
 
 
 def _finite(value: Any) -> Any:

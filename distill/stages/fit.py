@@ -34,7 +34,14 @@ class Wanted(Protocol):
 
 
 def fit(stage: Stage, name: str, wanted: Wanted, corpus: Corpus, config: Config, run: RunDirectory) -> int:
-    """Runs one stage of `wanted.max_steps` optimiser steps; returns the tokens it has seen."""
+    """Runs one stage of `wanted.max_steps` optimiser steps; returns the tokens it has seen.
+
+    Where a run is resumed a stage that was finished is as it was left.
+    """
+    if (told := run.progress.restore(name, stage)) is not None:
+        stage.on_fit_end()
+        return run.remember(name, told)
+    run.forget(name)
     steps = wanted.max_steps * config.trainer["accumulate_grad_batches"]
     meter = Meter(name, run, config.trainer["log_every_n_steps"], wanted.max_steps)
     trainer = make_trainer(
@@ -59,6 +66,7 @@ def fit(stage: Stage, name: str, wanted: Wanted, corpus: Corpus, config: Config,
         stage.steps.accumulates = trainer.accumulate_grad_batches > 1
         trainer.fit(stage, corpus.batches(steps, wanted.batch_size, config.seed))
     run.ways[name] = {what: list(each) for what, each in taken.items()}
+    run.progress.keep(name, stage, run.told(name) | {"tokens": meter.tokens})
     return meter.tokens
 
 

@@ -1,0 +1,220 @@
+"""A run that was killed goes on with resume=true, and comes to what it would have come to."""
+
+import gc
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from distill import checkpoint, pipeline
+from distill.config import Config
+from distill.errors import UserError
+from distill.pipeline import PIPELINES, distil
+from distill.progress import Progress
+from distill.rundir import RunDirectory
+from distill.stages.attention import AttentionStage
+from distill.stages.logits import LogitsStage
+
+from .conftest import SMALL, Compose
+from .test_bad_input import typed
+
+#: The tests below read one run, so they belong into one process.
+pytestmark = pytest.mark.xdist_group("resume")
+
+
+class Killed(BaseException):
+    """As nothing catches."""
+
+
+def at(call: int, work: Callable[..., Any], *effects: str) -> Callable[..., Any]:
+    """`work`, which is killed at its so-manieth call."""
+    calls: list[int] = []
+
+    def counted(*given: Any, **named: Any) -> Any:
+        calls.append(1)
+        if len(calls) == call:
+            raise Killed
+        return work(*given, **named)
+
+    return counted
+
+
+#: Where a run is killed, one after the other: what is called there, and which call it is.
+MOMENTS: dict[str, tuple[Any, str, int]] = {
+    "before anything is finished": (AttentionStage, "compute", 2),
+    "in stage 2": (LogitsStage, "compute", 3),
+    "while the student is measured": (pipeline, "measure_headline", 1),
+    "while it is written": (checkpoint, "name_companions", 1),
+    "once it is there": (pipeline, "measure_sections", 1),
+    "before the report": (pipeline, "render", 1),
+}
+
+
+@pytest.fixture(scope="module")
+def wanted(teachers: dict[str, Path], text: Path) -> Callable[[Path, bool], Config]:
+    from .conftest import compose
+
+    given = [f"teacher.path={teachers['gpt2']}", f"data.path={text}", "stages.attention.queries=3"]
+    return lambda path, resume: compose("recipe=pocket", *SMALL, *given, f"run_dir={path}", f"resume={resume}")
+
+
+@pytest.fixture(scope="module")
+def whole_run(wanted: Callable[[Path, bool], Config], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return distil(wanted(tmp_path_factory.mktemp("whole") / "run", False))
+
+
+def kill(config: Config, moment: str) -> None:
+    owner, name, call = MOMENTS[moment]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, at(call, getattr(owner, name)))
+        with pytest.raises(Killed):
+            PIPELINES[config.goal](config)
+    # The lock goes with the process, which here lives on.
+    gc.collect()
+
+
+def told(path: Path) -> dict[str, Any]:
+    """All that does not depend on when a run was made, and where."""
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    headline = json.loads((path / "measurements" / "headline.json").read_text())
+    untimed = {key: value for key, value in headline.items() if "seconds" not in key and "peak" not in key}
+    return {"metrics": [line | {"seconds": 0} for line in lines], "headline": untimed}
+
+
+def same(path: Path, other: Path) -> None:
+    for file in ("student/model.safetensors", "kernels/mixture.safetensors"):
+        assert (path / file).read_bytes() == (other / file).read_bytes(), file
+    assert told(path) == told(other)
+    names = {each.name for each in path.iterdir()}
+    assert names == {each.name for each in other.iterdir()} and "progress" not in names
+    assert not list(path.rglob("*.unfinished"))
+
+
+def test_a_run_that_is_killed_again_and_again(wanted: Callable[[Path, bool], Config], whole_run: Path, tmp_path: Path):
+    config = wanted(tmp_path / "run", True)
+    for moment in MOMENTS:
+        kill(config, moment)
+        assert not (tmp_path / "run" / "report").exists()
+    assert (tmp_path / "run" / "student").exists()
+    same(distil(config), whole_run)
+
+
+def test_what_is_finished_is_not_done_again(
+    wanted: Callable[[Path, bool], Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    config = wanted(tmp_path / "run", True)
+    kill(config, "once it is there")
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    with pytest.MonkeyPatch.context() as patch:
+        for stage in (AttentionStage, LogitsStage):
+            patch.setattr(stage, "compute", at(1, stage.compute))
+        distil(config)
+        assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+        said = capsys.readouterr().out
+        # What stages took, they took.
+        assert ("attention 192 tokens in" in said and "logits: " in said) or "tokens in" in said
+        gc.collect()
+        distil(config)
+    assert capsys.readouterr().out == f"{tmp_path / 'run'} is finished: nothing is left to resume\n"
+
+
+def test_a_stage_whose_record_is_damaged_is_gone_through_again(
+    wanted: Callable[[Path, bool], Config], whole_run: Path, tmp_path: Path
+):
+    config = wanted(tmp_path / "run", True)
+    kill(config, "while the student is measured")
+    record = tmp_path / "run" / "progress" / "logits.safetensors"
+    record.write_bytes(record.read_bytes()[:-100])
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"stage": "logits", "st')
+    same(distil(config), whole_run)
+
+
+def test_a_run_is_resumed_as_it_began(wanted: Callable[[Path, bool], Config], tmp_path: Path):
+    config = wanted(tmp_path / "run", True)
+    kill(config, "in stage 2")
+    other = replace(config, stages=replace(config.stages, logits=replace(config.stages.logits, max_steps=4)))
+    with pytest.raises(UserError, match=r"^stages\.logits\.max_steps=4: the run in run_dir=\S+ began with 3; resume"):
+        distil(other)
+    with pytest.raises(UserError, match=r"already holds a run; .*go on with resume=true"):
+        distil(replace(config, resume=False))
+    (tmp_path / "run" / "config.yaml").write_text("{")
+    with pytest.raises(UserError, match=r"^run_dir=\S+ cannot be resumed: "):
+        distil(config)
+
+
+def test_a_directory_is_one_runs_at_a_time(wanted: Callable[[Path, bool], Config], tmp_path: Path):
+    config = wanted(tmp_path / "run", True)
+    first = RunDirectory(config)
+    first.create()
+    with pytest.raises(UserError, match="another run is writing to it"):
+        RunDirectory(config).create()
+    first.release()
+    RunDirectory(config).create()
+
+
+def test_a_teacher_that_was_being_trained(small: Compose, text: Path, tmp_path: Path):
+    def wanted(name: str) -> Config:
+        made = ["goal=teacher", "stages.pretrain.max_steps=4", f"run_dir={tmp_path / name}", "resume=true"]
+        return small(*made)
+
+    expected = PIPELINES["teacher"](wanted("whole"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("distill.pretrain.card", at(1, lambda: None))
+        with pytest.raises(Killed):
+            PIPELINES["teacher"](wanted("killed"))
+    gc.collect()
+    assert not (tmp_path / "killed" / "teacher").exists()
+    found = PIPELINES["teacher"](wanted("killed"))
+    weights = "teacher/model.safetensors"
+    assert (found / weights).read_bytes() == (expected / weights).read_bytes()
+
+
+def test_chance_goes_on_where_it_was(tmp_path: Path):
+    stage = torch.nn.Linear(2, 2)
+
+    def drawn() -> list[Any]:
+        return [torch.rand(3).tolist(), numpy.random.rand(3).tolist(), numpy.random.randn(3).tolist(), random.random()]
+
+    numpy.random.randn()
+    progress = Progress(tmp_path / "progress", True)
+    assert progress.restore("stage", stage) is None
+    progress.keep("stage", stage, {"tokens": 3})
+    kept, expected = load_file(progress.file("stage")), drawn()
+    torch.nn.init.zeros_(stage.weight)
+    assert progress.restore("stage", stage) == {"tokens": 3} and drawn() == expected
+    assert torch.equal(stage.weight, kept["weight.weight"])
+    assert Progress(tmp_path / "progress", False).restore("stage", stage) is None
+
+
+def test_resume_wants_a_directory(tmp_path: Path):
+    done = typed("resume=true", cwd=tmp_path)
+    assert done.returncode == 2 and list(tmp_path.iterdir()) == []
+    assert done.stderr == "distill: resume=true needs run_dir: give the directory of the run that is to go on\n"
+
+
+def test_a_process_that_is_killed(
+    wanted: Callable[[Path, bool], Config], whole_run: Path, tmp_path: Path, teachers: dict[str, Path], text: Path
+):
+    """At some moment after it has begun to train."""
+    command = [sys.executable, "-m", "distill", "recipe=pocket", *SMALL, "stages.attention.queries=3", "resume=true"]
+    command += [f"teacher.path={teachers['gpt2']}", f"data.path={text}", f"run_dir={tmp_path / 'run'}"]
+    writer = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    try:
+        while not metrics.exists() and writer.poll() is None:
+            pass
+    finally:
+        writer.kill()
+        writer.wait()
+    assert metrics.exists() and not (tmp_path / "run" / "report").exists()
+    same(distil(wanted(tmp_path / "run", True)), whole_run)
