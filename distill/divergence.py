@@ -8,14 +8,13 @@ from torch.autograd.function import once_differentiable
 
 #: Logits that are held against each other at a time: on a processor they stay in its cache, a GPU is busy with them.
 #: Those of whole texts are the largest tensors of a step, of which one alone is then in memory beside them.
-TOGETHER = {"cpu": 2**17, "cuda": 2**24}
+AT_A_TIME = {"cpu": 2**17, "cuda": 2**24}
 
 
 def divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Tensor:
     """KL = Σ_v p (log p − log s) in nats, p = softmax(teacher/T), s = softmax(student/T): logits (…, V) → (…).
 
-    float32 at least, whatever the logits are. These tensors are the largest of a training step, so each is passed over
-    as seldom as can be.
+    float32 at least, whatever the logits are.
     """
     target, found = (log_softmax(logits, temperature) for logits in (teacher, student))
     return (target.exp() * (target - found)).sum(-1)
@@ -32,7 +31,7 @@ class LogitKl(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
-        rows = max(1, TOGETHER["cpu" if student.device.type == "cpu" else "cuda"] // student.shape[-1])
+        rows = max(1, AT_A_TIME["cpu" if student.device.type == "cpu" else "cuda"] // student.shape[-1])
         # In float16 most of it would be nothing before it is scaled.
         held = torch.float32 if student.dtype == torch.float16 else student.dtype
         ctx.gradient = student.new_empty(student.shape, dtype=held) if ctx.needs_input_grad[1] else None
@@ -53,7 +52,7 @@ class LogitKl(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Any:
         found, ctx.gradient = ctx.gradient, None
         if found is None:
-            raise RuntimeError("a gap between predictions goes back once")
+            raise RuntimeError("the gradient of this gap is gone: it was taken, and is not kept by retain_graph")
         return None, found.mul_(gradient).to(ctx.dtype), None
 
 

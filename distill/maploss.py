@@ -59,7 +59,7 @@ def row_kl(teacher: Tensor, student: Tensor) -> Tensor:
 def layer_kl(mixer: Mixer, heads: Heads, queries: Tensor | None = None) -> Tensor:
     """`map_kl` of a comparable mixer and its teacher, with no map in memory that does not fit into one tile.
 
-    queries (Q,): sorted.
+    queries (Q,): sorted, where the heads are.
     """
     rows = torch.arange(heads.key.shape[2], device=heads.key.device) if queries is None else queries
     found = try_stream_kl(mixer, heads, rows) if streams(mixer, heads) else None

@@ -31,7 +31,7 @@ class RunDirectory:
     """Names the parts of a run directory, writes the small ones, and tells what the stages took.
 
     seconds, peak_bytes: of every stage its wall-clock time, and the most GPU memory that it held where there is one.
-    ways: of every stage, by what it did, whether kernels or PyTorch did it.
+    ways: of every stage, by what it did, the ways in which that was done.
     """
 
     def __init__(self, config: Config):

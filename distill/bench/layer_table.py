@@ -88,9 +88,10 @@ def section(name: str, there: list[Row]) -> Section:
         tables += [timing_table(what, there), *([error_table(what, there)] if what in ERRORS else [])]
     return Section(
         title=name,
-        intro="A layer forwards and backwards; of decoding a step forwards, of 8 texts. Floor: what its products, made "
-        "once, take at the rate of a large matrix product on the same machine, or what reading and writing take at the "
-        f"rate of a large copy, whichever is more. {'; '.join(dict.fromkeys(row.command or '' for row in there))}",
+        intro="A layer forwards and backwards; of decoding a step forwards, of 8 texts; of stage 1 a step as a CUDA "
+        "graph, as a run takes it, and the memory of one by itself. Floor: what its products, made once, take at the "
+        "rate of a large matrix product on the same machine, or what reading and writing take at that of a large copy, "
+        f"whichever is more. {'; '.join(dict.fromkeys(row.command or '' for row in there))}",
         data={},
         tables=[*([goals] if goals.rows else []), *tables],
     )

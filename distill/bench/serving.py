@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
+from ..errors import UserError
 from ..measure.steps import STEP_OF, WHO, Step, tokens
 from ..measure.turns import in_turn, while_there_is_room
-from ..stages.graphs import Inputs, Loss, Steps
+from ..stages.graphs import BEFORE, Inputs, Loss, Steps
 
 #: Rounds that are timed, after so many to warm up.
 TURNS = 15, 3
@@ -106,6 +107,11 @@ def training(model: Any, batch: int, length: int, graphs: bool) -> Step:
         model.zero_grad(set_to_none=True)
         steps(inputs).total.backward()  # type: ignore[no-untyped-call]
 
+    if graphs:
+        for _ in range(BEFORE + 1):
+            step()
+        if steps.graph is None:
+            raise UserError(f"--graphs: a step of {batch} × {length:,} tokens makes no CUDA graph here; leave it out")
     return step
 
 

@@ -26,11 +26,21 @@ def possible(what: str) -> bool:
     return what not in _given_up
 
 
+def give_up(what: str) -> None:
+    _given_up.add(what)
+
+
 def tell(what: str, way: str) -> None:
     """Adds to `taken`."""
     ways = taken.setdefault(what, [])
     if way not in ways:
         ways.append(way)
+
+
+def watched() -> bool:
+    """Whether a CUDA graph is made, or whatever waits for the GPU is an error: then it may be no fault of kernels."""
+    cuda = torch.cuda.is_available()
+    return cuda and (torch.cuda.is_current_stream_capturing() or torch.cuda.get_sync_debug_mode() == 2)
 
 
 def attempt(what: str, work: Callable[[], Made]) -> Made | None:
@@ -40,6 +50,8 @@ def attempt(what: str, work: Callable[[], Made]) -> Made | None:
     except torch.OutOfMemoryError:
         raise
     except Exception as problem:
-        _given_up.add(what)
+        if watched():
+            raise
+        give_up(what)
         warnings.warn(f"{what} goes through PyTorch, since its kernels cannot be used here: {problem}", stacklevel=3)
         return None

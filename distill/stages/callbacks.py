@@ -125,7 +125,8 @@ def first_bad_module(module: Any, batch: Any) -> str | None:
 
     hooks = [each.register_forward_hook(watch(name)) for name, each in module.named_modules() if name]
     try:
-        # One kernel after the other: a graph runs no hooks.
+        # One kernel after the other: a graph runs no hooks, and what it holds may be needed.
+        module.steps.end()
         module.compute(module.inputs(batch))
     finally:
         for hook in hooks:

@@ -20,7 +20,7 @@ from ..errors import UserError
 from ..flexformer.attempt import taken
 from ..rundir import RunDirectory
 from .callbacks import Meter, NumberGuard, ProgressBar, Redraw
-from .stage import Stage, recomputes
+from .stage import Stage, launches_alike
 
 # What remains are warnings; that there is no TPU is none.
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -62,9 +62,12 @@ def fit(stage: Stage, name: str, wanted: Wanted, corpus: Corpus, config: Config,
         ):
             warnings.filterwarnings("ignore", harmless)
         taken.clear()
-        stage.steps.graphs = config.cuda_graphs and graphed(trainer) and not recomputes(stage)
+        stage.steps.graphs = config.cuda_graphs and graphed(trainer) and launches_alike(stage)
         stage.steps.accumulates = trainer.accumulate_grad_batches > 1
-        trainer.fit(stage, corpus.batches(steps, wanted.batch_size, config.seed))
+        try:
+            trainer.fit(stage, corpus.batches(steps, wanted.batch_size, config.seed))
+        finally:
+            stage.steps.end()
     run.ways[name] = {what: list(each) for what, each in taken.items()}
     run.progress.keep(name, stage, run.told(name) | {"tokens": meter.tokens})
     return meter.tokens

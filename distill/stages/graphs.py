@@ -4,6 +4,7 @@ import gc
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -12,16 +13,18 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from transformers import masking_utils
 
-from ..flexformer.attempt import tell
+from ..errors import reason
+from ..flexformer.attempt import give_up, possible, tell
 
 #: Steps alike that are taken kernel by kernel before: what is built or chosen at its first use must be there.
-BEFORE = 3
+BEFORE = 2
 #: Inputs that leave shapes as they are: where there is padding or a target, or none, decides over others.
 FIXED = {"input_ids", "queries", "log_likeliest", "likeliest"}
 #: What a run tells of its steps.
 WHAT, GRAPH, ONE_BY_ONE = "steps", "a CUDA graph", "one kernel after the other"
 
 Inputs = dict[str, Tensor]
+Gradients = list[Tensor | None]
 
 
 class Loss(NamedTuple):
@@ -31,7 +34,7 @@ class Loss(NamedTuple):
     parts: dict[str, Tensor]
 
 
-#: From inputs to a loss, by launching alone: nothing waits for the GPU.
+#: From inputs to a loss.
 Compute = Callable[[Inputs], Loss]
 
 
@@ -39,7 +42,7 @@ class Steps:
     """Computes losses; where `graphs` are wanted, those of whole texts of one length, after the first, as a CUDA graph.
 
     accumulates: whether gradients of several steps are added up. What has no graph is computed as ever, and where one
-    cannot be made a warning says why.
+    cannot be made a warning says why, and there is none from then on.
     """
 
     def __init__(self, compute: Compute, parameters: Callable[[], Iterable[Tensor]]):
@@ -49,28 +52,38 @@ class Steps:
         self.alike, self.shapes = 0, shapes_of({})
 
     def __call__(self, inputs: Inputs) -> Loss:
-        with one_text_a_row():
-            return self.taken(inputs)
-
-    def taken(self, inputs: Inputs) -> Loss:
-        if not self.graphs or not inputs.keys() <= FIXED:
+        if not self.graphs:
             return self.compute(inputs)
+        loss = self.as_graph(inputs) if possible(WHAT) and inputs.keys() <= FIXED else None
+        tell(WHAT, ONE_BY_ONE if loss is None else GRAPH)
+        return self.compute(inputs) if loss is None else loss
+
+    def as_graph(self, inputs: Inputs) -> Loss | None:
+        """None where there is no graph of such inputs: not yet, or not at all."""
         shapes = shapes_of(inputs)
         self.alike = self.alike + 1 if shapes == self.shapes else 1
         self.shapes = shapes
-        if self.graph is None and self.alike > BEFORE:
-            self.graph = self.captured(inputs)
-        graph = self.graph if self.graph is not None and shapes == shapes_of(self.graph.inputs) else None
-        tell(WHAT, ONE_BY_ONE if graph is None else GRAPH)
-        return self.compute(inputs) if graph is None else graph(inputs)
+        with one_text_a_row():
+            if self.graph is None and self.alike > BEFORE:
+                try:
+                    self.graph = self.captured(inputs)
+                except Exception as problem:
+                    give_up(WHAT)
+                    told = reason(problem.__context__ if isinstance(problem.__context__, Exception) else problem)
+                    warnings.warn(f"steps are taken {ONE_BY_ONE}, since they make no CUDA graph: {told}", stacklevel=3)
+            return self.graph(inputs) if self.graph is not None and shapes == shapes_of(self.graph.inputs) else None
 
-    def captured(self, inputs: Inputs) -> "Graph | None":
-        try:
-            return Graph(self.compute, inputs, list(self.parameters()), self.accumulates)
-        except Exception as problem:
-            self.graphs = False
-            warnings.warn(f"steps are taken {ONE_BY_ONE}, since they make no CUDA graph here: {problem}", stacklevel=2)
-            return None
+    def captured(self, inputs: Inputs) -> "Graph":
+        parameters = [each for each in self.parameters() if each.requires_grad]
+        if not self.accumulates:
+            # Those of the last step, beside which there would be no room for others.
+            for each in parameters:
+                each.grad = None
+        with waiting_refused():
+            differentiated(self.compute, inputs, parameters)
+        # What is left of earlier steps would have gradients go where these steps were launched.
+        gc.collect()
+        return Graph(self.compute, inputs, parameters, self.accumulates)
 
     def end(self) -> None:
         """Frees what a graph holds, all that a step needs of memory."""
@@ -81,37 +94,35 @@ class Graph:
     """The losses of inputs like these, and their gradients for `parameters`, computed at once and by one launch.
 
     The values of inputs and parameters are read anew each time; all else that is not launched is as it was when this
-    was made. A loss goes back once, until the next is computed. Its gradients share the memory that the next are
-    written to, unless there are several to add up.
+    was made. The gradients of a loss can be had once, and until the next loss is computed. They share the memory that
+    the next are written to, unless there are several to add up.
     """
 
     def __init__(self, compute: Compute, inputs: Inputs, parameters: list[Tensor], accumulates: bool):
         self.inputs = {name: each.clone() for name, each in inputs.items()}
-        self.parameters = [each for each in parameters if each.requires_grad]
-        self.accumulates, self.computed = accumulates, 0
+        self.parameters, self.accumulates, self.turn = parameters, accumulates, 0
         self.graph = torch.cuda.CUDAGraph()
-        # What is left of earlier steps would have gradients go where these steps were launched.
-        gc.collect()
-        # Casts that are remembered from before would never be made of the weights that come.
-        torch.clear_autocast_cache()
         stream = torch.cuda.current_stream()
         try:
             # What other threads do meanwhile, such as those that load data, is none of its business.
             with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
-                loss = compute(self.inputs)
-                self.gradients = torch.autograd.grad(loss.total, self.parameters, allow_unused=True)
+                self.loss, self.gradients = differentiated(compute, self.inputs, parameters)
         finally:
-            torch.clear_autocast_cache()
             # Of a graph that failed PyTorch does not leave the stream.
             torch.cuda.set_stream(stream)
-        self.loss = loss._replace(total=loss.total.detach())
 
     def __call__(self, inputs: Inputs) -> Loss:
         torch._foreach_copy_(list(self.inputs.values()), [inputs[name] for name in self.inputs])
-        return Loss(Replayed.apply(self, *self.parameters), self.loss.parts)
+        self.graph.replay()
+        self.turn += 1
+        total = Returned.apply(self.loss.total, partial(self.times, self.turn), *self.parameters)
+        return self.loss._replace(total=total)
 
-    def times(self, factor: Tensor) -> list[Tensor | None]:
-        """The gradients of the loss that was computed last, of a multiple of it."""
+    def times(self, turn: int, factor: Tensor) -> Gradients:
+        """The gradients of a multiple of the loss of this turn."""
+        if turn != self.turn:
+            raise RuntimeError("the gradients of this loss are gone: they were taken, or another was computed since")
+        self.turn += 1
         found = [each for each in self.gradients if each is not None]
         if self.accumulates:
             found = list(torch._foreach_mul(found, factor))
@@ -121,31 +132,63 @@ class Graph:
         return [None if each is None else next(left).detach() for each in self.gradients]
 
 
-class Replayed(torch.autograd.Function):
-    """A graph's loss, as one that goes back to its parameters."""
+class Returned(torch.autograd.Function):
+    """A loss that was computed with its gradients, as one that goes back to parameters: `times` a factor."""
 
     @staticmethod
-    def forward(ctx: Any, graph: Graph, *parameters: Tensor) -> Tensor:
-        graph.graph.replay()
-        graph.computed += 1
-        ctx.graph, ctx.computed = graph, graph.computed
-        return graph.loss.total.clone()
+    def forward(ctx: Any, total: Tensor, times: Callable[[Tensor], Gradients], *parameters: Tensor) -> Tensor:
+        ctx.times = times
+        return total.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        if ctx.computed != ctx.graph.computed:
-            raise RuntimeError("the gradients of this loss are gone: it went back before, or another was computed")
-        ctx.graph.computed += 1
-        return None, *ctx.graph.times(gradient)
+        return None, None, *ctx.times(gradient)
+
+
+def differentiated(compute: Compute, inputs: Inputs, parameters: list[Tensor]) -> tuple[Loss, Gradients]:
+    """A loss and its gradients, None for what it does not depend on; no two of them in the same memory."""
+    # Casts that are remembered from before would never be made of the weights that come.
+    torch.clear_autocast_cache()
+    loss = compute(inputs)
+    # Lightning goes back outside of autocast, too.
+    with torch.autocast(loss.total.device.type, enabled=False):
+        found = torch.autograd.grad(loss.total, parameters, allow_unused=True)
+    torch.clear_autocast_cache()
+    return loss._replace(total=loss.total.detach()), alone(found)
+
+
+def alone(gradients: Iterable[Tensor | None]) -> Gradients:
+    """Cloned where a gradient is another's, too, or a number stands for several."""
+    seen: set[int] = set()
+    found: Gradients = []
+    for each in gradients:
+        if each is not None and (each.data_ptr() in seen or (each.numel() > 1 and 0 in each.stride())):
+            each = each.clone(memory_format=torch.contiguous_format)
+        if each is not None:
+            seen.add(each.data_ptr())
+        found.append(each)
+    return found
+
+
+@contextmanager
+def waiting_refused() -> Iterator[None]:
+    """Inside, what waits for the GPU is an error: in a graph that is made it would be one that PyTorch does not get
+    over."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 @contextmanager
 def one_text_a_row() -> Iterator[None]:
     """Inside, transformers takes every row for one text: it would look at positions for several to a row, which waits
     for the GPU, and while a graph is made it would write masks that hide what is hidden anyway, and slow attention."""
-    alone = patch.object(masking_utils, "find_packed_sequence_indices", lambda positions: None)
-    with alone, patch.object(masking_utils, "is_tracing", lambda tensor=None: False):
+    whole = patch.object(masking_utils, "find_packed_sequence_indices", lambda positions: None, create=True)
+    with whole, patch.object(masking_utils, "is_tracing", lambda tensor=None: False, create=True):
         yield
 
 

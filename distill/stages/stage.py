@@ -37,7 +37,6 @@ class Stage(LightningModule):
 
     def on_fit_end(self) -> None:
         keep(self)
-        self.steps.end()
 
 
 def embeddings(model: nn.Module) -> set[Tensor]:
@@ -64,9 +63,10 @@ def keep(model: nn.Module) -> None:
         vars(layer).pop("forward", None)
 
 
-def recomputes(model: nn.Module) -> bool:
-    """Whether `recompute` was asked for."""
-    return any("forward" in vars(layer) for layer in _layers(model))
+def launches_alike(model: nn.Module) -> bool:
+    """Whether every step is the same launches: no layer is computed again, with the same chance, or left out by it."""
+    skips = any(getattr(module, "layerdrop", 0) and module.training for module in model.modules())
+    return not skips and not any("forward" in vars(layer) for layer in _layers(model))
 
 
 def _layers(model: nn.Module) -> Iterator[Any]:

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,13 +14,26 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from transformers import masking_utils
 
 from distill.errors import UserError
+from distill.flexformer import attempt
 from distill.flexformer.attempt import taken
 from distill.remembered import Remembered
 from distill.stages import graphs
 from distill.stages.fit import graphed
-from distill.stages.graphs import BEFORE, GRAPH, ONE_BY_ONE, WHAT, Graph, Inputs, Loss, Steps, one_text_a_row
+from distill.stages.graphs import (
+    BEFORE,
+    GRAPH,
+    ONE_BY_ONE,
+    WHAT,
+    Graph,
+    Inputs,
+    Loss,
+    Steps,
+    differentiated,
+    one_text_a_row,
+)
 from distill.stages.language import LanguageStage
 from distill.stages.logits import LogitsStage
+from distill.stages.stage import launches_alike
 
 from .conftest import Compose, sized
 from .test_nan import spoil_weight
@@ -51,7 +65,10 @@ class Fake:
 def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
     monkeypatch.setattr(Fake, "made", [], raising=False)
     monkeypatch.setattr(graphs, "Graph", Fake)
-    made = Steps(lambda inputs: Loss(torch.tensor(0.0), {}), lambda: [])
+    monkeypatch.setattr(graphs, "waiting_refused", nullcontext)
+    monkeypatch.setattr(attempt, "_given_up", set())
+    weight = torch.ones((), requires_grad=True)
+    made = Steps(lambda inputs: Loss(0 * weight, {}), lambda: [weight])
     made.graphs = True
     taken.clear()
     return made
@@ -86,9 +103,74 @@ def test_what_makes_no_graph_goes_on_without(steps: Steps, monkeypatch: pytest.M
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(graphs, "Graph", refused)
-    with pytest.warns(UserWarning, match="no CUDA graph here: operation not permitted"):
+    with pytest.warns(UserWarning, match="no CUDA graph: operation not permitted") as told:
         assert totals(steps, *[tokens()] * 9) == [0] * 9
-    assert taken == {WHAT: [ONE_BY_ONE]}
+    assert taken == {WHAT: [ONE_BY_ONE]} and len(told) == 1
+    # Nor is it tried again, in a stage that follows.
+    monkeypatch.setattr(graphs, "Graph", Fake)
+    assert totals(steps, *[tokens()] * 9) == [0] * 9
+
+
+def test_gradients_are_taken_outside_of_autocast_and_lie_apart():
+    one, other, third = (torch.randn(4, 4, requires_grad=True) for _ in range(3))
+    unused = torch.zeros(3, requires_grad=True)
+
+    def compute(inputs: Inputs) -> Loss:
+        with torch.autocast("cpu", enabled=False):
+            total = ((one + other) @ inputs["x"]).square().sum() + third.sum()
+        return Loss(total, {"all": total.detach()})
+
+    parameters, inputs = [one, other, third, unused], {"x": torch.randn(4, 4)}
+    expected = torch.autograd.grad(compute(inputs).total, parameters, allow_unused=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss, found = differentiated(compute, inputs, parameters)
+    assert not loss.total.requires_grad and found[3] is None is expected[3]
+    for mine, right in zip(found[:3], expected[:3], strict=True):
+        torch.testing.assert_close(mine, right, rtol=1e-6, atol=1e-6)
+    assert len({each.data_ptr() for each in found[:3]}) == 3 and found[2].is_contiguous()
+
+
+class Replays:
+    """Where no GPU is: a graph that computes nothing anew."""
+
+    def replay(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("accumulates", [False, True])
+def test_what_a_graph_hands_back(accumulates: bool, monkeypatch: pytest.MonkeyPatch):
+    for name, stand_in in (("CUDAGraph", Replays), ("graph", nullcontext), ("current_stream", lambda: None)):
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: None)
+    monkeypatch.setattr(torch.cuda, "graph", lambda *given, **named: nullcontext())
+    weight, unused = torch.randn(4, requires_grad=True), torch.randn(4, requires_grad=True)
+
+    def compute(inputs: Inputs) -> Loss:
+        total = (weight * inputs["x"]).square().sum()
+        return Loss(total, {"all": total.detach()})
+
+    inputs = {"x": torch.randn(4)}
+    graph = Graph(compute, inputs, [weight, unused], accumulates)
+    (expected,) = torch.autograd.grad(compute(inputs).total, [weight])
+    first = graph({"x": torch.zeros(4)})
+    assert torch.equal(graph.inputs["x"], torch.zeros(4)) and not torch.equal(inputs["x"], graph.inputs["x"])
+    (2 * first.total).backward()
+    torch.testing.assert_close(weight.grad, 2 * expected)
+    assert unused.grad is None and first.total == compute(inputs).total == first.parts["all"]
+    assert (weight.grad.data_ptr() == graph.gradients[0].data_ptr()) is not accumulates
+    if accumulates:
+        graph(inputs).total.backward()
+        torch.testing.assert_close(weight.grad, 3 * expected)
+    old, _ = graph(inputs).total, graph(inputs)
+    with pytest.raises(RuntimeError, match="are gone"):
+        old.backward()
+
+
+def test_layers_left_out_by_chance_are_not_captured():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    assert launches_alike(model)
+    model.layerdrop = 0.1
+    assert not launches_alike(model) and launches_alike(model.eval())
 
 
 def test_rows_are_one_text_each():
@@ -186,7 +268,8 @@ def test_a_stage_learns_the_same(
 ):
     losses = []
     for wanted in (True, False):
-        overrides = [*sized(mixer), *ON_GPU, *MANY, *FAST, *KINDS[kind], *either(wanted, tmp_path)]
+        redrawn = ["mixer.redraw_every=4"] if mixer == "favor-redrawn" else []
+        overrides = [*sized(mixer), *redrawn, *ON_GPU, *MANY, *FAST, *KINDS[kind], *either(wanted, tmp_path)]
         run = Run(small(*overrides), teachers["gpt2"])
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="steps are taken")
@@ -194,7 +277,7 @@ def test_a_stage_learns_the_same(
         assert (GRAPH in run.directory.ways[stage].get(WHAT, [])) is wanted
         losses.append(torch.tensor([line["loss"] for line in run.metrics()]))
     assert len(losses[0]) == STEPS and losses[0].unique().numel() == STEPS
-    torch.testing.assert_close(*losses, rtol=3e-2 if kind == "mixed precision" else 3e-3, atol=0)
+    torch.testing.assert_close(*losses, rtol=3e-3, atol=0)
 
 
 @gpu
@@ -205,6 +288,7 @@ def test_a_teacher_learns_the_same(small: Compose, teachers: dict[str, Path], tm
         stage = LanguageStage(run.teacher.model, run.config.stages.pretrain)
         stage.model.eval()
         run.fit(stage, "pretrain")
+        assert (GRAPH in run.directory.ways["pretrain"].get(WHAT, [])) is wanted
         losses.append(torch.tensor([line["loss"] for line in run.metrics()]))
     torch.testing.assert_close(*losses, rtol=3e-3, atol=0)
 
@@ -216,6 +300,12 @@ def waiting(layer_loss: Callable[..., torch.Tensor]) -> Callable[..., torch.Tens
         return loss
 
     return found
+
+
+@pytest.fixture(autouse=True)
+def hopeful(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one test gives up is no loss of others."""
+    monkeypatch.setattr(attempt, "_given_up", set())
 
 
 @gpu
@@ -230,7 +320,7 @@ def test_steps_that_wait_for_the_gpu_go_on_without(
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             run.fit(stage, "attention")
-        assert any("make no CUDA graph here" in str(each.message) for each in told) is wanted
+        assert any("make no CUDA graph: called a synchronizing" in str(each.message) for each in told) is wanted
         losses.append(torch.tensor([line["loss"] for line in run.metrics()]))
     assert len(losses[0]) == STEPS
     torch.testing.assert_close(*losses, rtol=3e-3, atol=0)
