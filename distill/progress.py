@@ -37,7 +37,7 @@ class Progress:
         weights = {WEIGHT + key: each.detach().cpu().clone() for key, each in stage.state_dict().items()}
         self.folder.mkdir(exist_ok=True)
         with whole(self.file(name)) as file:
-            save_file(weights | chance(), file, {TOLD: json.dumps(told), "python": json.dumps(random.getstate())})
+            save_file(weights | chance(), file, {TOLD: json.dumps(told)})
 
     def restore(self, name: str, stage: nn.Module) -> dict[str, Any] | None:
         """Gives the stage the weights that it was left with, and returns what was told; None where it is not finished,
@@ -54,7 +54,7 @@ class Progress:
             return None
         weights = {key.removeprefix(WEIGHT): each for key, each in found.items() if key.startswith(WEIGHT)}
         stage.load_state_dict(weights)
-        take_chance(found, header["python"])
+        take_chance(found)
         told: dict[str, Any] = json.loads(header[TOLD])
         return told
 
@@ -67,24 +67,31 @@ class Progress:
 
 
 def chance() -> dict[str, Tensor]:
-    """Where torch's and numpy's generators stand."""
-    _, keys, place, has_gauss, gauss = numpy.random.get_state()
+    """Where the generators of torch, numpy and Python stand."""
+    _, keys, place, has_gauss, gauss = numpy.random.get_state(legacy=True)
+    version, state, rest = random.getstate()
     gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {
         f"{CHANCE}torch": torch.get_rng_state(),
-        **{f"{CHANCE}gpu.{index}": state for index, state in enumerate(gpus)},
-        f"{CHANCE}numpy": torch.tensor([*map(float, keys), place, has_gauss, gauss], dtype=torch.float64),
+        **{f"{CHANCE}gpu.{index}": each for index, each in enumerate(gpus)},
+        f"{CHANCE}numpy": numbers(*map(int, keys), place, has_gauss, gauss),
+        f"{CHANCE}python": numbers(version, *state, torch.nan if rest is None else rest),
     }
 
 
-def take_chance(found: dict[str, Tensor], of_python: str) -> None:
+def numbers(*values: Any) -> Tensor:
+    """Whole ones of 32 bits, and others, as they are."""
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def take_chance(found: dict[str, Tensor]) -> None:
     """Has all generators go on from there."""
     torch.set_rng_state(found[f"{CHANCE}torch"])
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     for index in range(gpus):
-        if (state := found.get(f"{CHANCE}gpu.{index}")) is not None:
-            torch.cuda.set_rng_state(state, index)
+        if (each := found.get(f"{CHANCE}gpu.{index}")) is not None:
+            torch.cuda.set_rng_state(each, index)
     *keys, place, has_gauss, gauss = found[f"{CHANCE}numpy"].tolist()
     numpy.random.set_state(("MT19937", numpy.array(keys, numpy.uint32), int(place), int(has_gauss), gauss))
-    version, state, of_gauss = json.loads(of_python)
-    random.setstate((version, tuple(state), of_gauss))
+    version, *state, rest = found[f"{CHANCE}python"].tolist()
+    random.setstate((int(version), tuple(map(int, state)), None if rest != rest else rest))

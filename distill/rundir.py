@@ -115,14 +115,18 @@ class RunDirectory:
         tokens: int = told["tokens"]
         return tokens
 
-    def forget(self, stage: str) -> None:
-        """Drops what an attempt at a stage that was not finished has logged and kept."""
+    def forget(self, stage: str, after: int) -> None:
+        """Drops what an attempt at a stage that was not finished has logged and kept after a step."""
         if self.metrics.exists():
-            lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+            lines = [
+                json.loads(line) for line in self.metrics.read_text(encoding="utf-8").splitlines() if is_whole(line)
+            ]
+            kept = [line for line in lines if line["stage"] != stage or line["step"] <= after]
             with whole(self.metrics) as file:
-                file.write_text("".join(line for line in lines if of(line) not in (stage, None)), encoding="utf-8")
-        for checkpoint in self.checkpoints.glob(f"{glob.escape(stage)}-step=*.ckpt"):
-            checkpoint.unlink()
+                file.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        for checkpoint in self.checkpoints.glob(f"{glob.escape(stage)}-step=*.ckpt*"):
+            if f"-step={after}.ckpt" not in checkpoint.name:
+                checkpoint.unlink()
 
     @property
     def metrics(self) -> Path:
@@ -169,13 +173,13 @@ class RunDirectory:
                 self.peak_bytes[stage] = max(self.peak_bytes.get(stage, 0), torch.cuda.max_memory_allocated())
 
 
-def of(line: str) -> str | None:
-    """The stage that a line of metrics.jsonl is of; None of one that was cut off."""
+def is_whole(line: str) -> bool:
+    """Whether a line of metrics.jsonl was not cut off."""
     try:
-        content = json.loads(line)
+        json.loads(line)
     except json.JSONDecodeError:
-        return None
-    return content["stage"] if line.endswith("\n") else None
+        return False
+    return True
 
 
 def flat(content: Any, above: str = "") -> Iterator[tuple[str, Any]]:

@@ -23,9 +23,17 @@ class Meter(Callback):
     def __init__(self, name: str, run: RunDirectory, every: int, steps: int):
         self.name, self.run, self.every, self.steps = name, run, every, steps
         self.tokens, self.written = 0, 0
+        # Seconds that the stage took until the checkpoint that it goes on from.
+        self.before = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"tokens": self.tokens, "seconds": time.monotonic() - self.start}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.tokens, self.before = state_dict["tokens"], state_dict["seconds"]
 
     def on_train_start(self, trainer: Trainer, module: Any) -> None:
-        self.start = time.monotonic()
+        self.start, self.written = time.monotonic() - self.before, trainer.global_step
 
     def on_train_batch_start(self, trainer: Trainer, module: Any, batch: Any, index: int) -> None:
         # Afterwards the schedule has already moved on to the next step.

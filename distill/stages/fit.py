@@ -11,7 +11,6 @@ import torch
 from hydra.errors import HydraException
 from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from ..config import Config
@@ -20,6 +19,7 @@ from ..errors import UserError
 from ..flexformer.attempt import taken
 from ..rundir import RunDirectory
 from .callbacks import Meter, NumberGuard, ProgressBar, Redraw
+from .kept import Batches, Chance, CheckedIO, checkpoints, newest
 from .stage import Stage, launches_alike
 
 # What remains are warnings; that there is no TPU is none.
@@ -36,18 +36,21 @@ class Wanted(Protocol):
 def fit(stage: Stage, name: str, wanted: Wanted, corpus: Corpus, config: Config, run: RunDirectory) -> int:
     """Runs one stage of `wanted.max_steps` optimiser steps; returns the tokens it has seen.
 
-    Where a run is resumed a stage that was finished is as it was left.
+    Where a run is resumed a stage that was finished is as it was left, and another goes on from its last checkpoint.
     """
     if (told := run.progress.restore(name, stage)) is not None:
         stage.on_fit_end()
         return run.remember(name, told)
-    run.forget(name)
-    steps = wanted.max_steps * config.trainer["accumulate_grad_batches"]
-    meter = Meter(name, run, config.trainer["log_every_n_steps"], wanted.max_steps)
+    begun, step = newest(run.checkpoints, name) if config.resume else (None, 0)
+    run.forget(name, step)
+    each, last = config.trainer["accumulate_grad_batches"], wanted.max_steps
+    meter = Meter(name, run, config.trainer["log_every_n_steps"], last)
+    keeper = checkpoints(name, last, run.checkpoints)
     trainer = make_trainer(
         config,
-        max_steps=wanted.max_steps,
-        callbacks=[meter, Redraw(), NumberGuard(name), ProgressBar(name), checkpoints(name, wanted.max_steps, run)],
+        max_steps=last,
+        callbacks=[meter, Redraw(), NumberGuard(name), ProgressBar(name), Chance(), keeper],
+        plugins=[CheckedIO()],
         logger=run.logger,
         default_root_dir=str(run.path),
     )
@@ -65,10 +68,13 @@ def fit(stage: Stage, name: str, wanted: Wanted, corpus: Corpus, config: Config,
         stage.steps.graphs = config.cuda_graphs and graphed(trainer) and launches_alike(stage)
         stage.steps.accumulates = trainer.accumulate_grad_batches > 1
         try:
-            trainer.fit(stage, corpus.batches(steps, wanted.batch_size, config.seed))
+            trainer.fit(
+                stage, Batches(corpus, last * each, wanted.batch_size, config.seed, step * each), ckpt_path=begun
+            )
         finally:
             stage.steps.end()
     run.ways[name] = {what: list(each) for what, each in taken.items()}
+    run.seconds[name] += meter.before
     run.progress.keep(name, stage, run.told(name) | {"tokens": meter.tokens})
     return meter.tokens
 
@@ -104,8 +110,3 @@ def device_of(config: Config) -> torch.device:
     except (HydraException, MisconfigurationException, ValueError) as error:
         raise UserError(f"trainer: {str(error.__cause__ or error).splitlines()[0]}") from error
     return trainer.strategy.root_device
-
-
-def checkpoints(name: str, steps: int, run: RunDirectory) -> ModelCheckpoint:
-    """The newest state of the stage, every quarter of it."""
-    return ModelCheckpoint(run.checkpoints, f"{name}-{{step}}", every_n_train_steps=max(1, steps // 4))

@@ -105,6 +105,6 @@ def test_a_whole_run_that_diverges_is_stopped(small: Compose, tmp_path: Path):
     with pytest.raises(UserError, match=r"^stage logits, step \d: .* learning rate"):
         distil(small("stages.logits.learning_rate=1e30", *EIGHT))
     assert not (tmp_path / "run" / "student").exists() and not (tmp_path / "run" / "report").exists()
-    newest = max((tmp_path / "run" / "checkpoints").iterdir(), key=lambda path: path.stat().st_mtime)
+    newest = max((tmp_path / "run" / "checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
     state = torch.load(newest, weights_only=False)["state_dict"]
     assert all(each.isfinite().all() for each in state.values())

@@ -5,6 +5,7 @@ import json
 import random
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from distill.stages.logits import LogitsStage
 
 from .conftest import SMALL, Compose
 from .test_bad_input import typed
+from .test_stages import Run
 
 #: The tests below read one run, so they belong into one process.
 pytestmark = pytest.mark.xdist_group("resume")
@@ -208,3 +210,65 @@ def test_a_process_that_is_killed(
         writer.wait()
     assert metrics.exists() and not (tmp_path / "run" / "report").exists()
     same(distil(wanted(tmp_path / "run", True)), whole_run)
+
+
+#: What runs of every kind add to a configuration.
+KINDS: dict[str, list[str]] = {
+    "a sample of queries": ["stages.attention.queries=3"],
+    "several to a step": ["trainer.accumulate_grad_batches=2"],
+    "draws made anew": ["mixer=favor-redrawn", "mixer.features=12", "mixer.redraw_every=2"],
+}
+STEPS, LAST = 9, 7
+NINE = [f"stages.{stage}.max_steps={STEPS}" for stage in ("attention", "logits")]
+
+
+def fitted(config: Config, stage: str, killed: bool = False) -> tuple[dict[str, torch.Tensor], list[Any], Path]:
+    """The weights that a stage leaves, what was logged, and its checkpoints; killed in its seventh step."""
+    run = Run(config, config.teacher.path)
+    made = {"attention": run.attention, "logits": run.logits}[stage]()
+    if killed:
+        each = config.trainer["accumulate_grad_batches"]
+        made.steps.compute = at((LAST - 1) * each + 1, made.steps.compute)
+        with pytest.raises(Killed):
+            run.fit(made, stage)
+    else:
+        run.fit(made, stage)
+    run.directory.release()
+    weights = {name: each.clone() for name, each in made.state_dict().items()}
+    return weights, [line | {"seconds": 0} for line in run.metrics()], run.directory.checkpoints
+
+
+@pytest.mark.parametrize(
+    ("stage", "kind"),
+    [("attention", "a sample of queries"), ("attention", "several to a step"), ("logits", "draws made anew")],
+)
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_stage_goes_on_from_its_last_good_checkpoint(
+    stage: str, kind: str, damaged: bool, small: Compose, tmp_path: Path
+):
+    """Which is that of step 6, or of step 4 where that one is not what was written."""
+
+    def wanted(name: str) -> Config:
+        return small(*NINE, *KINDS[kind], f"run_dir={tmp_path / name}", "resume=true")
+
+    expected, lines, _ = fitted(wanted("whole"), stage)
+    _, _, checkpoints = fitted(wanted("killed"), stage, killed=True)
+    newest = checkpoints / f"{stage}-step=6.ckpt"
+    assert {each.name for each in checkpoints.glob("*.ckpt")} == {newest.name, f"{stage}-step=4.ckpt"}
+    if damaged:
+        content = bytearray(newest.read_bytes())
+        content[len(content) // 2] ^= 1
+        newest.write_bytes(content)
+    counted: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        owner = {"attention": AttentionStage, "logits": LogitsStage}[stage]
+        compute = owner.compute
+        patch.setattr(owner, "compute", lambda *given: (counted.append(1), compute(*given))[1])
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            found, again, _ = fitted(wanted("killed"), stage)
+    said = [str(each.message) for each in told if "is not what was written" in str(each.message)]
+    assert [str(newest) in each for each in said] == [True] * damaged
+    assert len(counted) == (STEPS - (4 if damaged else 6)) * (2 if kind == "several to a step" else 1)
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], each) for name, each in expected.items())
+    assert again == lines

@@ -1,0 +1,107 @@
+"""Checkpoints of a stage that was not finished: whole, vouched for by a hash, and with all that it goes on from."""
+
+import hashlib
+import re
+import warnings
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, Trainer
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from ..data import Corpus
+from ..progress import chance, take_chance
+from ..task import Batch
+from ..whole import whole
+
+#: Checkpoints of a stage that are kept, so that there is one where another is damaged.
+KEPT = 2
+#: What a checkpoint is called after its stage.
+STEP = r"-step=(\d+)\.ckpt"
+
+
+class CheckedIO(TorchCheckpointIO):
+    """Writes NAME.ckpt and, once that is on disk, NAME.ckpt.sha256."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole(path) as file:
+            torch.save(checkpoint, file)
+        with whole(voucher(path)) as file:
+            file.write_text(sha256(path), encoding="utf-8")
+
+    def remove_checkpoint(self, path: Any) -> None:
+        voucher(Path(path)).unlink(missing_ok=True)
+        super().remove_checkpoint(path)
+
+
+def checkpoints(name: str, steps: int, folder: Path) -> ModelCheckpoint:
+    """The newest states of a stage, every quarter of it."""
+    every = max(1, steps // 4)
+    return ModelCheckpoint(
+        folder, f"{name}-{{step}}", monitor="step", mode="max", save_top_k=KEPT, every_n_train_steps=every
+    )
+
+
+def newest(folder: Path, name: str) -> tuple[Path | None, int]:
+    """A stage's last good checkpoint and its step, None and 0 where there is none; a warning names those that are not
+    what was written."""
+    called = re.compile(re.escape(name) + STEP)
+    found = {int(said[1]): path for path in folder.glob("*.ckpt") if (said := called.fullmatch(path.name))}
+    for step, path in sorted(found.items(), reverse=True):
+        if voucher(path).is_file() and voucher(path).read_text(encoding="utf-8") == sha256(path):
+            return path, step
+        warnings.warn(f"{path} is not what was written, and is not gone on from", stacklevel=2)
+    return None, 0
+
+
+def voucher(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Batches:
+    """A stage's batches, all of them or those from the one on that it goes on with."""
+
+    def __init__(self, corpus: Corpus, steps: int, batch_size: int, seed: int, first: int = 0):
+        self.loader, self.steps, self.first = corpus.batches(steps, batch_size, seed), steps, first
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[Batch]:
+        # Read and left out, since the chance in a batch is that of all before it, too.
+        return islice(self.loader, self.first, None)
+
+    def state_dict(self) -> dict[str, int]:
+        """Nothing that the number of a step does not say."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """See `state_dict`."""
+
+
+class Chance(Callback):
+    """Keeps with a checkpoint where all generators stand, and has them go on from there."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return chance()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.found = state_dict
+
+    def on_train_start(self, trainer: Trainer, module: Any) -> None:
+        if self.found is not None:
+            take_chance(self.found)
