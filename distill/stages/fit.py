@@ -1,6 +1,7 @@
 """Running a stage: the Trainer from the configuration, with what every stage wants beside it."""
 
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from hydra.errors import HydraException
 from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from ..config import Config
 from ..data import Corpus
@@ -19,11 +21,15 @@ from ..errors import UserError
 from ..flexformer.attempt import taken
 from ..rundir import RunDirectory
 from .callbacks import Meter, NumberGuard, ProgressBar, Redraw
-from .kept import Batches, Chance, CheckedIO, checkpoints, newest
+from .kept import Batches, Chance, CheckedIO, Leave, checkpoints, newest
 from .stage import Stage, launches_alike
 
 # What remains are warnings; that there is no TPU is none.
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+
+
+#: The exit code of a process that SIGTERM has ended.
+TERMINATED = 143
 
 
 class Wanted(Protocol):
@@ -45,11 +51,18 @@ def fit(stage: Stage, name: str, wanted: Wanted, corpus: Corpus, config: Config,
     run.forget(name, step)
     each, last = config.trainer["accumulate_grad_batches"], wanted.max_steps
     meter = Meter(name, run, config.trainer["log_every_n_steps"], last)
-    keeper = checkpoints(name, last, run.checkpoints)
     trainer = make_trainer(
         config,
         max_steps=last,
-        callbacks=[meter, Redraw(), NumberGuard(name), ProgressBar(name), Chance(), keeper],
+        callbacks=[
+            meter,
+            Redraw(),
+            NumberGuard(name),
+            ProgressBar(name),
+            Chance(),
+            Leave(name, run.checkpoints),
+            checkpoints(name, last, run.checkpoints),
+        ],
         plugins=[CheckedIO()],
         logger=run.logger,
         default_root_dir=str(run.path),
@@ -71,6 +84,10 @@ def fit(stage: Stage, name: str, wanted: Wanted, corpus: Corpus, config: Config,
             trainer.fit(
                 stage, Batches(corpus, last * each, wanted.batch_size, config.seed, step * each), ckpt_path=begun
             )
+        except SIGTERMException as asked:
+            ended = f"stage {name} ended after step {trainer.global_step}, as SIGTERM asked"
+            print(f"distill: {ended}; resume=true goes on with it", file=sys.stderr)
+            raise SystemExit(TERMINATED) from asked
         finally:
             stage.steps.end()
     run.ways[name] = {what: list(each) for what, each in taken.items()}

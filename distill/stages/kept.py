@@ -90,6 +90,18 @@ class Batches:
         """See `state_dict`."""
 
 
+class Leave(Callback):
+    """Keeps what there is when SIGTERM asks a run to end, as clusters do before they kill it; Lightning then leaves."""
+
+    def __init__(self, name: str, folder: Path):
+        self.name, self.folder = name, folder
+
+    def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
+        # Gradients that are not yet those of a step are in no checkpoint.
+        if trainer.received_sigterm and (index + 1) % trainer.accumulate_grad_batches == 0:
+            trainer.save_checkpoint(self.folder / f"{self.name}-step={trainer.global_step}.ckpt")
+
+
 class Chance(Callback):
     """Keeps with a checkpoint where all generators stand, and has them go on from there."""
 

@@ -2,7 +2,9 @@
 
 import gc
 import json
+import os
 import random
+import signal
 import subprocess
 import sys
 import warnings
@@ -272,3 +274,35 @@ def test_a_stage_goes_on_from_its_last_good_checkpoint(
     assert len(counted) == (STEPS - (4 if damaged else 6)) * (2 if kind == "several to a step" else 1)
     assert found.keys() == expected.keys() and all(torch.equal(found[name], each) for name, each in expected.items())
     assert again == lines
+
+
+def test_a_run_that_is_asked_to_end_keeps_what_there_is(
+    small: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Whenever that is: after the step that it is in, which no checkpoint would be of otherwise."""
+
+    def wanted(name: str) -> Config:
+        return small(*NINE, *KINDS["a sample of queries"], f"run_dir={tmp_path / name}", "resume=true")
+
+    expected, lines, _ = fitted(wanted("whole"), "attention")
+    config = wanted("asked")
+    run = Run(config, config.teacher.path)
+    stage, calls = run.attention(), []
+    compute = stage.steps.compute
+
+    def asked(inputs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return compute(inputs)
+
+    stage.steps.compute = asked
+    with pytest.raises(SystemExit) as left:
+        run.fit(stage, "attention")
+    run.directory.release()
+    assert left.value.code == 143 and len(calls) == 5
+    said = "distill: stage attention ended after step 5, as SIGTERM asked; resume=true goes on with it"
+    assert said in capsys.readouterr().err.splitlines()[-1]
+    assert (run.directory.checkpoints / "attention-step=5.ckpt").exists()
+    found, again, _ = fitted(config, "attention")
+    assert all(torch.equal(found[name], each) for name, each in expected.items()) and again == lines
