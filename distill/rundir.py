@@ -86,6 +86,8 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             self.lock()
             if not self.begun:
+                if (self.path / "config.yaml").exists():
+                    raise self.taken()
                 with whole(self.path / "config.yaml") as file:
                     file.write_text(resolved, encoding="utf-8")
         except OSError as error:

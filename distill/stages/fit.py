@@ -47,8 +47,9 @@ def fit(stage: Stage, name: str, wanted: Wanted, corpus: Corpus, config: Config,
     if (told := run.progress.restore(name, stage)) is not None:
         stage.on_fit_end()
         return run.remember(name, told)
-    begun, step = newest(run.checkpoints, name) if config.resume else (None, 0)
-    run.forget(name, step)
+    begun, step = newest(run.checkpoints, name) if run.begun else (None, 0)
+    if run.begun:
+        run.forget(name, step)
     each, last = config.trainer["accumulate_grad_batches"], wanted.max_steps
     meter = Meter(name, run, config.trainer["log_every_n_steps"], last)
     trainer = make_trainer(

@@ -1,6 +1,5 @@
 """A run that was killed goes on with resume=true, and comes to what it would have come to."""
 
-import gc
 import json
 import os
 import random
@@ -33,6 +32,29 @@ from .test_stages import Run
 
 #: The tests below read one run, so they belong into one process.
 pytestmark = pytest.mark.xdist_group("resume")
+
+
+#: Directories that were locked.
+held: list[RunDirectory] = []
+
+
+@pytest.fixture(autouse=True, scope="module")
+def seen():
+    """A lock goes with its process, which here lives on."""
+    lock = RunDirectory.lock
+
+    def noted(self: RunDirectory) -> None:
+        held.append(self)
+        lock(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunDirectory, "lock", noted)
+        yield
+
+
+def unlock() -> None:
+    while held:
+        held.pop().release()
 
 
 class Killed(BaseException):
@@ -80,8 +102,7 @@ def kill(config: Config, moment: str) -> None:
         patch.setattr(owner, name, at(call, getattr(owner, name)))
         with pytest.raises(Killed):
             PIPELINES[config.goal](config)
-    # The lock goes with the process, which here lives on.
-    gc.collect()
+    unlock()
 
 
 def told(path: Path) -> dict[str, Any]:
@@ -116,7 +137,7 @@ def test_a_run_that_is_killed_again_and_again(
         distil(config)
         assert "attention 192 tokens in 0 s; logits 192 tokens in 0 s" in capsys.readouterr().out
         same(tmp_path / "run", whole_run)
-        gc.collect()
+        unlock()
         assert distil(config) == tmp_path / "run"
     assert capsys.readouterr().out == f"{tmp_path / 'run'} is finished: nothing is left to resume\n"
 
@@ -166,7 +187,7 @@ def test_a_teacher_that_was_being_trained(small: Compose, text: Path, tmp_path: 
         patch.setattr("distill.pretrain.card", at(1, lambda: None))
         with pytest.raises(Killed):
             PIPELINES["teacher"](wanted("killed"))
-    gc.collect()
+    unlock()
     assert not (tmp_path / "killed" / "teacher").exists()
     found = PIPELINES["teacher"](wanted("killed"))
     weights = "teacher/model.safetensors"

@@ -99,9 +99,12 @@ def test_a_killed_process_leaves_no_half_of_a_file(tmp_path: Path):
 
 
 def test_of_two_runs_given_one_directory_one_goes_on(small: Compose):
-    first, second = RunDirectory(small()), RunDirectory(small())
+    first, second = RunDirectory(small()), RunDirectory(small("seed=1"))
     first.create()
     before = (first.path / "config.yaml").read_text()
+    with pytest.raises(UserError, match="another run is writing to it"):
+        second.create()
+    first.release()
     with pytest.raises(UserError, match="already holds a run"):
         second.create()
     assert (first.path / "config.yaml").read_text() == before
