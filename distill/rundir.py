@@ -21,6 +21,7 @@ from yaml import YAMLError
 from .config import Config
 from .errors import UserError, reason
 from .progress import Progress
+from .report.run import Run
 from .whole import whole
 
 #: Keys that may differ where a run is resumed.
@@ -120,10 +121,7 @@ class RunDirectory:
     def forget(self, stage: str, after: int) -> None:
         """Drops what an attempt at a stage that was not finished has logged and kept after a step."""
         if self.metrics.exists():
-            lines = [
-                json.loads(line) for line in self.metrics.read_text(encoding="utf-8").splitlines() if is_whole(line)
-            ]
-            kept = [line for line in lines if line["stage"] != stage or line["step"] <= after]
+            kept = [line for line in Run(self.path).metrics() if line["stage"] != stage or line["step"] <= after]
             with whole(self.metrics) as file:
                 file.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         for checkpoint in self.checkpoints.glob(f"{glob.escape(stage)}-step=*.ckpt*"):
@@ -173,15 +171,6 @@ class RunDirectory:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.monotonic() - start
             if torch.cuda.is_initialized():
                 self.peak_bytes[stage] = max(self.peak_bytes.get(stage, 0), torch.cuda.max_memory_allocated())
-
-
-def is_whole(line: str) -> bool:
-    """Whether a line of metrics.jsonl was not cut off."""
-    try:
-        json.loads(line)
-    except json.JSONDecodeError:
-        return False
-    return True
 
 
 def flat(content: Any, above: str = "") -> Iterator[tuple[str, Any]]:

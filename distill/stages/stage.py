@@ -1,5 +1,6 @@
 """What all stages share: named losses, and a learning rate that warms up and then falls to nought."""
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -32,8 +33,9 @@ class Stage(LightningModule):
         """What a step is computed from: a batch, and what the processor adds to it."""
         return batch
 
+    @abstractmethod
     def compute(self, inputs: Inputs) -> Loss:
-        raise NotImplementedError
+        """What a step minimises, by launching alone where it is to be a CUDA graph."""
 
     def on_fit_end(self) -> None:
         keep(self)
