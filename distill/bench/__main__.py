@@ -186,8 +186,9 @@ def bench_layer(given: argparse.Namespace, command: str) -> Path:
         raise UserError(f"--mixer {given.mixer}: it has no map that could be fitted; give attention or step")
     torch.set_float32_matmul_precision(given.precision)
     try:
-        times = goals.times if device.type == "cuda" else 1
-        found = time_ways(device, given.lengths, timed.ways(layer), goals.what, times)
+        on_gpu = device.type == "cuda"
+        often = (goals.times if on_gpu else 1), goals.graphs and on_gpu
+        found = time_ways(device, given.lengths, timed.ways(layer), goals.what, *often)
         rates = multiplied_per_second(device), copied_per_second(device)
         floors = {length: timed.floor(layer, length, *rates) for length in given.lengths}
         told = command, f"{hardware(device)}, {given.precision} precision", git_commit()

@@ -14,6 +14,7 @@ from ..flexformer.mixer import Mixer
 from ..measure.cost import peak_bytes
 from ..measure.steps import Step
 from ..measure.turns import in_turn, out_of_memory
+from .faster import captured
 
 #: Rounds that are timed, after so many to warm up.
 TURNS = 5, 1
@@ -63,9 +64,13 @@ def time_ways(
     ways: Mapping[str, Callable[[int], Step | None]],
     told: str,
     times: int = 1,
+    graphs: bool = False,
 ) -> list[Measured]:
     """ways: by name, what makes a step of a length, taken so many times to a round. One that makes none of a length, or
-    has no memory for it, is left out from there on."""
+    has no memory for it, is left out from there on.
+
+    graphs: whether steps are captured as CUDA graphs, so that how fast they are launched is not what is timed.
+    """
     left, steps, peaks = dict(ways), dict[int, dict[str, Step]](), dict[tuple[int, str], int | None]()
     for length in sorted(lengths):
         fitting = {}
@@ -77,11 +82,10 @@ def time_ways(
                 step()
                 # Before a step becomes a graph, whose memory is there all the time.
                 peaks[length, name] = peak_bytes(step, device) if device.type == "cuda" else None
+                fitting[name] = captured(step) if graphs else step
             except RuntimeError as problem:
                 if not out_of_memory(problem):
                     raise
-            else:
-                fitting[name] = step
         left = {name: left[name] for name in fitting}
         steps[length] = fitting
     seconds = in_turn(steps, times, device, told, *TURNS)

@@ -18,6 +18,8 @@ from .layer import Layer, error
 
 #: Tokens of the text on which every way is held against the formula in float64.
 CHECKED = 512
+#: The longest text that a way is timed with, tokens: a longer one takes it a quarter of a minute, or has no room.
+LONGEST = {"dense (compiled)": 16384, "in blocks": 16384}
 #: KL (B, K, G, N) of one layer's maps.
 Loss = Callable[[Mixer, Heads], Tensor]
 
@@ -36,7 +38,7 @@ def dense(mixer: Mixer, heads: Heads) -> Tensor:
 
 def in_blocks(mixer: Mixer, heads: Heads) -> Tensor:
     whole = mixer.whole(heads.query, heads.key, heads.scaling)
-    return kl_in_blocks(whole, heads, torch.arange(heads.key.shape[2]))
+    return kl_in_blocks(whole, heads, torch.arange(heads.key.shape[2], device=heads.key.device))
 
 
 def streamed(mixer: Mixer, heads: Heads) -> Tensor:
@@ -54,10 +56,12 @@ def losses(layer: Layer) -> dict[str, Loss]:
     return found
 
 
-def ways(layer: Layer) -> dict[str, Callable[[int], Step]]:
+def ways(layer: Layer) -> dict[str, Callable[[int], Step | None]]:
     mixer = layer.mixer()
 
-    def make(loss: Loss, length: int) -> Step:
+    def make(name: str, loss: Loss, length: int) -> Step | None:
+        if length > LONGEST.get(name, length):
+            return None
         heads = layer.heads(length)
 
         def step() -> None:
@@ -66,7 +70,7 @@ def ways(layer: Layer) -> dict[str, Callable[[int], Step]]:
 
         return step
 
-    return {name: partial(make, loss) for name, loss in losses(layer).items()}
+    return {name: partial(make, name, loss) for name, loss in losses(layer).items()}
 
 
 def errors(layer: Layer) -> dict[str, float]:

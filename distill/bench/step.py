@@ -13,7 +13,6 @@ from ..flexformer.memory import Memory
 from ..flexformer.mixer import Mixer
 from ..flexformer.step import has_kernel, launched
 from ..measure.steps import READ, Step
-from .faster import captured
 from .layer import Layer, error
 
 #: Texts that are written at a time.
@@ -52,26 +51,20 @@ def linear(layer: Layer) -> dict[str, Decode]:
 
 
 def ways(layer: Layer) -> dict[str, Callable[[int], Step]]:
-    """On a GPU captured as graphs: launching is not what is timed."""
     mixer = layer.mixer()
-    fast = captured if layer.device.type == "cuda" else as_it_is
 
     @torch.no_grad()
     def exact(length: int) -> Step:
         kept, new = kept_and_new(layer, length)
-        return fast(no_gradients(partial(softmax, kept, new)))
+        return no_gradients(partial(softmax, kept, new))
 
     @torch.no_grad()
     def state(decode: Decode, length: int) -> Step:
         kept, new = kept_and_new(layer, min(length, READ))
-        return fast(no_gradients(partial(decode, mixer, new, read(mixer, kept))))
+        return no_gradients(partial(decode, mixer, new, read(mixer, kept)))
 
     found: dict[str, Callable[[int], Step]] = {"softmax (SDPA)": exact}
     return found | {name: partial(state, decode) for name, decode in linear(layer).items()}
-
-
-def as_it_is(step: Step) -> Step:
-    return step
 
 
 def no_gradients(step: Step) -> Step:
