@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Callable
 from typing import Any, cast
 
-import peft
 import torch
 from torch import Tensor, nn
 
@@ -79,8 +78,8 @@ class LogitsStage(Stage):
 
     def finished(self) -> Flexformer:
         """The trained student, adapters merged into its weights."""
-        merged = self.student.merge_and_unload() if isinstance(self.student, peft.PeftModel) else self.student
-        return cast(Flexformer, merged)
+        trained: Any = self.student
+        return cast(Flexformer, trained.merge_and_unload() if self.wanted.train == "lora" else trained)
 
 
 def train_all(student: Flexformer, wanted: config.Logits) -> nn.Module:
@@ -98,15 +97,18 @@ def train_mixers(student: Flexformer, wanted: config.Logits) -> nn.Module:
 
 def train_lora(student: Flexformer, wanted: config.Logits) -> nn.Module:
     """Adapters on every linear layer, and the mixers whole."""
-    options = peft.LoraConfig(r=wanted.lora.rank, lora_alpha=wanted.lora.alpha, target_modules="all-linear")
+    # Imported late: it takes a second or two, and few runs need it.
+    from peft import LoraConfig, get_peft_model
+
+    options = LoraConfig(r=wanted.lora.rank, lora_alpha=wanted.lora.alpha, target_modules="all-linear")
     with warnings.catch_warnings():
         # peft corrects the one (GPT-2's layers are stored transposed) and asks transformers for the other.
         for harmless in ("fan_in_fan_out is set to", ".*is_gradient_checkpointing"):
             warnings.filterwarnings("ignore", harmless)
-        adapted = peft.get_peft_model(student, options)
+        adapted = get_peft_model(student, options)
     for mixer in student.mixers.values():
         mixer.requires_grad_(True)
-    return adapted
+    return cast(nn.Module, adapted)
 
 
 #: What stage 2 may change, by the name used in stages.logits.train.
