@@ -152,7 +152,8 @@ def ends(file: Path) -> None:
 #: What reads a file to its end, by how its name ends. A log grows line by line.
 READ: dict[str, Callable[[Path], Any]] = {
     ".json": lambda file: json.loads(file.read_text()),
-    ".yaml": OmegaConf.load,
+    # Its last key is there.
+    ".yaml": lambda file: OmegaConf.to_container(OmegaConf.load(file))["logger"],
     ".safetensors": load_file,
     ".ckpt": vouched,
     ".svg": ElementTree.parse,
