@@ -1,10 +1,14 @@
 """Files and folders that are whole or not there, whenever it is that a run is killed."""
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+#: Bytes below which a disk counts as full once something could not be written to it.
+LEFT = 2**16
 
 
 @contextmanager
@@ -12,7 +16,7 @@ def whole(path: Path) -> Iterator[Path]:
     """PATH.unfinished, to write a file or a folder to: at the end, once it is on disk, it becomes `path`.
 
     A file takes the place of one that is there, a folder that of none. What an error leaves stays under the other name
-    until the next attempt; Ctrl-C leaves nothing.
+    until the next attempt; Ctrl-C leaves nothing. OSError where the disk is full, however a library tells of it.
     """
     unfinished = path.with_name(f"{path.name}.unfinished")
     remove(unfinished)
@@ -20,6 +24,10 @@ def whole(path: Path) -> Iterator[Path]:
         yield unfinished
     except KeyboardInterrupt:
         remove(unfinished)
+        raise
+    except Exception as error:
+        if shutil.disk_usage(path.parent).free < LEFT:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         raise
     for each in [*unfinished.rglob("*"), unfinished]:
         settle(each)

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -37,6 +38,14 @@ def test_an_error_leaves_what_was_there(tmp_path: Path):
     assert path.read_text() == "old" and (tmp_path / "file.json.unfinished").read_text() == "half"
     write(path, "new")
     assert path.read_text() == "new" and os.listdir(tmp_path) == ["file.json"]
+
+
+def test_a_full_disk_is_told_of_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """torch and safetensors have errors of their own for it."""
+    for free, told in ((2**20, r"unexpected pos"), (0, r"No space left on device: '.*file.ckpt'")):
+        monkeypatch.setattr("shutil.disk_usage", lambda path, free=free: SimpleNamespace(free=free))
+        with pytest.raises((OSError, RuntimeError), match=told), whole(tmp_path / "file.ckpt"):
+            raise RuntimeError("unexpected pos 64 vs 0")
 
 
 def test_a_folder_is_there_when_it_is_whole(tmp_path: Path):
@@ -77,6 +86,7 @@ def test_it_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytes
 KILLED = """
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from distill.whole import whole
 for number in range(10**6):
     with whole(Path(sys.argv[1])) as unfinished:
