@@ -13,6 +13,7 @@ from ..errors import UserError
 from ..names import MIXTURE
 from ..task import DECODER, Task, padded
 from . import chat, labelled, pairs
+from .cached import cached
 from .mixture import Blocks, Corpus
 from .packing import pack
 from .sources import Splits, is_local, load
@@ -31,6 +32,7 @@ class Packed(NamedTuple):
     held_out: Dataset
 
 
+@cached()
 def prepare(
     config: Data,
     tokenizer: PreTrainedTokenizerBase,

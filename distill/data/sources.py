@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from datasets import Dataset, Features, IterableDataset, NamedSplit, Value
-from datasets.exceptions import DatasetGenerationError
 
 from ..config import Domain
 from ..errors import UserError
 from . import files, hub, stdlib
+from .cached import cached
 
 Texts: TypeAlias = Dataset | IterableDataset
 
@@ -75,13 +75,8 @@ def _embedded(domain: Domain, streaming: bool) -> Splits:
 
 
 def _embedded_side(part: str, side: str, streaming: bool) -> Texts:
-    texts = Dataset.from_generator(
-        _embedded_documents,
-        features=TEXT,
-        gen_kwargs={"part": part, "side": side},
-        split=NamedSplit(side),
-        fingerprint=f"{stdlib.fingerprint()}-{part}-{side}",
-    )
+    given = {"part": part, "side": side}
+    texts = _kept(_embedded_documents, given, f"{stdlib.fingerprint()}-{part}-{side}", side)
     return texts.to_iterable_dataset() if streaming else texts
 
 
@@ -95,13 +90,15 @@ def _local_texts(column: str, streaming: bool, key: str, path: str) -> Texts:
     chosen = {"paths": tuple(str(file) for file in found), "column": column}
     if streaming:
         return IterableDataset.from_generator(files.documents, features=TEXT, gen_kwargs=chosen)
-    try:
+    return _kept(files.documents, chosen, _fingerprint(found, column))
+
+
+def _kept(documents: Callable[..., Any], given: dict[str, Any], fingerprint: str, side: str = "train") -> Dataset:
+    """The documents in Arrow form on disk, under this name; what was there before is read again."""
+    with cached():
         return Dataset.from_generator(
-            files.documents, features=TEXT, gen_kwargs=chosen, fingerprint=_fingerprint(found, column)
+            documents, features=TEXT, gen_kwargs=given, split=NamedSplit(side), fingerprint=fingerprint
         )
-    except DatasetGenerationError as error:
-        # datasets wraps what a generator raises.
-        raise (error.__cause__ if isinstance(error.__cause__, UserError) else error) from None
 
 
 def _listed(key: str, path: Path) -> list[Path]:

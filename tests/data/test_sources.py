@@ -1,5 +1,7 @@
 """A domain → its texts: embedded, local, or from the hub."""
 
+import errno
+import re
 from pathlib import Path
 
 import datasets
@@ -167,3 +169,13 @@ def test_one_row_without_a_line_break_makes_all_of_them_documents(hub: dict[str,
     hub["train"] = Dataset.from_dict({"text": ["A line.\n", "A document."]})
     found = sources.load(Domain("someone/texts", name="small"), streaming).train
     assert [row["text"] for row in found] == ["A line.\n", "A document."]
+
+
+def test_a_cache_that_cannot_be_written_is_named(embedded: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    def full(part: str) -> dict[str, list[str]]:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(stdlib, "documents", full)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    with pytest.raises(OSError, match=re.escape(f"No space left on device: '{tmp_path / 'cache'}'")):
+        load(Domain("python", "prose"), streaming=False)
