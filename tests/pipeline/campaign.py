@@ -112,7 +112,9 @@ def part(run: Path) -> str:
     if "logits" in finished:
         return "in last readings or export"
     log = run / "metrics.jsonl"
-    begun = [json.loads(line)["stage"] for line in log.read_text().splitlines()[:-1]] if log.exists() else []
+    # What follows the last line break is a line that was being written.
+    lines = log.read_text().split("\n")[:-1] if log.exists() else []
+    begun = [json.loads(line)["stage"] for line in lines]
     if begun and begun[-1] not in finished:
         return f"in stage {begun[-1]}"
     return "between stages" if begun or finished else "in data or first readings"
