@@ -14,10 +14,11 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from .config import read
+from .config import Config, read
 from .errors import UserError
 from .exported import inherit
 from .folders import folder
+from .launch import launch, launched, to_launch
 
 #: Jobs of a sweep that ended in an error; the others go on.
 failed: list[str] = []
@@ -39,7 +40,36 @@ def run_directory(composed: DictConfig) -> str:
         raise UserError("resume=true needs run_dir: give the directory of the run that is to go on")
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         return HydraConfig.get().runtime.output_dir
-    return f"outputs/{composed.recipe}/{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    return one_for_all(f"outputs/{composed.recipe}/{datetime.now():%Y-%m-%d_%H-%M-%S}")
+
+
+def one_for_all(path: str) -> str:
+    """The clocks of several processes differ."""
+    if not launched():
+        return path
+    from .ranks import told
+
+    return told(path)
+
+
+def together(config: Config) -> Config:
+    """The configuration of one of several processes, as all of them have it."""
+    from . import ranks
+
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise UserError("-m: a sweep launches the processes of its runs itself; leave the launcher out")
+    return ranks.together(config)
+
+
+def launch_all(run_dir: str, count: int) -> None:
+    """The same run in `count` processes, which tell of its mistakes themselves."""
+    typed = [each for each in HydraConfig.get().overrides.task if not each.startswith("run_dir=")]
+    quoted = run_dir.replace("\\", "\\\\").replace("'", "\\'")
+    code = launch(count, ["-m", "distill", *typed, f"run_dir='{quoted}'"])
+    if code and (code != 2 or HydraConfig.get().mode != RunMode.MULTIRUN):
+        sys.exit(code)
+    if code:
+        failed.append(run_dir)
 
 
 def run(composed: DictConfig) -> None:
@@ -47,22 +77,27 @@ def run(composed: DictConfig) -> None:
         inherit(composed, HydraConfig.get().overrides.task)
         composed.run_dir = run_directory(composed)
         config = read(composed)
+        if count := to_launch(config.trainer):
+            return launch_all(config.run_dir, count)
         # Imported late: torch and transformers take seconds, and --help or a mistyped key need neither.
         from .pipeline import PIPELINES
 
         if config.goal not in PIPELINES:
             raise UserError(f"goal={config.goal} is unknown; known: {', '.join(PIPELINES)}")
-        PIPELINES[config.goal](config)
+        PIPELINES[config.goal](together(config) if launched() else config)
     except UserError as error:
         # Here and not in `main`, because Hydra announces every exception that reaches it.
         code = fail(str(error))
         if HydraConfig.get().mode != RunMode.MULTIRUN:
             sys.exit(code)
         failed.append(composed.run_dir)
-    except OSError as error:
-        if error.errno not in NO_ROOM:
-            raise
-        sys.exit(fail(f"{error.filename or composed.run_dir}: {error.strerror}; make room or set run_dir elsewhere"))
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            place = error.filename or composed.run_dir
+            sys.exit(fail(f"{place}: {error.strerror}; make room or set run_dir elsewhere"))
+        if not speaks():
+            sys.exit(1)
+        raise
 
 
 def explain(error: Exception, known: list[str]) -> str:
@@ -113,6 +148,12 @@ def main() -> None:
     register_recipes()
     # Otherwise Hydra prints a page of its own about an error and exits with 1.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    if launched():
+        # Before torch is there: what it would say of a process that has left.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        from .ranks import join
+
+        join()
     try:
         hydra.main(version_base="1.3", config_path=str(folder("conf")), config_name="config")(run)()
     except HydraException as error:
@@ -122,8 +163,18 @@ def main() -> None:
 
 
 def fail(message: str) -> int:
-    print(f"distill: {message}", file=sys.stderr)
+    if speaks():
+        print(f"distill: {message}", file=sys.stderr)
     return 2
+
+
+def speaks() -> bool:
+    """Whether it is this process that says why a run ends: of several the first to fail."""
+    if not launched():
+        return True
+    from .ranks import speaks
+
+    return speaks()
 
 
 if __name__ == "__main__":

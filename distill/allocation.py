@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from lightning import seed_everything
 
+from . import ranks
 from .config import Config
 from .data import Corpus
 from .errors import UserError
@@ -85,7 +86,7 @@ def undecided(stage: AttentionStage, corpus: Corpus, seed: int) -> dict[int, flo
     for batch in corpus.batches(JUDGED, stage.wanted.batch_size, seed + 1):
         stage.training_step({name: each.to(stage.device) for name, each in batch.items()}, 0)
         left += torch.stack(list(stage.losses.values())).cpu() / JUDGED
-    return dict(zip(stage.layers, left.tolist(), strict=True))
+    return dict(zip(stage.layers, ranks.average(left).tolist(), strict=True))
 
 
 def shares(weights: list[float], total: int, grain: int) -> list[int]:

@@ -9,6 +9,7 @@ from .errors import UserError
 from .flexformer.options import check_options
 from .mixer import matches_maps, swapped_options
 from .report.sections import check as check_sections
+from .stages.fit import STRATEGIES
 from .stages.logits import TRAIN
 from .task import TASKS
 
@@ -20,6 +21,7 @@ CHOICES = {
     "matmul_precision": ("highest", "high", "medium"),
     "stages.attention.loss": ("kl", "output", "both"),
     "stages.logits.train": tuple(TRAIN),
+    "trainer.strategy": tuple(STRATEGIES),
 }
 #: Keys that count something, and their least value.
 LEAST = {
@@ -42,6 +44,8 @@ LEAST = {
     "data.workers": 0,
     "trainer.log_every_n_steps": 1,
     "trainer.accumulate_grad_batches": 1,
+    "trainer.devices": 1,
+    "trainer.num_nodes": 1,
 }
 
 
@@ -61,9 +65,7 @@ def check(wanted: config.Config) -> None:
     check_pairs(wanted)
     if wanted.teacher.quantization is not None and (wanted.goal == "teacher" or wanted.measure.teacher_tuned):
         raise UserError("teacher.quantization: such weights cannot be trained; leave it out, or measure.teacher_tuned")
-    for key in ("trainer.devices", "trainer.num_nodes"):
-        if (number := look_up(wanted, key)) != 1:
-            raise UserError(f"{key}={number}: a run uses one device; start one run per device, or leave it out")
+    check_devices(wanted)
     try:
         check_options(swapped_options(wanted.mixer), TASKS[wanted.task].causal)
     except ValueError as error:
@@ -90,6 +92,22 @@ def check_cache(wanted: config.Config) -> None:
             f"stages.logits.temperature={logits.temperature}: what is cached is at temperature 1; set it to 1, or "
             "leave out stages.logits.cache"
         )
+
+
+def check_devices(wanted: config.Config) -> None:
+    """UserError for what several devices cannot share out."""
+    devices, nodes = wanted.trainer["devices"], wanted.trainer["num_nodes"]
+    if devices * nodes == 1:
+        return
+    asked = f"trainer.devices={devices}" + (f" trainer.num_nodes={nodes}" if nodes > 1 else "")
+    if wanted.goal == "evaluate":
+        raise UserError(f"{asked}: goal=evaluate trains nothing to share out; leave it out")
+    if TASKS[wanted.task].paired:
+        raise UserError(f"{asked}: a text's partner is sought in its batch, which would be in parts; leave it out")
+    trained = {"teacher": ["pretrain"]}.get(wanted.goal, ["attention", "logits", "finetune"])
+    for key in (f"stages.{name}.batch_size" for name in trained if look_up(wanted, f"stages.{name}.max_steps")):
+        if (size := look_up(wanted, key)) % (devices * nodes):
+            raise UserError(f"{key}={size} cannot be dealt out evenly to {asked}; give a multiple of {devices * nodes}")
 
 
 def check_pairs(wanted: config.Config) -> None:

@@ -4,7 +4,8 @@ A DictConfig stops here: `read` turns what Hydra composed into these dataclasses
 nothing else.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
@@ -252,3 +253,17 @@ def read(composed: DictConfig) -> Config:
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "the configuration"
         raise UserError(f"{key}: {str(error).splitlines()[0]}") from error
+
+
+def on_one_device(config: Config) -> Config:
+    """What is left of a run once several have trained."""
+    return replace(config, trainer=config.trainer | {"devices": 1, "num_nodes": 1, "strategy": "auto"})
+
+
+def flat(content: Any, above: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and their values."""
+    for key, value in content.items():
+        if isinstance(value, dict) and value:
+            yield from flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value

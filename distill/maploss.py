@@ -108,13 +108,19 @@ def block_kl(whole: Whole, heads: Heads, queries: Tensor, end: int) -> Tensor:
 
 def output_error(mixer: TokenMixer, heads: Heads) -> Tensor:
     """‖PV − o‖² / ‖PV‖², both summed over batch and queries, since single outputs can be arbitrarily small."""
+    apart, size = output_gap(mixer, heads)
+    return apart / size
+
+
+def output_gap(mixer: TokenMixer, heads: Heads) -> tuple[Tensor, Tensor]:
+    """‖PV − o‖² and ‖PV‖², summed over batch and queries."""
     query, key, value = heads.query.float(), heads.key.float(), heads.value.float()
     wanted = exact_attention(query, key, value, heads.scaling, heads.padding, heads.causal)
     got, _ = mixer(query, key, value, heads.scaling, heads.padding)
     if heads.padding is not None:
         real = (heads.padding != 0)[:, None, :, None]
         wanted, got = wanted * real, got * real
-    return (wanted - got).square().sum((0, 2, 3)) / wanted.square().sum((0, 2, 3))
+    return (wanted - got).square().sum((0, 2, 3)), wanted.square().sum((0, 2, 3))
 
 
 def negative_share(weights: Tensor, padding: Tensor | None = None) -> Tensor:

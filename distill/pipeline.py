@@ -8,10 +8,11 @@ from pathlib import Path
 
 from lightning import seed_everything
 
+from . import ranks
 from .allocation import allocate
 from .checkpoint import export
 from .checks import check
-from .config import Config, Pretrain
+from .config import Config, Pretrain, on_one_device
 from .data import Corpus, prepare
 from .errors import UserError
 from .flexformer.model import Flexformer
@@ -53,7 +54,7 @@ def distil(config: Config) -> Path:
     seed_everything(config.seed, verbose=False)
     task = TASKS[config.task]
     teacher = load_teacher(config.teacher, config.data.context, task)
-    with run.timed("data"):
+    with run.timed("data"), ranks.in_turn():
         corpus = prepare(config.data, teacher.tokenizer, config.seed, task, teacher.classes)
     student = start_student(teacher, config)
     run.create()
@@ -85,6 +86,9 @@ def distil(config: Config) -> Path:
     readings |= read_parts(student, corpus, config, run)
     if config.measure.teacher_tuned:
         readings["teacher_tuned"] = tune_teacher(teacher, corpus, config, run)
+    if not ranks.part():
+        return run.path
+    config = on_one_device(config)
 
     measure_headline(teacher, student, readings, tokens, corpus, config, run)
     if not run.student.exists():

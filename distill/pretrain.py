@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from lightning import seed_everything
 
+from . import ranks
 from .checks import check
-from .config import Config, Teacher
+from .config import Config, Teacher, on_one_device
 from .data import prepare, training_texts
 from .errors import UserError
 from .loading import check_body, check_tokens, load_model, load_tokenizer, location
@@ -36,7 +37,7 @@ def train_teacher(config: Config) -> Path:
     if run.finished:
         return run.already()
     seed_everything(config.seed, verbose=False)
-    with run.timed("data"):
+    with run.timed("data"), ranks.in_turn():
         if wanted.path is None:
             tokenizer: Any = train_tokenizer(training_texts(config.data, task), wanted.vocabulary or 0, task)
             tokenizer.model_max_length = config.data.context
@@ -56,11 +57,15 @@ def train_teacher(config: Config) -> Path:
 
     stage = LanguageStage(model, config.stages.pretrain, task)
     tokens = fit(stage, "pretrain", config.stages.pretrain, corpus, config, run)
+    computed_on = hardware(device_of(config))
+    if not ranks.part():
+        return run.path
+    config = on_one_device(config)
 
     # Measured in the precision that is saved.
     model.to(torch.bfloat16).float()
     readings = read_domains(model, corpus, config, run)
-    took = {"tokens": tokens, "seconds": run.seconds["pretrain"], "hardware": hardware(device_of(config))}
+    took = {"tokens": tokens, "seconds": run.seconds["pretrain"], "hardware": computed_on}
     if wanted.path is not None:
         took = in_all(took, wanted)
     with whole(run.teacher) as folder:

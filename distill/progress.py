@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from . import ranks
 from .whole import whole
 
 #: What the names of weights begin with, and those of what chance has come to.
@@ -34,6 +35,8 @@ class Progress:
         self.folder, self.resumes = folder, resumes
 
     def keep(self, name: str, stage: nn.Module, told: dict[str, Any]) -> None:
+        if ranks.rank():
+            return
         weights = {WEIGHT + key: each.detach().cpu().clone() for key, each in stage.state_dict().items()}
         self.folder.mkdir(exist_ok=True)
         with whole(self.file(name)) as file:
@@ -43,7 +46,7 @@ class Progress:
         """Gives the stage the weights that it was left with, and returns what was told; None where it is not finished,
         or what it left is damaged."""
         file = self.file(name)
-        if not self.resumes or not file.is_file():
+        if not ranks.told(self.resumes and file.is_file()):
             return None
         try:
             with safe_open(file, "pt") as opened:
@@ -63,17 +66,19 @@ class Progress:
 
     def drop(self) -> None:
         """Of a run that is through nothing is left to do."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if not ranks.rank():
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def chance() -> dict[str, Tensor]:
     """Where the generators of torch, numpy and Python stand."""
     _, keys, place, has_gauss, gauss = numpy.random.get_state(legacy=True)
     version, state, rest = random.getstate()
-    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    # Of the GPU in use alone: to ask another would take its memory.
+    gpu = {f"{CHANCE}gpu": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
     return {
         f"{CHANCE}torch": torch.get_rng_state(),
-        **{f"{CHANCE}gpu.{index}": each for index, each in enumerate(gpus)},
+        **gpu,
         f"{CHANCE}numpy": numbers(*map(int, keys), place, has_gauss, gauss),
         f"{CHANCE}python": numbers(version, *state, torch.nan if rest is None else rest),
     }
@@ -87,10 +92,8 @@ def numbers(*values: Any) -> Tensor:
 def take_chance(found: dict[str, Tensor]) -> None:
     """Has all generators go on from there."""
     torch.set_rng_state(found[f"{CHANCE}torch"])
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    for index in range(gpus):
-        if (each := found.get(f"{CHANCE}gpu.{index}")) is not None:
-            torch.cuda.set_rng_state(each, index)
+    if torch.cuda.is_available() and (gpu := found.get(f"{CHANCE}gpu")) is not None:
+        torch.cuda.set_rng_state(gpu)
     *keys, place, has_gauss, gauss = found[f"{CHANCE}numpy"].tolist()
     numpy.random.set_state(("MT19937", numpy.array(keys, numpy.uint32), int(place), int(has_gauss), gauss))
     version, *state, rest = found[f"{CHANCE}python"].tolist()

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import hydra
@@ -18,7 +19,8 @@ import torch
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
-from .config import Config
+from . import ranks
+from .config import Config, flat
 from .errors import UserError, reason
 from .progress import Progress
 from .report.run import Run
@@ -33,6 +35,8 @@ class RunDirectory:
 
     seconds, peak_bytes: of every stage its wall-clock time, and the most GPU memory that it held where there is one.
     ways: of every stage, by what it did, the ways in which that was done.
+
+    Of the processes of a run the first alone writes here; what others would write goes where it is soon forgotten.
     """
 
     def __init__(self, config: Config):
@@ -42,11 +46,17 @@ class RunDirectory:
         self.seconds: dict[str, float] = {}
         self.peak_bytes: dict[str, int] = {}
         self.ways: dict[str, dict[str, list[str]]] = {}
-        self.begun = any((self.path / part).exists() for part in ("config.yaml", "student", "teacher", "report"))
-        if self.begun and not config.resume:
+        self.scratch = TemporaryDirectory(prefix="distill-") if ranks.rank() else None
+        self.begun = ranks.first(self.look)
+
+    def look(self) -> bool:
+        """Whether a run has begun here, see `__init__`."""
+        begun = any((self.path / part).exists() for part in ("config.yaml", "student", "teacher", "report"))
+        if begun and not self.config.resume:
             raise self.taken()
-        if self.begun:
+        if begun:
             self.check_same()
+        return begun
 
     def taken(self) -> UserError:
         return UserError(
@@ -56,7 +66,8 @@ class RunDirectory:
     @property
     def finished(self) -> bool:
         """Whether nothing is left to do in a directory that is resumed."""
-        return (self.teacher if self.config.goal == "teacher" else self.path / "report").exists()
+        last = self.teacher if self.config.goal == "teacher" else self.path / "report"
+        return ranks.told(last.exists())
 
     def already(self) -> Path:
         """Says so."""
@@ -81,7 +92,12 @@ class RunDirectory:
 
     def create(self) -> None:
         """Makes the directory and leaves config.yaml in it, unless it is resumed; UserError where that cannot be done,
-        or another run writes to it."""
+        another run writes to it, or not all processes of this one see it."""
+        ranks.first(self.make)
+        if ranks.anywhere(not (self.path / "config.yaml").exists()):
+            raise UserError(f"run_dir={self.path} is not there on every node; choose one on a disk that they share")
+
+    def make(self) -> None:
         resolved = OmegaConf.to_yaml(OmegaConf.create(asdict(self.config)))
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -147,10 +163,12 @@ class RunDirectory:
     @cached_property
     def logger(self) -> Any:
         """The configured logger, one for all stages; False where there is none."""
-        return hydra.utils.instantiate(self.config.logger, save_dir=str(self.path)) if self.config.logger else False
+        if not self.config.logger or ranks.rank():
+            return False
+        return hydra.utils.instantiate(self.config.logger, save_dir=str(self.path))
 
     def folder(self, name: str) -> Path:
-        path = self.path / name
+        path = (Path(self.scratch.name) if self.scratch else self.path) / name
         path.mkdir(exist_ok=True)
         return path
 
@@ -171,15 +189,6 @@ class RunDirectory:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.monotonic() - start
             if torch.cuda.is_initialized():
                 self.peak_bytes[stage] = max(self.peak_bytes.get(stage, 0), torch.cuda.max_memory_allocated())
-
-
-def flat(content: Any, above: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and their values."""
-    for key, value in content.items():
-        if isinstance(value, dict) and value:
-            yield from flat(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", value
 
 
 def _finite(value: Any) -> Any:

@@ -1,6 +1,8 @@
 """`python -m distill.bench decode|prefill|train CHECKPOINT`: a student's speed beside its exact teacher's.
 
 `python -m distill.bench attention|maploss|step|stage1`: a layer, its loss, its step of decoding, or stage 1 of twelve.
+
+`python -m distill.bench devices`: the stages of a run on several devices beside one.
 """
 
 import argparse
@@ -23,6 +25,21 @@ SIZES = (
     ("--heads", 12, "of queries"),
     ("--kv-heads", 12, "of keys and values"),
     ("--head-dim", 64, "numbers to a head"),
+)
+#: Of a run on several devices.
+SEVERAL = (
+    ("--devices", 2, "processes, each on a device of its own"),
+    ("--strategy", "ddp", "ddp or fsdp"),
+    ("--mixer", "exponential-window", "of conf/mixer/"),
+    ("--batch", 8, "rows of a step on one device"),
+    ("--steps", 90, "of each stage"),
+    ("--layers", 12, "of the model"),
+    ("--width", 768, "of the model"),
+    ("--heads", 12, "of the model"),
+    ("--words", 50257, "of the model"),
+    ("--context", 1024, "tokens of a row"),
+    ("--precision", "bf16-mixed", "as trainer.precision of a run"),
+    ("--accelerator", "gpu", "gpu or cpu"),
 )
 
 
@@ -84,6 +101,13 @@ def parser() -> argparse.ArgumentParser:
         for option, default, means in SIZES:
             shown = means if default is None else f"{means} ({default})"
             layer.add_argument(option, type=int, default=default, metavar="N", help=shown)
+    several = commands.add_parser("devices", help="stages 1 and 2 on several devices beside one, of a random GPT-2")
+    several.set_defaults(work=bench_devices)
+    for option, usual, means in SEVERAL:
+        several.add_argument(option, type=type(usual), default=usual, metavar="X", help=f"{means} (%(default)s)")
+    several.add_argument(
+        "--out", type=Path, metavar="OUT", default=Path("devices"), help="OUT.json, OUT.md (%(default)s)"
+    )
     return made
 
 
@@ -195,6 +219,27 @@ def bench_layer(given: argparse.Namespace, command: str) -> Path:
         return save(given.out, rows(layer, goals, found, floors, timed.errors(layer), *told), TITLE, section)
     except OSError as error:
         raise UserError(f"--out {given.out} cannot be written: {reason(error)}") from error
+
+
+def bench_devices(given: argparse.Namespace, command: str) -> Path:
+    """Measures, and adds what was found to OUT.json; returns OUT.md."""
+    import torch
+
+    from ..checkpoint import git_commit
+    from ..measure.origin import hardware
+    from .devices import TITLE, Job, measure, rows, section
+    from .table import save, writable
+
+    writable(given.out)
+    there = torch.cuda.device_count()
+    if given.accelerator == "gpu" and there < given.devices:
+        raise UserError(f"--devices {given.devices}: there are {there} GPUs here; give fewer, or --accelerator cpu")
+    sizes = {name.removeprefix("--"): getattr(given, name.removeprefix("--")) for name, _, _ in SEVERAL}
+    on_gpu = given.accelerator == "gpu"
+    found = measure(Job(graphs=on_gpu, **sizes))
+    one = hardware(torch.device("cuda" if on_gpu else "cpu"))
+    where = f"{given.devices} × {one.removeprefix('one ')}, {given.precision}" if on_gpu else one
+    return save(given.out, rows(found, given.mixer, command, where, git_commit()), TITLE, section)
 
 
 def loaded(given: argparse.Namespace, source: dict[str, Any], device: Any) -> dict[str, Any]:

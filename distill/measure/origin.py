@@ -6,6 +6,7 @@ import shlex
 import torch
 from hydra.core.hydra_config import HydraConfig
 
+from .. import ranks
 from ..checkpoint import git_commit
 from ..config import Config
 from ..rundir import RunDirectory
@@ -36,12 +37,13 @@ def command(overrides: list[str]) -> str:
 
 
 def hardware(device: torch.device) -> str:
-    """What a run computes on, such as "one NVIDIA H100 80GB HBM3" or "2 CPU cores"."""
+    """What a run computes on, such as "one NVIDIA H100 80GB HBM3", "8 × NVIDIA H100 80GB HBM3" or "2 CPU cores"."""
+    count = f"{ranks.size()} ×" if ranks.size() > 1 else "one"
     if device.type == "cuda":
-        return f"one {torch.cuda.get_device_name(device)}"
+        return f"{count} {torch.cuda.get_device_name(device)}"
     if device.type != "cpu":
-        return f"one {device.type} device"
-    cores = min(cpu_cores(), torch.get_num_threads())
+        return f"{count} {device.type} device"
+    cores = min(cpu_cores(), ranks.size() * torch.get_num_threads())
     return f"{cores} CPU core{'s' if cores > 1 else ''}"
 
 

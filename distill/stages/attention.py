@@ -5,10 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import config
+from .. import config, ranks
 from ..capture import Heads
+from ..flexformer.engine import chosen
 from ..flexformer.token_mixer import TokenMixer
-from ..maploss import layer_kl, negative_share, output_error
+from ..maploss import layer_kl, negative_share, output_gap
 from ..teacher import Teacher
 from .graphs import Inputs, Loss
 from .stage import Stage, warmup_linear
@@ -23,8 +24,8 @@ class AttentionStage(Stage):
         self.layers, self.mixers = list(mixers), nn.ModuleList(mixers.values())
 
     def inputs(self, batch: Inputs) -> Inputs:
-        queries = self.draw_queries(batch["input_ids"].shape[1])
-        return batch if queries is None else batch | {"queries": queries.to(self.device, non_blocking=True)}
+        mine, queries = super().inputs(batch), self.draw_queries(batch["input_ids"].shape[1])
+        return mine if queries is None else mine | {"queries": queries.to(self.device, non_blocking=True)}
 
     def compute(self, inputs: Inputs) -> Loss:
         every = self.teacher.heads(inputs, max(self.layers) + 1)
@@ -47,17 +48,23 @@ class AttentionStage(Stage):
         """Mean over heads, queries and batch of the loss of one layer."""
         if not mixer.comparable:
             # log A is undefined: there are no weights that sum to one, or some are not above 0.
-            loss = output_error(mixer, heads).mean()
+            loss = self.output_loss(mixer, heads)
             if mixer.averages:
                 weights = mixer.scores(heads.query, heads.key, heads.scaling, heads.padding)
-                loss = loss + self.wanted.negative * negative_share(weights, heads.padding).mean()
+                share = negative_share(weights, heads.padding).mean()
+                loss = loss + self.wanted.negative * over_all(share, heads)
             return loss
         loss = torch.zeros((), device=self.device)
         if self.wanted.loss in ("kl", "both"):
-            loss = loss + layer_kl(mixer, heads, queries).mean()
+            loss = loss + over_all(layer_kl(mixer, heads, queries).mean(), heads, queries)
         if self.wanted.loss in ("output", "both"):
-            loss = loss + output_error(mixer, heads).mean()
+            loss = loss + self.output_loss(mixer, heads)
         return loss
+
+    def output_loss(self, mixer: TokenMixer, heads: Heads) -> Tensor:
+        """‖PV − o‖² / ‖PV‖², both of the whole batch, mean over heads."""
+        apart, size = output_gap(mixer, heads)
+        return (apart / ranks.average(size)).mean()
 
     def configure_optimizers(self) -> Any:
         trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
@@ -66,3 +73,10 @@ class AttentionStage(Stage):
 
     def on_fit_start(self) -> None:
         self.teacher.to(self.device)
+
+
+def over_all(mean: Tensor, heads: Heads, queries: Tensor | None = None) -> Tensor:
+    """A mean over queries that are no padding, of which devices have different numbers."""
+    if (padding := heads.padding) is None:
+        return mean
+    return ranks.weighted(mean, lambda: chosen(padding[:, None] != 0, queries))

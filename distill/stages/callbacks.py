@@ -8,6 +8,7 @@ import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 
+from .. import ranks
 from ..errors import UserError
 from ..flexformer.feature_map import FeatureMap
 from ..rundir import RunDirectory
@@ -40,16 +41,16 @@ class Meter(Callback):
         self.learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
 
     def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
-        self.tokens += tokens_of(batch) * trainer.world_size
+        self.tokens += tokens_of(batch)
         step = trainer.global_step
         due = step == 1 or step % self.every == 0 or step == self.steps
-        if trainer.is_global_zero and due and step > self.written:
+        if due and step > self.written:
             self.written = step
             self.write(trainer, module, step)
 
     def write(self, trainer: Trainer, module: Any, step: int) -> None:
         seconds = time.monotonic() - self.start
-        losses = [loss.item() for loss in module.losses.values()]
+        losses = ranks.average(torch.stack(list(module.losses.values()))).tolist()
         mean = sum(losses) / len(losses)
         module.log_dict({"loss": mean, "tokens/s": self.tokens / seconds}, prog_bar=True, logger=False)
         line = {
@@ -60,6 +61,8 @@ class Meter(Callback):
             "lr": self.learning_rate,
             "seconds": round(seconds, 3),
         }
+        if ranks.rank():
+            return
         if len(losses) > 1:
             line["layers"] = losses
         with self.run.metrics.open("a", encoding="utf-8") as file:
@@ -95,12 +98,14 @@ class NumberGuard(Callback):
         self.batch = batch
 
     def on_before_backward(self, trainer: Trainer, module: Any, loss: torch.Tensor) -> None:
-        if torch.isfinite(loss):
+        bad = not torch.isfinite(loss)
+        if not ranks.anywhere(bad):
             return
         where = next((part for part, each in module.losses.items() if not torch.isfinite(each)), "the sum")
         weights = (name for name, each in module.named_parameters() if not torch.isfinite(each).all())
         through = next(weights, None) or first_bad_module(module, self.batch)
-        self.stop(trainer, f"loss of {where}" + (f" (first in {through})" if through else ""))
+        said = f"loss of {where}" + (f" (first in {through})" if through else "")
+        self.stop(trainer, next(filter(None, ranks.gathered(said if bad else None))))
 
     def on_before_optimizer_step(self, trainer: Trainer, module: Any, optimizer: Any) -> None:
         if getattr(trainer.precision_plugin, "scaler", None) is not None:

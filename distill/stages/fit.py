@@ -3,8 +3,9 @@
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
 import hydra
@@ -12,22 +13,27 @@ import torch
 from hydra.errors import HydraException
 from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from .. import ranks
 from ..config import Config
 from ..data import Corpus
 from ..errors import UserError
 from ..flexformer.attempt import taken
+from ..progress import chance
 from ..rundir import RunDirectory
 from .callbacks import Meter, NumberGuard, ProgressBar, Redraw
 from .kept import Batches, Chance, CheckedIO, Leave, checkpoints, newest
+from .sharded import Sharded, gather, twin
 from .stage import Stage, launches_alike
 
 # What remains are warnings; that there is no TPU is none.
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
 
+#: How several devices train one stage, by the name used in trainer.strategy; auto: every device has all of it.
+STRATEGIES: dict[str, Callable[[], Strategy]] = {"auto": DDPStrategy, "ddp": DDPStrategy, "fsdp": Sharded}
 #: The exit code of a process that SIGTERM has ended.
 TERMINATED = 143
 
@@ -47,9 +53,9 @@ def fit(stage: Stage, name: str, wanted: Wanted, corpus: Corpus, config: Config,
     if (told := run.progress.restore(name, stage)) is not None:
         stage.on_fit_end()
         return run.remember(name, told)
-    begun, step = newest(run.checkpoints, name) if run.begun else (None, 0)
-    if run.begun:
-        run.forget(name, step)
+    begun, step = ranks.first(lambda: go_on(name, run)) if run.begun else (None, 0)
+    # What rounding or time could have made different is as it is in the first process.
+    ranks.same(stage)
     each, last = config.trainer["accumulate_grad_batches"], wanted.max_steps
     meter = Meter(name, run, config.trainer["log_every_n_steps"], last)
     trainer = make_trainer(
@@ -60,7 +66,7 @@ def fit(stage: Stage, name: str, wanted: Wanted, corpus: Corpus, config: Config,
             Redraw(),
             NumberGuard(name),
             ProgressBar(name),
-            Chance(),
+            Chance(ranks.told(chance())),
             Leave(name, run.checkpoints),
             checkpoints(name, last, run.checkpoints),
         ],
@@ -81,20 +87,31 @@ def fit(stage: Stage, name: str, wanted: Wanted, corpus: Corpus, config: Config,
         taken.clear()
         stage.steps.graphs = config.cuda_graphs and graphed(trainer) and launches_alike(stage)
         stage.steps.accumulates = trainer.accumulate_grad_batches > 1
+        trained = twin(stage) if isinstance(trainer.strategy, Sharded) else stage
         try:
             trainer.fit(
-                stage, Batches(corpus, last * each, wanted.batch_size, config.seed, step * each), ckpt_path=begun
+                trained, Batches(corpus, last * each, wanted.batch_size, config.seed, step * each), ckpt_path=begun
             )
         except SIGTERMException as asked:
             ended = f"stage {name} ended after step {trainer.global_step}, as SIGTERM asked"
-            print(f"distill: {ended}; resume=true goes on with it", file=sys.stderr)
+            if not ranks.rank():
+                print(f"distill: {ended}; resume=true goes on with it", file=sys.stderr)
             raise SystemExit(TERMINATED) from asked
         finally:
             stage.steps.end()
+        if trained is not stage:
+            gather(trained, stage)
     run.ways[name] = {what: list(each) for what, each in taken.items()}
     run.seconds[name] += meter.before
     run.progress.keep(name, stage, run.told(name) | {"tokens": meter.tokens})
     return meter.tokens
+
+
+def go_on(name: str, run: RunDirectory) -> tuple[Path | None, int]:
+    """The checkpoint that a stage goes on from and its step, beside which nothing is left of what was begun."""
+    begun, step = newest(run.checkpoints, name)
+    run.forget(name, step)
+    return begun, step
 
 
 @contextmanager
@@ -111,7 +128,10 @@ def matmul_precision(wanted: str) -> Iterator[None]:
 def make_trainer(config: Config, **kwargs: Any) -> Trainer:
     """The configured lightning.Trainer, without what it would print about itself."""
     quiet = {"enable_model_summary": False, "num_sanity_val_steps": 0, "_convert_": "all"}
-    return hydra.utils.instantiate(config.trainer, **kwargs, **quiet)
+    several = ranks.size() > 1
+    how = {"strategy": STRATEGIES[config.trainer["strategy"]]() if several else "auto"}
+    plugins = [*kwargs.pop("plugins", []), *([ranks.environment()] if several else [])]
+    return hydra.utils.instantiate(config.trainer, **kwargs, **quiet, **how, plugins=plugins)
 
 
 def graphed(trainer: Trainer) -> bool:

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import signal
 import warnings
 from collections.abc import Iterator
 from itertools import islice
@@ -12,7 +13,9 @@ import torch
 from lightning import Callback, Trainer
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from .. import ranks
 from ..data import Corpus
 from ..progress import chance, take_chance
 from ..task import Batch
@@ -91,22 +94,36 @@ class Batches:
 
 
 class Leave(Callback):
-    """Keeps what there is when SIGTERM asks a run to end, as clusters do before they kill it; Lightning then leaves."""
+    """Keeps what there is and leaves when SIGTERM asks a run to end, as clusters do before they kill it.
+
+    Processes hear of it at different times and leave after the same step. Lightning's own answer, which ends with the
+    stage, has one speak to all from within the signal, whatever they are about.
+    """
 
     def __init__(self, name: str, folder: Path):
-        self.name, self.folder = name, folder
+        self.name, self.folder, self.asked = name, folder, False
+
+    def on_train_start(self, trainer: Trainer, module: Any) -> None:
+        signal.signal(signal.SIGTERM, self.note)
+
+    def note(self, number: int, frame: Any) -> None:
+        self.asked = True
 
     def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
         # Gradients that are not yet those of a step are in no checkpoint.
-        if trainer.received_sigterm and (index + 1) % trainer.accumulate_grad_batches == 0:
+        if (index + 1) % trainer.accumulate_grad_batches == 0 and ranks.anywhere(self.asked):
             trainer.save_checkpoint(self.folder / f"{self.name}-step={trainer.global_step}.ckpt")
+            raise SIGTERMException
 
 
 class Chance(Callback):
-    """Keeps with a checkpoint where all generators stand, and has them go on from there."""
+    """Keeps with a checkpoint where all generators stand, and has them go on from there.
 
-    def __init__(self) -> None:
-        self.found: dict[str, Any] | None = None
+    begin: where they go on without one, whatever Lightning does to them before.
+    """
+
+    def __init__(self, begin: dict[str, Any]):
+        self.found = begin
 
     def state_dict(self) -> dict[str, Any]:
         return chance()
@@ -115,5 +132,4 @@ class Chance(Callback):
         self.found = state_dict
 
     def on_train_start(self, trainer: Trainer, module: Any) -> None:
-        if self.found is not None:
-            take_chance(self.found)
+        take_chance(self.found)

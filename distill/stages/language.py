@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from .. import config
+from .. import config, ranks
 from ..task import DECODER, Task
 from .graphs import Inputs, Loss
 from .stage import Stage, embeddings, recompute, warmup_linear
@@ -21,7 +21,8 @@ class LanguageStage(Stage):
             recompute(self.model)
 
     def compute(self, inputs: Inputs) -> Loss:
-        loss = self.task.loss(self.task.predict(self.model, inputs), inputs)
+        found = self.task.predict(self.model, inputs)
+        loss = ranks.weighted(self.task.loss(found, inputs), lambda: self.task.counted(found, inputs))
         return Loss(loss, {self.task.predicted: loss.detach()})
 
     def configure_optimizers(self) -> Any:

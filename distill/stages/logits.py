@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from .. import config
+from .. import config, ranks
 from ..divergence import top_k_kl
 from ..errors import UserError
 from ..flexformer.model import Flexformer
@@ -34,17 +34,21 @@ class LogitsStage(Stage):
             recompute(self.student)
 
     def inputs(self, batch: Inputs) -> Inputs:
+        mine = super().inputs(batch)
         if self.remembered is None:
-            return batch
-        log_likeliest, likeliest = self.remembered(batch)
-        return batch | {"log_likeliest": log_likeliest, "likeliest": likeliest}
+            return mine
+        log_likeliest, likeliest = self.remembered(mine)
+        return mine | {"log_likeliest": log_likeliest, "likeliest": likeliest}
 
     def compute(self, inputs: Inputs) -> Loss:
         task = self.teacher.task
         found = task.predict(self.student, inputs)
-        loss = self.gap(found, inputs)
+        loss = ranks.weighted(
+            self.gap(found, inputs), lambda: task.matched(inputs, torch.ones_like(inputs["input_ids"]))[0]
+        )
         if self.wanted.cross_entropy:
-            loss = loss + self.wanted.cross_entropy * task.loss(found, inputs)
+            text = ranks.weighted(task.loss(found, inputs), lambda: task.counted(found, inputs))
+            loss = loss + self.wanted.cross_entropy * text
         return Loss(loss, {"logits": loss.detach()})
 
     def gap(self, found: Tensor, inputs: Inputs) -> Tensor:

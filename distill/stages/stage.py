@@ -12,12 +12,17 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .. import ranks
 from ..errors import UserError
 from .graphs import Inputs, Loss, Steps
 
 
 class Stage(LightningModule):
-    """A stage's `training_step` leaves the parts of its loss in `losses`: they are logged, and name where a NaN is."""
+    """A stage's `training_step` leaves the parts of its loss in `losses`: they are logged, and name where a NaN is.
+
+    On several devices all draw the same from the same batch, and each computes a loss for its rows: the mean of these
+    losses, and of their gradients, is that of one device.
+    """
 
     losses: dict[str, Tensor]
 
@@ -30,15 +35,27 @@ class Stage(LightningModule):
         return loss
 
     def inputs(self, batch: Inputs) -> Inputs:
-        """What a step is computed from: a batch, and what the processor adds to it."""
-        return batch
+        """What a step is computed from: this device's rows of a batch, and what the processor adds to them."""
+        return rows(batch, ranks.rank(), ranks.size())
 
     @abstractmethod
     def compute(self, inputs: Inputs) -> Loss:
         """What a step minimises, by launching alone where it is to be a CUDA graph."""
 
+    def configure_model(self) -> None:
+        if self.device_mesh is not None:
+            # Here, since it needs a stage's own definition of what is a layer.
+            from .sharded import deal_out
+
+            deal_out(self, self.device_mesh["data_parallel"])
+
     def on_fit_end(self) -> None:
         keep(self)
+
+
+def rows(batch: Inputs, rank: int, size: int) -> Inputs:
+    """The share of one of `size` devices; padding stays as wide as all need it."""
+    return {name: each.chunk(size)[rank] for name, each in batch.items()}
 
 
 def embeddings(model: nn.Module) -> set[Tensor]:
@@ -52,7 +69,7 @@ def recompute(model: nn.Module) -> None:
     transformers' own switch asks for a model in training mode, whose dropout a student does without. `keep` undoes it.
     UserError where the model has no such layers.
     """
-    layers = list(_layers(model))
+    layers = list(layers_of(model))
     if not layers:
         raise UserError("gradient_checkpointing=true: this model's layers cannot be computed again; set it to false")
     for layer in layers:
@@ -61,17 +78,17 @@ def recompute(model: nn.Module) -> None:
 
 def keep(model: nn.Module) -> None:
     """Undoes `recompute`: the layer's own forward is what its class says."""
-    for layer in _layers(model):
+    for layer in layers_of(model):
         vars(layer).pop("forward", None)
 
 
 def launches_alike(model: nn.Module) -> bool:
     """Whether every step is the same launches: no layer is computed again, with the same chance, or left out by it."""
     skips = any(getattr(module, "layerdrop", 0) and module.training for module in model.modules())
-    return not skips and not any("forward" in vars(layer) for layer in _layers(model))
+    return not skips and not any("forward" in vars(layer) for layer in layers_of(model))
 
 
-def _layers(model: nn.Module) -> Iterator[Any]:
+def layers_of(model: nn.Module) -> Iterator[Any]:
     return (module for module in model.modules() if isinstance(module, GradientCheckpointingLayer))
 
 

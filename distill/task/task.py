@@ -108,6 +108,10 @@ class Task:
         total = cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=NO_TARGET)
         return total / (targets != NO_TARGET).sum().clamp(min=1)
 
+    def counted(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Where there is a target: (B, M)."""
+        return self.targets(logits, batch)[1] != NO_TARGET
+
     def kl(self, teacher: Tensor, student: Tensor, batch: Batch) -> Tensor:
         """KL(teacher‖student) of their logits (B, N, V) at every target in nats, 0 where there is none: (B, M)."""
         (teacher, targets), (student, _) = self.targets(teacher, batch), self.targets(student, batch)

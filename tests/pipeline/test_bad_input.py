@@ -10,6 +10,7 @@ import pytest
 
 from distill.__main__ import main
 from distill.checks import check
+from distill.errors import UserError
 from distill.rundir import RunDirectory
 
 from . import tiny
@@ -43,7 +44,9 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
         ["task=masked_lm", "mixer=linformer", "mixer.length=8"],
         ["mixer.length=8", "data.context"],
     ),
-    "devices": (["trainer.devices=2"], ["trainer.devices=2", "one device"]),
+    "devices": (["trainer.devices=0"], ["trainer.devices=0", "at least 1"]),
+    "nodes": (["trainer.num_nodes=2"], ["trainer.num_nodes=2", "torchrun or srun"]),
+    "strategy": (["trainer.strategy=ddp_spawn"], ["trainer.strategy=ddp_spawn", "auto, ddp, fsdp"]),
     "trainer": (["trainer.precision=nope"], ["trainer", "nope"]),
     "precision": (["matmul_precision=low"], ["matmul_precision=low", "highest", "medium"]),
     "dtype": (["teacher.dtype=float8"], ["teacher.dtype=float8", "float32", "bfloat16"]),
@@ -188,6 +191,22 @@ def test_a_teacher_that_cannot_be_swapped(refusal: Said, tmp_path_factory: pytes
 
 def test_a_window_alone_may_be_as_long_as_a_text():
     check(compose("mixer=window-only", "mixer.window=512", "data.context=512"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        (
+            ["trainer.devices=2", "trainer.num_nodes=2", "stages.attention.batch_size=6"],
+            r"stages\.attention\.batch_size=6 .* trainer\.devices=2 trainer\.num_nodes=2; give a multiple of 4",
+        ),
+        (["trainer.devices=2", "goal=evaluate"], "trainer.devices=2: goal=evaluate trains nothing"),
+        (["trainer.devices=2", "task=embedding", "mixer.features=64"], "trainer.devices=2: a text's partner"),
+    ],
+)
+def test_what_several_devices_cannot_share_out(asked: list[str], named: str):
+    with pytest.raises(UserError, match=named):
+        check(compose(*asked))
 
 
 def test_a_full_disk(refusal: Said, monkeypatch: pytest.MonkeyPatch):

@@ -1,0 +1,213 @@
+"""Several devices train the student that one would, and leave what one would; here they are two processes."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from distill import ranks
+from distill.__main__ import main
+from distill.config import Config
+from distill.errors import UserError
+from distill.launch import launch
+from distill.pipeline import distil
+from distill.stages.attention import AttentionStage
+from distill.stages.callbacks import NumberGuard
+from distill.stages.language import LanguageStage
+from distill.stages.logits import LogitsStage
+from distill.student import build_student
+from distill.task import NO_TARGET
+
+from . import tiny
+from .conftest import SMALL, compose
+from .test_teacher import load
+from .together import together
+
+#: The tests below read one run.
+pytestmark = pytest.mark.xdist_group("devices")
+
+#: Of stage 1, which is left before.
+STEPS = 20
+WANTED = [
+    *SMALL,
+    f"stages.attention.max_steps={STEPS}",
+    "stages.attention.queries=5",
+    "report.sections=[headline]",
+    "mixer.split=measured",
+]
+CURE = "lower the learning rate (last good checkpoint: none was written yet)"
+Words = Callable[..., list[str]]
+
+
+@pytest.fixture(scope="module")
+def words(teachers: dict[str, Path], text: Path) -> Words:
+    """What is typed for a run in a directory."""
+    paths = [f"teacher.path={teachers['gpt2']}", f"data.path={text}"]
+    return lambda path, *more: ["recipe=pocket", *WANTED, *paths, f"run_dir={path}", *more]
+
+
+@pytest.fixture(scope="module")
+def alone(words: Words, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return distil(compose(*words(tmp_path_factory.mktemp("alone") / "run")))
+
+
+def typed(*arguments: str) -> None:
+    sys.argv = ["distill", *arguments]
+    main()
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def same(path: Path, other: Path) -> None:
+    """But for rounding, which differs where sums are taken in two parts."""
+    for file in ("student/model.safetensors", "kernels/mixture.safetensors"):
+        found, expected = load_file(path / file), load_file(other / file)
+        assert found.keys() == expected.keys()
+        for name, each in expected.items():
+            torch.testing.assert_close(found[name], each, rtol=1e-5, atol=1e-5 * each.abs().max().item(), msg=name)
+    logged = [
+        (line["stage"], line["step"], line["tokens"], pytest.approx(line["loss"], rel=1e-5)) for line in lines(other)
+    ]
+    assert [(line["stage"], line["step"], line["tokens"], line["loss"]) for line in lines(path)] == logged
+    apart, expected = (json.loads((each / "measurements/allocation.json").read_text()) for each in (path, other))
+    assert apart["kl"] == pytest.approx(expected["kl"], rel=1e-5) and apart["features"] == expected["features"]
+    assert {each.name for each in path.iterdir()} == {each.name for each in other.iterdir()}
+    assert {each.name for each in (path / "measurements").iterdir()} == {
+        each.name for each in (other / "measurements").iterdir()
+    }
+
+
+def test_a_run_that_is_asked_to_end_goes_on_and_ends_as_that_of_one_device(words: Words, alone: Path, tmp_path: Path):
+    """The first attempt starts its processes itself, the second is started as by torchrun."""
+    path = tmp_path / "it's a run"
+    command = words(path, "resume=true")
+    command[-2] = f"run_dir='{tmp_path}/it\\'s a run'"
+    begun = subprocess.Popen(
+        [sys.executable, "-m", "distill", *command, "trainer.devices=2"], stderr=subprocess.PIPE, text=True
+    )
+    while not (path / "metrics.jsonl").exists() or lines(path)[-1]["stage"] == "allocation":
+        assert begun.poll() is None, begun.communicate()
+        time.sleep(0.01)
+    begun.terminate()
+    _, said = begun.communicate()
+    assert begun.returncode == 143 and "Traceback" not in said
+    told = [line.rpartition("distill: ")[2] for line in said.splitlines() if "distill: " in line]
+    step = lines(path)[-1]["step"]
+    assert told == [f"stage attention ended after step {step}, as SIGTERM asked; resume=true goes on with it"]
+    assert step < STEPS and (path / "checkpoints" / f"attention-step={step}.ckpt").exists()
+
+    done = together(typed, tmp_path, (*command, "trainer.devices=2"))
+    assert [code for code, _, _ in done] == [0, 0], done
+    same(path, alone)
+    for file in (path / "checkpoints").glob("*.ckpt"):
+        kept = torch.load(file, weights_only=False)["state_dict"]
+        assert kept and not any(name.startswith("teacher") for name in kept)
+
+
+def test_dealt_out_weights_come_to_the_same_student(words: Words, alone: Path, tmp_path: Path):
+    """Over processors, which FSDP takes too; the teacher is dealt out beside it."""
+    command = words(tmp_path / "run", "trainer.strategy=fsdp", "stages.logits.gradient_checkpointing=true")
+    done = together(typed, tmp_path, tuple(command))
+    assert [code for code, _, _ in done] == [0, 0], done
+    same(tmp_path / "run", alone)
+
+
+def test_processes_that_were_told_different_things_end_before_anything_is_written(words: Words, tmp_path: Path):
+    command = words(tmp_path / "run")
+    done = together(typed, tmp_path, tuple(command), (*command, "stages.logits.learning_rate=3e-4"))
+    assert [code for code, _, _ in done] == [2, 2]
+    said = "stages.logits.learning_rate=0.0002 in process 0, 0.0003 in process 1: give all processes of a run the same"
+    assert "".join(err for _, _, err in done) == f"distill: {said} command\n"
+    assert not (tmp_path / "run").exists()
+
+
+def stages(path: str, config: Config) -> Iterator[Any]:
+    """Each of a tiny teacher, the last without dropout, which is drawn for a device's own rows."""
+    teacher = load(path)
+    torch.manual_seed(0)
+    student = build_student(teacher, config.mixer)
+    yield AttentionStage(teacher, student.mixers, config.stages.attention)
+    yield LogitsStage(teacher, student, config.stages.logits)
+    yield LanguageStage(teacher.model, config.stages.pretrain).eval()
+
+
+def losses(path: str, configs: list[Config]) -> tuple[list[float], list[str]]:
+    """Of padded texts, of which some tokens are targets; and why a run with a bad loss in one process ends."""
+    if ranks.launched():
+        ranks.join()
+    draw = torch.Generator().manual_seed(0)
+    ids, long = torch.randint(tiny.VOCABULARY, (4, 24), generator=draw), torch.tensor([24, 9, 5, 3])[:, None]
+    real = (torch.arange(24) < long).long()
+    labels = torch.where((real == 1) & (torch.rand(4, 24, generator=draw) < 0.4), ids, NO_TARGET)
+    labels[2:] = NO_TARGET
+    batch = {"input_ids": ids, "attention_mask": real, "labels": labels}
+    found = []
+    for config in configs:
+        for stage in stages(path, config):
+            torch.manual_seed(1)
+            loss = stage.training_step(batch, 0)
+            weights = [each for each in stage.parameters() if each.requires_grad]
+            slopes = torch.autograd.grad(loss, weights, allow_unused=True)
+            size = torch.stack([ranks.average(each).square().sum() for each in slopes if each is not None]).sum()
+            found += [ranks.average(loss).item(), size.item()]
+    if ranks.size() == 1:
+        return found, []
+    stage.losses = {"next token": torch.tensor(float("nan") if ranks.rank() else 1.0)}
+    guard = NumberGuard("pretrain")
+    guard.batch = batch
+    with pytest.raises(UserError) as stopped:
+        guard.on_before_backward(
+            SimpleNamespace(checkpoint_callback=None, global_step=3), stage, stage.losses["next token"]
+        )
+    return found, [str(stopped.value)]
+
+
+def test_losses_of_texts_that_are_padded_are_those_of_all(teachers: dict[str, Path], tmp_path: Path):
+    """One device has most tokens, and all targets; as many as there are is what the means are over."""
+    both = ["recipe=pocket", *SMALL, "stages.attention.queries=9", "stages.attention.loss=both"]
+    configs = [
+        compose(*both, "stages.logits.cross_entropy=0.5"),
+        compose(
+            *(each for each in both if not each.startswith("mixer")), "mixer=stationary-signed", "mixer.features=12"
+        ),
+    ]
+    expected, _ = losses(str(teachers["gpt2"]), configs)
+    done = together(losses, tmp_path, (str(teachers["gpt2"]), configs))
+    for code, found, said in done:
+        assert code == 0, said
+        assert found[0] == pytest.approx(expected, rel=2e-5)
+        assert found[1] == [f"stage pretrain, step 4: the loss of next token is not a number; {CURE}"]
+
+
+def test_a_process_that_fails_ends_the_others(capfd: pytest.CaptureFixture[str]):
+    started = time.monotonic()
+    wait = "import os, sys, time, signal; first = os.environ['RANK'] == '0'; time.sleep(60) if first else None; "
+    assert launch(2, ["-c", wait + "sys.exit(7)"]) == 7
+    assert launch(2, ["-c", wait + "os.kill(os.getpid(), signal.SIGKILL)"]) == 128 + signal.SIGKILL
+    assert capfd.readouterr().err == "distill: SIGKILL has ended one of 2 processes\n"
+    assert launch(2, ["-c", "pass"]) == 0 and time.monotonic() - started < 10
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="wants two GPUs")
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_gpus(strategy: str, words: Words, tmp_path: Path):
+    """On what they are for; the student is that of one, but for how GPUs add up, and what Adam makes of that."""
+    on_gpu = [*(each for each in words("-") if not each.startswith(("run_dir", "trainer.accel"))), "cuda_graphs=false"]
+    on_gpu += ["trainer.accelerator=gpu", "matmul_precision=highest"]
+    for name, more in {"one": [], "two": ["trainer.devices=2", f"trainer.strategy={strategy}"]}.items():
+        command = [sys.executable, "-m", "distill", *on_gpu, *more, f"run_dir={tmp_path / name}"]
+        subprocess.run(command, check=True)
+    one, two = (load_file(tmp_path / name / "student/model.safetensors") for name in ("one", "two"))
+    for name, each in one.items():
+        torch.testing.assert_close(two[name], each, rtol=1e-2, atol=1e-2 * each.abs().max().item(), msg=name)
