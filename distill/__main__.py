@@ -4,6 +4,7 @@ import difflib
 import errno
 import os
 import sys
+import traceback
 from datetime import datetime
 from typing import Any
 
@@ -18,11 +19,12 @@ from .config import read
 from .errors import UserError
 from .exported import inherit
 from .folders import folder
+from .sweep.job import leave_word, of_a_sweep, share_group
 
-#: Jobs of a sweep that ended in an error; the others go on.
-failed: list[str] = []
 #: A disk that takes nothing more is the user's to mend.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+#: What brings the launchers that are not part of Hydra.
+EXTRAS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm"}
 
 
 def register_recipes() -> None:
@@ -32,13 +34,13 @@ def register_recipes() -> None:
 
 
 def run_directory(composed: DictConfig) -> str:
-    """run_dir as asked for, or outputs/<recipe>/<date_time>; each job of a sweep has one of its own."""
+    """run_dir as asked for, or outputs/<recipe>/<date_time>; a job of a sweep has one of its own."""
     if composed.run_dir is not None:
         return composed.run_dir
-    if composed.resume and HydraConfig.get().mode != RunMode.MULTIRUN:
-        raise UserError("resume=true needs run_dir: give the directory of the run that is to go on")
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
+    if of_a_sweep():
         return HydraConfig.get().runtime.output_dir
+    if composed.resume:
+        raise UserError("resume=true needs run_dir: give the directory of the run that is to go on")
     return f"outputs/{composed.recipe}/{datetime.now():%Y-%m-%d_%H-%M-%S}"
 
 
@@ -46,6 +48,8 @@ def run(composed: DictConfig) -> None:
     try:
         inherit(composed, HydraConfig.get().overrides.task)
         composed.run_dir = run_directory(composed)
+        if of_a_sweep():
+            share_group(composed.logger)
         config = read(composed)
         # Imported late: torch and transformers take seconds, and --help or a mistyped key need neither.
         from .pipeline import PIPELINES
@@ -53,16 +57,26 @@ def run(composed: DictConfig) -> None:
         if config.goal not in PIPELINES:
             raise UserError(f"goal={config.goal} is unknown; known: {', '.join(PIPELINES)}")
         PIPELINES[config.goal](config)
-    except UserError as error:
-        # Here and not in `main`, because Hydra announces every exception that reaches it.
-        code = fail(str(error))
-        if HydraConfig.get().mode != RunMode.MULTIRUN:
-            sys.exit(code)
-        failed.append(composed.run_dir)
-    except OSError as error:
-        if error.errno not in NO_ROOM:
+    except Exception as error:
+        said, alone = mistake(error, composed.run_dir), HydraConfig.get().mode == RunMode.RUN
+        if of_a_sweep():
+            leave_word(error, said)
+        if said is None and alone:
             raise
-        sys.exit(fail(f"{error.filename or composed.run_dir}: {error.strerror}; make room or set run_dir elsewhere"))
+        # Here and not in `main`, because Hydra announces every exception that reaches it.
+        if said is None:
+            traceback.print_exc()
+        else:
+            fail(said)
+        if alone:
+            sys.exit(2)
+
+
+def mistake(error: Exception, run_dir: str | None) -> str | None:
+    """What is the user's to mend, on one line; None of an error that is not."""
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        return f"{error.filename or run_dir}: {error.strerror}; make room or set run_dir elsewhere"
+    return str(error) if isinstance(error, UserError) else None
 
 
 def explain(error: Exception, known: list[str]) -> str:
@@ -75,6 +89,8 @@ def explain(error: Exception, known: list[str]) -> str:
         return f"{error.override} cannot be read; {cure}"
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, option = (error.missing_cfg_file or "").rpartition("/")
+        if extra := EXTRAS.get(option):
+            return f"{group}={option} is not installed; pip install 'distill[{extra}]'"
         return f"{group}={option} is unknown; known: {', '.join(error.options)}"
     if lines and lines[0].startswith("Could not override"):
         key = lines[0].split("'")[1]
@@ -117,8 +133,9 @@ def main() -> None:
         hydra.main(version_base="1.3", config_path=str(folder("conf")), config_name="config")(run)()
     except HydraException as error:
         sys.exit(fail(explain(error, known_keys())))
-    if failed:
-        sys.exit(fail(f"{len(failed)} of the sweep's jobs failed, see above: {', '.join(failed)}"))
+    except UserError as error:
+        # Of a sweep as a whole.
+        sys.exit(fail(str(error)))
 
 
 def fail(message: str) -> int:

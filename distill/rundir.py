@@ -22,6 +22,7 @@ from .config import Config
 from .errors import UserError, reason
 from .progress import Progress
 from .report.run import Run
+from .sweep.state import unmark
 from .whole import whole
 
 #: Keys that may differ where a run is resumed.
@@ -86,6 +87,7 @@ class RunDirectory:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.lock()
+            unmark(self.path)
             if not self.begun:
                 if (self.path / "config.yaml").exists():
                     raise self.taken()

@@ -1,6 +1,5 @@
 """What made a run's numbers: the command, the machine and the code."""
 
-import os
 import shlex
 
 import torch
@@ -8,6 +7,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from ..checkpoint import git_commit
 from ..config import Config
+from ..cores import cpu_cores
 from ..rundir import RunDirectory
 
 
@@ -43,8 +43,3 @@ def hardware(device: torch.device) -> str:
         return f"one {device.type} device"
     cores = min(cpu_cores(), torch.get_num_threads())
     return f"{cores} CPU core{'s' if cores > 1 else ''}"
-
-
-def cpu_cores() -> int:
-    """Those that this process may use, where the system tells; else all there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

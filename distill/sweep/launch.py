@@ -1,0 +1,96 @@
+"""Runs the jobs of a sweep, each in a process of its own: one that is killed or crashes takes no other along."""
+
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+
+from omegaconf import DictConfig
+
+from ..report.quantities import duration
+from .jobs import Job, differing
+from .places import places
+from .processes import Processes
+from .state import State, mark, state, unmark
+
+#: What of Hydra's own overrides is about the sweep and not about each job.
+OF_THE_SWEEP = ("hydra.mode", "hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.sweep.")
+LOG = "log.txt"
+
+
+def launch(jobs: Sequence[Job], config: DictConfig, at_a_time: int) -> list[State]:
+    """What became of each. Those that are finished are not started.
+
+    SystemExit with 128 and the signal's number, as a shell has it, where Ctrl-C or SIGTERM ended the sweep.
+    """
+    free: SimpleQueue[dict[str, str]] = SimpleQueue()
+    for place in places(at_a_time):
+        free.put(place)
+    processes = Processes()
+
+    def run(job: Job, told: str) -> State:
+        if state(job.directory).name == "finished":
+            print(f"{job} is finished: {told}", flush=True)
+            return state(job.directory)
+        place, start = free.get(), time.monotonic()
+        try:
+            unmark(job.directory)
+            job.directory.mkdir(parents=True, exist_ok=True)
+            print(f"{job} in {job.directory}: {told}", flush=True)
+            code = processes.run(command(job, config), place | {"PYTHONUNBUFFERED": "1"}, job.directory / LOG)
+        finally:
+            free.put(place)
+        if code:
+            leave_word(job, code)
+        found = state(job.directory)
+        if code is not None:
+            print(f"{job} {found}, after {duration(time.monotonic() - start)}", flush=True)
+        return found
+
+    with processes.listening(), ThreadPoolExecutor(at_a_time) as pool:
+        found = list(pool.map(run, jobs, differing(jobs)))
+    if processes.asked:
+        print(
+            f"distill: the sweep ended, as {processes.asked.name} asked; resume=true goes on with it", file=sys.stderr
+        )
+        raise SystemExit(128 + processes.asked)
+    return found
+
+
+def command(job: Job, config: DictConfig) -> list[str]:
+    """That of a run by itself, so that what starts its own command again, as several GPUs need, starts this job."""
+    sources = [each.path for each in config.hydra.runtime.config_sources if each.provider == "command-line"]
+    own = [each for each in config.hydra.overrides.hydra if not each.startswith(OF_THE_SWEEP)]
+    return [
+        *(sys.executable, "-m", "distill"),
+        *(word for path in sources for word in ("--config-dir", path.removeprefix("file://"))),
+        *job.overrides,
+        *(["resume=true"] if config.resume else []),
+        *own,
+        f"hydra.job.num={job.number}",
+        f"hydra.sweep.dir={quoted(config.hydra.sweep.dir)}",
+        f"hydra.run.dir={quoted(job.directory)}",
+    ]
+
+
+def quoted(value: object) -> str:
+    """As Hydra takes a text with characters of its own grammar."""
+    text = str(value).replace("'", "\\'")
+    return f"'{text}'"
+
+
+def leave_word(job: Job, code: int) -> None:
+    """Marks a job that ended without a word of its own."""
+    if code < 0 or state(job.directory).name not in ("finished", "failed"):
+        mark(job.directory, ended(code, job))
+
+
+def ended(code: int, job: Job) -> State:
+    """A run that SIGTERM ends has kept what there was, and says so by its code."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        code = -number if code == 128 + number else code
+    if code < 0:
+        return State("killed", signal.Signals(-code).name)
+    return State("failed", f"exit code {code}, see {job.directory / LOG}")

@@ -1,0 +1,124 @@
+"""What Hydra is given for sweeps: `hydra/sweeper=grid|random` and `hydra/launcher=processes`.
+
+Hydra takes plugins from the package hydra_plugins alone, and imports this file whenever it starts.
+"""
+
+import itertools
+import shlex
+import sys
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from distill.errors import UserError, reason
+from distill.sweep.draw import drawn
+from distill.sweep.jobs import Sweep, begin, place
+from distill.sweep.launch import launch
+from distill.sweep.outcome import check_finished
+
+
+class Listed(Sweeper):
+    """A sweep whose jobs are all known, and written down, before the first begins.
+
+    Hydra's own sweepers end with the first job that fails. Here, whatever the launcher, what became of each is read
+    from its directory.
+    """
+
+    def __init__(self, params: dict[str, str] | None = None):
+        self.params = params or {}
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context, self.config = hydra_context, config
+        self.launcher = Plugins.instance().instantiate_launcher(hydra_context, task_function, config)
+
+    @abstractmethod
+    def jobs(self, overrides: Sequence[Override]) -> list[list[str]]:
+        """The overrides of every job."""
+
+    def sweep(self, arguments: list[str]) -> None:
+        """UserError where not all jobs are finished."""
+        loader = self.hydra_context.config_loader
+        typed = [f"{key}={value}" for key, value in self.params.items()] + arguments
+        parsed = OverridesParser.create(config_loader=loader).parse_overrides(typed)
+        # Of a key that is given twice, the last one.
+        given = self.jobs(list({each.get_key_element(): each for each in parsed}.values()))
+        folder = Path(str(self.config.hydra.sweep.dir))
+        sweep = Sweep(folder, command(folder), place(loader, self.config, given))
+        begin(sweep, self.config.resume)
+        OmegaConf.save(self.config, folder / "multirun.yaml")
+        try:
+            self.launcher.launch(given, initial_job_idx=0)
+        except (UserError, HydraException):
+            raise
+        except Exception as error:
+            # Those of Hydra's launchers that lose a job's process give the others up, or no longer wait for them.
+            print(f"{type(self.launcher).__name__}: {type(error).__name__}: {reason(error)}", file=sys.stderr)
+        check_finished(sweep)
+
+
+class Grid(Listed):
+    """Every combination of values."""
+
+    def jobs(self, overrides: Sequence[Override]) -> list[list[str]]:
+        return [list(each) for each in itertools.product(*map(choices, overrides))]
+
+
+class Random(Listed):
+    """n draws, see `draw.drawn`."""
+
+    def __init__(self, n: int, seed: int, params: dict[str, str] | None = None):
+        super().__init__(params)
+        self.n, self.seed = n, seed
+
+    def jobs(self, overrides: Sequence[Override]) -> list[list[str]]:
+        return drawn(overrides, self.n, self.seed)
+
+
+class Processes(Launcher):
+    """See `launch`."""
+
+    def __init__(self, at_a_time: int):
+        self.at_a_time = at_a_time
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.loader, self.config = hydra_context.config_loader, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        if self.at_a_time < 1:
+            raise UserError(f"hydra.launcher.at_a_time={self.at_a_time}: at least 1 is needed")
+        states = launch(place(self.loader, self.config, job_overrides, initial_job_idx), self.config, self.at_a_time)
+        return [returned(each.name == "finished", str(each)) for each in states]
+
+
+def choices(override: Override) -> list[str]:
+    """What a key may be, as overrides; UserError where that is an interval."""
+    key = override.get_key_element()
+    if override.is_interval_sweep():
+        raise UserError(f"{key}: an interval has no end of values; draw some of them with hydra/sweeper=random")
+    if override.is_sweep_override():
+        return [f"{key}={value}" for value in override.sweep_string_iterator()]
+    return [str(override.input_line)]
+
+
+def command(folder: Path) -> str:
+    """What was typed, so that it goes on with what is left."""
+    typed = [each for each in sys.argv[1:] if not each.startswith(("resume=", "hydra.sweep.dir="))]
+    return shlex.join(["python", "-m", "distill", *typed, f"hydra.sweep.dir={folder}", "resume=true"])
+
+
+def returned(finished: bool, told: str) -> JobReturn:
+    made: Any = JobReturn()
+    made.status = JobStatus.COMPLETED if finished else JobStatus.FAILED
+    made.return_value = None if finished else UserError(told)
+    return made
