@@ -4,7 +4,6 @@ Hydra takes plugins from the package hydra_plugins alone, and imports this file 
 """
 
 import itertools
-import shlex
 import sys
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -22,8 +21,9 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from distill.errors import UserError, reason
+from distill.sweep.command import again
 from distill.sweep.draw import drawn
-from distill.sweep.jobs import Sweep, begin, place
+from distill.sweep.jobs import Sweep, begin, check_begun, place, read
 from distill.sweep.launch import launch
 from distill.sweep.outcome import check_finished
 
@@ -54,8 +54,9 @@ class Listed(Sweeper):
         # Of a key that is given twice, the last one.
         given = self.jobs(list({each.get_key_element(): each for each in parsed}.values()))
         folder = Path(str(self.config.hydra.sweep.dir))
-        sweep = Sweep(folder, command(folder), place(loader, self.config, given))
-        begin(sweep, self.config.resume)
+        check_begun(folder, self.config.resume)
+        sweep = Sweep(folder, again(arguments, self.config), place(loader, self.config, given))
+        begin(sweep)
         OmegaConf.save(self.config, folder / "multirun.yaml")
         try:
             self.launcher.launch(given, initial_job_idx=0)
@@ -86,18 +87,19 @@ class Random(Listed):
 
 
 class Processes(Launcher):
-    """See `launch`."""
+    """See `launch`; takes the jobs of a sweep that is listed."""
 
     def __init__(self, at_a_time: int):
         self.at_a_time = at_a_time
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.loader, self.config = hydra_context.config_loader, config
+        self.config = config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         if self.at_a_time < 1:
             raise UserError(f"hydra.launcher.at_a_time={self.at_a_time}: at least 1 is needed")
-        states = launch(place(self.loader, self.config, job_overrides, initial_job_idx), self.config, self.at_a_time)
+        jobs = read(Path(str(self.config.hydra.sweep.dir))).jobs[initial_job_idx:][: len(job_overrides)]
+        states = launch(jobs, self.config, self.at_a_time)
         return [returned(each.name == "finished", str(each)) for each in states]
 
 
@@ -109,12 +111,6 @@ def choices(override: Override) -> list[str]:
     if override.is_sweep_override():
         return [f"{key}={value}" for value in override.sweep_string_iterator()]
     return [str(override.input_line)]
-
-
-def command(folder: Path) -> str:
-    """What was typed, so that it goes on with what is left."""
-    typed = [each for each in sys.argv[1:] if not each.startswith(("resume=", "hydra.sweep.dir="))]
-    return shlex.join(["python", "-m", "distill", *typed, f"hydra.sweep.dir={folder}", "resume=true"])
 
 
 def returned(finished: bool, told: str) -> JobReturn:

@@ -43,13 +43,13 @@ def differing(jobs: Sequence[Job]) -> list[str]:
     return [" ".join(each for each in job.overrides if each not in common) for job in jobs]
 
 
-def place(loader: ConfigLoader, config: DictConfig, given: Sequence[Sequence[str]], first: int = 0) -> list[Job]:
+def place(loader: ConfigLoader, config: DictConfig, given: Sequence[Sequence[str]]) -> list[Job]:
     """Composes every job, as Hydra's own sweepers do before any begins, to see that it can be, and where it runs.
 
     UserError where two would share a directory.
     """
     jobs: list[Job] = []
-    for number, overrides in enumerate(given, first):
+    for number, overrides in enumerate(given):
         composed = loader.load_sweep_config(config, list(overrides))
         with open_dict(composed.hydra.job):
             composed.hydra.job.id = composed.hydra.job.num = number
@@ -68,20 +68,23 @@ def place(loader: ConfigLoader, config: DictConfig, given: Sequence[Sequence[str
     return jobs
 
 
-def begin(sweep: Sweep, resumes: bool) -> None:
+def check_begun(folder: Path, resumes: bool) -> None:
+    """UserError where a sweep lives in the folder that is not to be resumed."""
+    if (folder / LIST).exists() and not resumes:
+        raise UserError(f"hydra.sweep.dir={folder} already holds a sweep; choose another, or go on with resume=true")
+
+
+def begin(sweep: Sweep) -> None:
     """Writes sweep.json. One that is resumed may have more jobs than before: of a random search, further draws.
 
-    UserError where another sweep lives there, or this one that is not to be resumed; or where nothing can be written.
+    UserError where the folder holds other jobs, or cannot be written.
     """
     named = f"hydra.sweep.dir={sweep.folder}"
     try:
         sweep.folder.mkdir(parents=True, exist_ok=True)
-        if (sweep.folder / LIST).exists():
-            before = read(sweep.folder)
-            if not resumes:
-                raise UserError(f"{named} already holds a sweep; choose another, or go on with resume=true")
-            if sweep.jobs[: len(before.jobs)] != before.jobs:
-                raise UserError(f"{named} holds a sweep of other jobs; choose another, or go on with {before.command}")
+        before = read(sweep.folder) if (sweep.folder / LIST).exists() else sweep
+        if sweep.jobs[: len(before.jobs)] != before.jobs:
+            raise UserError(f"{named} holds a sweep of other jobs; choose another, or go on with {before.command}")
         with whole(sweep.folder / LIST) as file:
             file.write_text(json.dumps(content(sweep), indent=1) + "\n", encoding="utf-8")
     except OSError as error:

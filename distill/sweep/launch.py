@@ -10,13 +10,13 @@ from queue import SimpleQueue
 from omegaconf import DictConfig
 
 from ..report.quantities import duration
+from .command import of_job
 from .jobs import Job, differing
 from .places import places
 from .processes import Processes
 from .state import State, mark, state, unmark
 
-#: What of Hydra's own overrides is about the sweep and not about each job.
-OF_THE_SWEEP = ("hydra.mode", "hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.sweep.")
+#: Beside what a run leaves, what it said.
 LOG = "log.txt"
 
 
@@ -31,15 +31,14 @@ def launch(jobs: Sequence[Job], config: DictConfig, at_a_time: int) -> list[Stat
     processes = Processes()
 
     def run(job: Job, told: str) -> State:
-        if state(job.directory).name == "finished":
-            print(f"{job} is finished: {told}", flush=True)
-            return state(job.directory)
         place, start = free.get(), time.monotonic()
         try:
+            if (found := state(job.directory)).name == "finished" or processes.asked:
+                return found
             unmark(job.directory)
             job.directory.mkdir(parents=True, exist_ok=True)
             print(f"{job} in {job.directory}: {told}", flush=True)
-            code = processes.run(command(job, config), place | {"PYTHONUNBUFFERED": "1"}, job.directory / LOG)
+            code = processes.run(of_job(job, config), place | {"PYTHONUNBUFFERED": "1"}, job.directory / LOG)
         finally:
             free.put(place)
         if code:
@@ -57,28 +56,6 @@ def launch(jobs: Sequence[Job], config: DictConfig, at_a_time: int) -> list[Stat
         )
         raise SystemExit(128 + processes.asked)
     return found
-
-
-def command(job: Job, config: DictConfig) -> list[str]:
-    """That of a run by itself, so that what starts its own command again, as several GPUs need, starts this job."""
-    sources = [each.path for each in config.hydra.runtime.config_sources if each.provider == "command-line"]
-    own = [each for each in config.hydra.overrides.hydra if not each.startswith(OF_THE_SWEEP)]
-    return [
-        *(sys.executable, "-m", "distill"),
-        *(word for path in sources for word in ("--config-dir", path.removeprefix("file://"))),
-        *job.overrides,
-        *(["resume=true"] if config.resume else []),
-        *own,
-        f"hydra.job.num={job.number}",
-        f"hydra.sweep.dir={quoted(config.hydra.sweep.dir)}",
-        f"hydra.run.dir={quoted(job.directory)}",
-    ]
-
-
-def quoted(value: object) -> str:
-    """As Hydra takes a text with characters of its own grammar."""
-    text = str(value).replace("'", "\\'")
-    return f"'{text}'"
 
 
 def leave_word(job: Job, code: int) -> None:

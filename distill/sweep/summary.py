@@ -40,7 +40,7 @@ class Summary:
             [
                 str(each.job.number),
                 each.told,
-                str(each.state),
+                each.state.name,
                 *(with_error(each.values("ratio").get(domain), errors(each).get(domain)) for domain in self.domains),
                 *(number(each.values("kl").get(domain)) for domain in self.domains),
                 size(each.value("state")),
@@ -53,9 +53,10 @@ class Summary:
         return Table("Jobs", columns, rows, labels=3)
 
     def told(self) -> list[str]:
-        """How many are finished, which is best, and the commands that use it, and that go on."""
+        """How many are finished, why others are not, which is best, and the commands that use it, and that go on."""
         counts = Counter(each.state.name for each in self.found)
         lines = [f"{len(self.found)} jobs: {', '.join(f'{count} {name}' for name, count in counts.items())}"]
+        lines += [f"{each.job} {each.state}" for each in self.found if each.state.reason]
         if self.best is not None:
             on = f" on {self.domain}" if self.domain else ""
             lines.append(
