@@ -8,12 +8,11 @@ import sys
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
@@ -34,6 +33,10 @@ class Listed(Sweeper):
     Hydra's own sweepers end with the first job that fails. Here, whatever the launcher, what became of each is read
     from its directory.
     """
+
+    hydra_context: HydraContext
+    config: DictConfig
+    launcher: Launcher
 
     def __init__(self, params: dict[str, str] | None = None):
         self.params = params or {}
@@ -93,14 +96,14 @@ class Processes(Launcher):
         self.at_a_time = at_a_time
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        if self.at_a_time < 1:
+            raise UserError(f"hydra.launcher.at_a_time={self.at_a_time}: at least 1 is needed")
         self.config = config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        if self.at_a_time < 1:
-            raise UserError(f"hydra.launcher.at_a_time={self.at_a_time}: at least 1 is needed")
-        jobs = read(Path(str(self.config.hydra.sweep.dir))).jobs[initial_job_idx:][: len(job_overrides)]
-        states = launch(jobs, self.config, self.at_a_time)
-        return [returned(each.name == "finished", str(each)) for each in states]
+        """Returns nothing: what became of the jobs is in their directories."""
+        launch(read(Path(str(self.config.hydra.sweep.dir))).jobs, self.config, self.at_a_time)
+        return []
 
 
 def choices(override: Override) -> list[str]:
@@ -111,10 +114,3 @@ def choices(override: Override) -> list[str]:
     if override.is_sweep_override():
         return [f"{key}={value}" for value in override.sweep_string_iterator()]
     return [str(override.input_line)]
-
-
-def returned(finished: bool, told: str) -> JobReturn:
-    made: Any = JobReturn()
-    made.status = JobStatus.COMPLETED if finished else JobStatus.FAILED
-    made.return_value = None if finished else UserError(told)
-    return made

@@ -20,8 +20,8 @@ from .state import State, mark, state, unmark
 LOG = "log.txt"
 
 
-def launch(jobs: Sequence[Job], config: DictConfig, at_a_time: int) -> list[State]:
-    """What became of each. Those that are finished are not started.
+def launch(jobs: Sequence[Job], config: DictConfig, at_a_time: int) -> None:
+    """Those that are finished are not started; of one that ends in any other way, its directory tells how.
 
     SystemExit with 128 and the signal's number, as a shell has it, where Ctrl-C or SIGTERM ended the sweep.
     """
@@ -30,11 +30,11 @@ def launch(jobs: Sequence[Job], config: DictConfig, at_a_time: int) -> list[Stat
         free.put(place)
     processes = Processes()
 
-    def run(job: Job, told: str) -> State:
+    def run(job: Job, told: str) -> None:
         place, start = free.get(), time.monotonic()
         try:
-            if (found := state(job.directory)).name == "finished" or processes.asked:
-                return found
+            if state(job.directory).name == "finished" or processes.asked:
+                return
             unmark(job.directory)
             job.directory.mkdir(parents=True, exist_ok=True)
             print(f"{job} in {job.directory}: {told}", flush=True)
@@ -43,24 +43,23 @@ def launch(jobs: Sequence[Job], config: DictConfig, at_a_time: int) -> list[Stat
             free.put(place)
         if code:
             leave_word(job, code)
-        found = state(job.directory)
         if code is not None:
-            print(f"{job} {found}, after {duration(time.monotonic() - start)}", flush=True)
-        return found
+            print(f"{job} {state(job.directory)}, after {duration(time.monotonic() - start)}", flush=True)
 
     with processes.listening(), ThreadPoolExecutor(at_a_time) as pool:
-        found = list(pool.map(run, jobs, differing(jobs)))
+        # As a list, so that an error of one is not lost.
+        list(pool.map(run, jobs, differing(jobs)))
     if processes.asked:
         print(
             f"distill: the sweep ended, as {processes.asked.name} asked; resume=true goes on with it", file=sys.stderr
         )
         raise SystemExit(128 + processes.asked)
-    return found
 
 
 def leave_word(job: Job, code: int) -> None:
-    """Marks a job that ended without a word of its own."""
-    if code < 0 or state(job.directory).name not in ("finished", "failed"):
+    """Marks a job that ended unfinished, and without a word of its own."""
+    found = state(job.directory).name
+    if found != "finished" and (code < 0 or found != "failed"):
         mark(job.directory, ended(code, job))
 
 

@@ -42,7 +42,7 @@ def drawing(found: list[Result], best: list[Result], alt: str) -> str:
                 axes.plot(x, y, "o", color=colour, alpha=1 if each in best else 0.5)
                 labels.append(Label(str(each.job.number), x, y, colour))
         line = [(each.value("state") or 0, each.value("ratio") or 0) for each in best]
-        axes.plot(*zip(*line, strict=True), color=COLOURS[0], drawstyle="steps-post", linewidth=1)
+        axes.plot(*zip(*line, strict=True), color=COLOURS[0], drawstyle="steps-post", linewidth=1, alpha=0.4)
         scales(axes, [label.x for label in labels], [label.y for label in labels])
         write_labels(axes, labels)
 
