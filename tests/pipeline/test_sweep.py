@@ -53,7 +53,14 @@ def test_one_job_fails_and_one_is_killed_and_a_rerun_completes_the_rest(
     paths[REFUSED].unlink()
     sweep = tmp_path / "sweep"
     swept = f"teacher.path={','.join(map(str, paths))}"
-    typed = [*SMALL, "report.sections=[headline]", "stages.attention.max_steps=9", f"data.path={text}", swept]
+    typed = [
+        *SMALL,
+        "report.sections=[headline]",
+        "stages.logits.max_steps=0",
+        "data.validation_blocks=2",
+        f"data.path={text}",
+        swept,
+    ]
     typed += [f"hydra.sweep.dir={sweep}", "hydra.launcher.at_a_time=3"]
 
     def run(*more: str) -> int:

@@ -8,7 +8,16 @@ from typing import Any, BinaryIO, ClassVar
 import torch
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["distill.pipeline", "transformers.models.gpt2.modeling_gpt2", "tests.pipeline.warm"])
+context.set_forkserver_preload(
+    [
+        "distill.__main__",
+        "distill.pipeline",
+        "distill.report.sections.headline",
+        "transformers.models.gpt2.modeling_gpt2",
+        "hydra.core.override_parser.overrides_parser",
+        "tests.pipeline.warm",
+    ]
+)
 
 
 class Popen:
