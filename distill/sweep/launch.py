@@ -4,7 +4,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from queue import SimpleQueue
 
 from omegaconf import DictConfig
@@ -47,8 +47,12 @@ def launch(jobs: Sequence[Job], config: DictConfig, at_a_time: int) -> None:
             print(f"{job} {state(job.directory)}, after {duration(time.monotonic() - start)}", flush=True)
 
     with processes.listening(), ThreadPoolExecutor(at_a_time) as pool:
-        # As a list, so that an error of one is not lost.
-        list(pool.map(run, jobs, differing(jobs)))
+        waited_for = [pool.submit(run, *each) for each in zip(jobs, differing(jobs), strict=True)]
+        # Python answers signals in this thread, which may not wait on and on.
+        while wait(waited_for, timeout=1).not_done:
+            pass
+    for each in waited_for:
+        each.result()
     if processes.asked:
         print(
             f"distill: the sweep ended, as {processes.asked.name} asked; resume=true goes on with it", file=sys.stderr

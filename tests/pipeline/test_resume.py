@@ -176,7 +176,7 @@ def test_a_directory_is_one_runs_at_a_time(wanted: Callable[[Path, bool], Config
     # Why an earlier attempt ended does not outlive it.
     mark(first.path, State("failed", "of before"))
     RunDirectory(config).create()
-    assert state(first.path) == State("unfinished")
+    assert state(first.path) == State("running")
 
 
 def test_a_teacher_that_was_being_trained(small: Compose, text: Path, tmp_path: Path):
