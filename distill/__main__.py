@@ -4,6 +4,7 @@ import difflib
 import errno
 import os
 import sys
+import traceback
 from datetime import datetime
 from typing import Any
 
@@ -19,11 +20,13 @@ from .errors import UserError
 from .exported import inherit
 from .folders import folder
 from .launch import launch, launched, to_launch
+from .sweep.job import OF_A_JOB, leave_word, of_a_sweep, share_group
 
-#: Jobs of a sweep that ended in an error; the others go on.
-failed: list[str] = []
-#: A disk that takes nothing more is the user's to mend.
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+#: What is the user's to mend: a disk that takes nothing more, and what is not for this user to read or write.
+CURES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EROFS), "make room there, or choose another place")
+CURES |= dict.fromkeys((errno.EACCES, errno.EPERM), "allow it to this user, or choose another place")
+#: What brings the launchers that are not part of Hydra.
+EXTRAS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm"}
 
 
 def register_recipes() -> None:
@@ -33,13 +36,13 @@ def register_recipes() -> None:
 
 
 def run_directory(composed: DictConfig) -> str:
-    """run_dir as asked for, or outputs/<recipe>/<date_time>; each job of a sweep has one of its own."""
+    """run_dir as asked for, or outputs/<recipe>/<date_time>; a job of a sweep has one of its own."""
     if composed.run_dir is not None:
         return composed.run_dir
-    if composed.resume and HydraConfig.get().mode != RunMode.MULTIRUN:
-        raise UserError("resume=true needs run_dir: give the directory of the run that is to go on")
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
+    if of_a_sweep():
         return HydraConfig.get().runtime.output_dir
+    if composed.resume:
+        raise UserError("resume=true needs run_dir: give the directory of the run that is to go on")
     return one_for_all(f"outputs/{composed.recipe}/{datetime.now():%Y-%m-%d_%H-%M-%S}")
 
 
@@ -54,28 +57,29 @@ def one_for_all(path: str) -> str:
 
 def together(config: Config) -> Config:
     """The configuration of one of several processes, as all of them have it."""
+    if not launched():
+        return config
     from . import ranks
 
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
-        raise UserError("-m: a sweep launches the processes of its runs itself; leave the launcher out")
     return ranks.together(config)
 
 
 def launch_all(run_dir: str, count: int) -> None:
     """The same run in `count` processes, which tell of its mistakes themselves."""
-    typed = [each for each in HydraConfig.get().overrides.task if not each.startswith("run_dir=")]
+    given = HydraConfig.get().overrides
+    typed = [each for each in given.task if not each.startswith("run_dir=")]
+    typed += [each for each in given.hydra if each.startswith(OF_A_JOB)]
     quoted = run_dir.replace("\\", "\\\\").replace("'", "\\'")
-    code = launch(count, ["-m", "distill", *typed, f"run_dir='{quoted}'"])
-    if code and (code != 2 or HydraConfig.get().mode != RunMode.MULTIRUN):
+    if code := launch(count, ["-m", "distill", *typed, f"run_dir='{quoted}'"]):
         sys.exit(code)
-    if code:
-        failed.append(run_dir)
 
 
 def run(composed: DictConfig) -> None:
     try:
         inherit(composed, HydraConfig.get().overrides.task)
         composed.run_dir = run_directory(composed)
+        if of_a_sweep():
+            share_group(composed.logger)
         config = read(composed)
         if count := to_launch(config.trainer):
             return launch_all(config.run_dir, count)
@@ -84,20 +88,29 @@ def run(composed: DictConfig) -> None:
 
         if config.goal not in PIPELINES:
             raise UserError(f"goal={config.goal} is unknown; known: {', '.join(PIPELINES)}")
-        PIPELINES[config.goal](together(config) if launched() else config)
-    except UserError as error:
-        # Here and not in `main`, because Hydra announces every exception that reaches it.
-        code = fail(str(error))
-        if HydraConfig.get().mode != RunMode.MULTIRUN:
-            sys.exit(code)
-        failed.append(composed.run_dir)
+        PIPELINES[config.goal](together(config))
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in NO_ROOM:
-            place = error.filename or composed.run_dir
-            sys.exit(fail(f"{place}: {error.strerror}; make room or set run_dir elsewhere"))
+        said, alone = mistake(error, composed.run_dir), HydraConfig.get().mode == RunMode.RUN
         if not speaks():
-            sys.exit(1)
-        raise
+            sys.exit(1 if said is None else 2)
+        if of_a_sweep():
+            leave_word(error, said)
+        if said is None and alone:
+            raise
+        # Here and not in `main`, because Hydra announces every exception that reaches it.
+        if said is None:
+            traceback.print_exc()
+        else:
+            fail(said)
+        if alone:
+            sys.exit(2)
+
+
+def mistake(error: Exception, run_dir: str | None) -> str | None:
+    """What is the user's to mend, on one line; None of an error that is not."""
+    if isinstance(error, OSError) and error.errno in CURES:
+        return f"{error.filename or run_dir}: {error.strerror}; {CURES[error.errno]}"
+    return str(error) if isinstance(error, UserError) else None
 
 
 def explain(error: Exception, known: list[str]) -> str:
@@ -110,6 +123,8 @@ def explain(error: Exception, known: list[str]) -> str:
         return f"{error.override} cannot be read; {cure}"
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, option = (error.missing_cfg_file or "").rpartition("/")
+        if extra := EXTRAS.get(option):
+            return f"{group}={option} is not installed; pip install 'distill[{extra}]'"
         return f"{group}={option} is unknown; known: {', '.join(error.options)}"
     if lines and lines[0].startswith("Could not override"):
         key = lines[0].split("'")[1]
@@ -158,8 +173,9 @@ def main() -> None:
         hydra.main(version_base="1.3", config_path=str(folder("conf")), config_name="config")(run)()
     except HydraException as error:
         sys.exit(fail(explain(error, known_keys())))
-    if failed:
-        sys.exit(fail(f"{len(failed)} of the sweep's jobs failed, see above: {', '.join(failed)}"))
+    except UserError as error:
+        # Of a sweep as a whole.
+        sys.exit(fail(str(error)))
 
 
 def fail(message: str) -> int:

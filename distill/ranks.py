@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import timedelta
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -195,6 +196,7 @@ def agree(values: dict[str, Any]) -> None:
     )
 
 
+@cache
 def speaks() -> bool:
     """Whether this process is the first to say why the run ends; what fails after it is only what that led to."""
     try:

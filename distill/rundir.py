@@ -24,6 +24,7 @@ from .config import Config, flat
 from .errors import UserError, reason
 from .progress import Progress
 from .report.run import Run
+from .sweep.state import unmark
 from .whole import whole
 
 #: Keys that may differ where a run is resumed.
@@ -102,6 +103,7 @@ class RunDirectory:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.lock()
+            unmark(self.path)
             if not self.begun:
                 if (self.path / "config.yaml").exists():
                     raise self.taken()

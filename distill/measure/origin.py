@@ -1,6 +1,5 @@
 """What made a run's numbers: the command, the machine and the code."""
 
-import os
 import shlex
 
 import torch
@@ -9,6 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from .. import ranks
 from ..checkpoint import git_commit
 from ..config import Config
+from ..cores import cpu_cores
 from ..rundir import RunDirectory
 
 
@@ -45,8 +45,3 @@ def hardware(device: torch.device) -> str:
         return f"{count} {device.type} device"
     cores = min(cpu_cores(), ranks.size() * torch.get_num_threads())
     return f"{cores} CPU core{'s' if cores > 1 else ''}"
-
-
-def cpu_cores() -> int:
-    """Those that this process may use, where the system tells; else all there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

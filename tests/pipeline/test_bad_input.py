@@ -142,7 +142,8 @@ def refusal(
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
 
     def say(*overrides: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["distill", *arguments, *overrides])
+        flags = [each for each in overrides if each == "-m"]
+        monkeypatch.setattr(sys, "argv", ["distill", *flags, *arguments, *overrides[len(flags) :]])
         with pytest.raises(SystemExit) as left:
             main()
         said = capfd.readouterr().err.splitlines()
@@ -247,10 +248,46 @@ def test_a_missing_teacher_as_typed(tmp_path: Path, arguments: list[str]):
 
 
 def test_a_failed_job_does_not_end_a_sweep(tmp_path: Path, arguments: list[str], teachers: dict[str, Path]):
+    """Not even where all jobs are of one process."""
     kept = [each for each in arguments if not each.startswith(("teacher.path", "run_dir"))]
-    kept += [f"teacher.path=./nowhere,{teachers['gpt2']}", f"hydra.sweep.dir={tmp_path}/all"]
+    kept += [f"teacher.path=./nowhere,{teachers['gpt2']}", f"hydra.sweep.dir={tmp_path}/all", "hydra/launcher=basic"]
     done = typed("-m", *kept, "stages.attention.max_steps=0", "stages.logits.max_steps=0", cwd=tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "teacher.path=./nowhere does not exist" in done.stderr
-    assert re.search(r"1 of the sweep's jobs failed, see above: \S*all/0$", done.stderr.splitlines()[-1])
+    *_, first, last = [line for line in done.stderr.splitlines() if line.startswith("distill: ")]
+    assert first.startswith("distill: teacher.path=./nowhere does not exist")
+    assert last.startswith("distill: 1 of the sweep's 2 jobs are not finished: 0 failed: teacher.path=./nowhere does")
     assert (tmp_path / "all/1/student/config.json").exists() and not (tmp_path / "all/0/student").exists()
+
+
+def test_jobs_of_processes_of_their_own_fail_one_by_one(tmp_path: Path):
+    """As typed: each is the command of a run, and its log has what that says."""
+    done = typed(
+        "-m", "data.context=many,few", 'hydra.sweep.dir="it\'s all"', "hydra.launcher.at_a_time=2", cwd=tmp_path
+    )
+    assert done.returncode == 2
+    said = "data.context: Value '{}' of type 'str' could not be converted to Integer"
+    for number, word in enumerate(["many", "few"]):
+        assert (tmp_path / f"it's all/{number}/log.txt").read_text() == f"distill: {said.format(word)}\n"
+        assert f"job {number} failed: {said.format(word)}, after " in done.stdout
+    assert done.stderr.startswith("distill: 2 of the sweep's 2 jobs are not finished: 0 failed: data.context: ")
+
+
+#: What is typed of a sweep that cannot be one → what the answer names.
+NO_SWEEP: dict[str, tuple[list[str], list[str]]] = {
+    "run_dir": (["seed=0,1"], ["run_dir=run", "a directory of its own"]),
+    "one directory": (["seed=0,1", "run_dir=null", "hydra.sweep.subdir=x"], ["hydra.sweep.subdir", "hydra:job.num"]),
+    "nobody": (["seed=0", "run_dir=null", "hydra.launcher.at_a_time=0"], ["hydra.launcher.at_a_time=0", "at least 1"]),
+    "interval": (["seed=interval(0,1)", "run_dir=null"], ["seed", "interval", "hydra/sweeper=random"]),
+    "no draw": (["run_dir=null", "hydra/sweeper=random", "hydra.sweeper.n=0"], ["hydra.sweeper.n=0", "at least 1"]),
+    "joblib": (["hydra/launcher=joblib"], ["hydra/launcher=joblib", "pip install 'distill[joblib]'"]),
+    "slurm": (["hydra/launcher=submitit_slurm"], ["submitit_slurm", "pip install 'distill[slurm]'"]),
+    "launcher": (["hydra/launcher=nope"], ["hydra/launcher=nope", "unknown", "basic, processes"]),
+}
+
+
+@pytest.mark.parametrize("name", NO_SWEEP)
+def test_a_sweep_that_cannot_be_one_is_not_begun(name: str, refusal: Said, tmp_path: Path):
+    given, named = NO_SWEEP[name]
+    said = refusal("-m", *given, "hydra.sweep.dir=all")
+    assert all(each in said for each in named), said
+    assert not list(tmp_path.glob("all/*/*"))

@@ -23,6 +23,7 @@ from distill.progress import Progress
 from distill.rundir import RunDirectory
 from distill.stages.attention import AttentionStage
 from distill.stages.logits import LogitsStage
+from distill.sweep.state import State, mark, state
 
 from .conftest import SMALL, Compose
 from .test_bad_input import typed
@@ -172,7 +173,10 @@ def test_a_directory_is_one_runs_at_a_time(wanted: Callable[[Path, bool], Config
     with pytest.raises(UserError, match="another run is writing to it"):
         RunDirectory(config).create()
     first.release()
+    # Why an earlier attempt ended does not outlive it.
+    mark(first.path, State("failed", "of before"))
     RunDirectory(config).create()
+    assert state(first.path) == State("running")
 
 
 def test_a_teacher_that_was_being_trained(small: Compose, text: Path, tmp_path: Path):

@@ -1,0 +1,50 @@
+"""`python -m distill.sweep FOLDER`: what became of a sweep, in a table and a figure."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from ..errors import UserError, exit_code
+from ..report.section import Table
+from .jobs import read
+from .result import METRICS
+from .summary import NAME, summarise
+
+PROGRAM = "python -m distill.sweep"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code, see `errors.exit_code`."""
+    parser = argparse.ArgumentParser(
+        PROGRAM, description=f"Tell what became of a sweep, and write it down: FOLDER/{NAME}.md, .json and .svg."
+    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="its hydra.sweep.dir: outputs/NAME/sweep_DATE_TIME")
+    parser.add_argument("--by", default="ratio", choices=METRICS, help="what the best job is chosen by")
+    parser.add_argument("--on", metavar="DOMAIN", help="on which text; by default the mean over all")
+    given = parser.parse_args(arguments)
+    return exit_code(lambda: told(given.folder, given.by, given.on))
+
+
+def told(folder: Path, by: str, domain: str | None) -> str:
+    try:
+        summary = summarise(read(folder), by, domain)
+    except OSError as error:
+        raise UserError(f"{error.filename or folder}: cannot be written, {error.strerror}") from error
+    return "\n".join([*aligned(summary.table()), "", *summary.told(), f"written: {folder / NAME}.md"])
+
+
+def aligned(table: Table) -> list[str]:
+    """Its rows for a terminal: what names a row to the left, numbers to the right."""
+    lines = [table.columns, *table.rows]
+    widths = [max(len(line[place]) for line in lines) for place in range(len(table.columns))]
+    return [
+        "  ".join(
+            cell.ljust(width) if place < table.labels else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
