@@ -6,6 +6,7 @@ import os
 import sys
 import traceback
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -21,6 +22,9 @@ from .exported import inherit
 from .folders import folder
 from .launch import launch, launched, to_launch
 from .sweep.job import OF_A_JOB, leave_word, of_a_sweep, share_group
+
+# Where Hydra, once it is first asked for anything, finds the sweepers and the launcher.
+sys.path.append(str(Path(__file__).parent / "plugins"))
 
 #: What is the user's to mend: a disk that takes nothing more, and what is not for this user to read or write.
 CURES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EROFS), "make room there, or choose another place")
@@ -70,7 +74,10 @@ def launch_all(run_dir: str, count: int) -> None:
     typed = [each for each in given.task if not each.startswith("run_dir=")]
     typed += [each for each in given.hydra if each.startswith(OF_A_JOB)]
     quoted = run_dir.replace("\\", "\\\\").replace("'", "\\'")
-    if code := launch(count, ["-m", "distill", *typed, f"run_dir='{quoted}'"]):
+    code = launch(count, ["-m", "distill", *typed, f"run_dir='{quoted}'"])
+    if code and HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise UserError(f"exit code {code}, see above")
+    if code:
         sys.exit(code)
 
 

@@ -1,6 +1,7 @@
 """What Hydra is given for sweeps: `hydra/sweeper=grid|random` and `hydra/launcher=processes`.
 
-Hydra takes plugins from the package hydra_plugins alone, and imports this file whenever it starts.
+Hydra takes plugins from the package hydra_plugins alone, in whatever folder of `sys.path` a part of it is, and imports
+this file whenever it starts.
 """
 
 import itertools
