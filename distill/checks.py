@@ -57,8 +57,9 @@ def check(wanted: config.Config) -> None:
     for key, least in LEAST.items():
         if (number := look_up(wanted, key)) is not None and (not isinstance(number, int) or number < least):
             raise UserError(f"{key}={number} must be a whole number of at least {least}")
-    if wanted.stages.logits.temperature <= 0:
-        raise UserError(f"stages.logits.temperature={wanted.stages.logits.temperature} must be above 0")
+    for key in ("stages.logits.temperature", "checkpoint_minutes"):
+        if (value := look_up(wanted, key)) <= 0:
+            raise UserError(f"{key}={value} must be above 0")
     if not re.fullmatch(r"[1-9]\d*[KMGT]B", wanted.student.shard_size):
         raise UserError(f"student.shard_size={wanted.student.shard_size} must be a size, as 5GB or 500MB")
     check_cache(wanted)

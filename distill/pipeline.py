@@ -13,7 +13,7 @@ from .allocation import allocate
 from .checkpoint import export
 from .checks import check
 from .config import Config, Pretrain, on_one_device
-from .data import Corpus, prepare
+from .data import Corpus, digests, prepare
 from .errors import UserError
 from .flexformer.model import Flexformer
 from .kernels import save_kernels
@@ -58,6 +58,7 @@ def distil(config: Config) -> Path:
         corpus = prepare(config.data, teacher.tokenizer, config.seed, task, teacher.classes)
     student = start_student(teacher, config)
     run.create()
+    run.begin_with(digests(corpus))
     write_origin(config, run, device)
     tokens: dict[str, int] = {}
     if not config.student.path and not config.student.kernels:
@@ -115,6 +116,7 @@ def evaluate(config: Config) -> Path:
         corpus = prepare(config.data, teacher.tokenizer, config.seed, teacher.task, teacher.classes)
     student = start_student(teacher, config)
     run.create()
+    run.begin_with(digests(corpus))
     write_origin(config, run, device)
 
     readings = {"teacher": read_domains(teacher.model, corpus, config, run)}

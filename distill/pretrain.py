@@ -10,7 +10,7 @@ from lightning import seed_everything
 from . import ranks
 from .checks import check
 from .config import Config, Teacher, on_one_device
-from .data import prepare, training_texts
+from .data import digests, prepare, training_texts
 from .errors import UserError
 from .loading import check_body, check_tokens, load_model, load_tokenizer, location
 from .measure.cost import TRAINING, training
@@ -54,6 +54,7 @@ def train_teacher(config: Config) -> Path:
         check_body(f"teacher.path={wanted.path}", model, told)
         attention_layers(wanted.path, model, task, config.data.context)
     run.create()
+    run.begin_with(digests(corpus))
 
     stage = LanguageStage(model, config.stages.pretrain, task)
     tokens = fit(stage, "pretrain", config.stages.pretrain, corpus, config, run)

@@ -109,12 +109,17 @@ def gathered(value: T) -> list[T]:
 
 def anywhere(value: bool) -> bool:
     """Whether it is so in any of the processes."""
+    return bool(most(value))
+
+
+def most(value: int) -> int:
+    """The largest in any of the processes."""
     if size() == 1:
         return value
     # Asked at every step: the quickest way there is.
     flag = torch.tensor(int(value))
     dist.all_reduce(flag, dist.ReduceOp.MAX)
-    return bool(flag)
+    return int(flag)
 
 
 def told(value: T) -> T:

@@ -27,8 +27,10 @@ from .report.run import Run
 from .sweep.state import unmark
 from .whole import whole
 
+#: The measurement that says what the texts were.
+TEXTS = "texts"
 #: Keys that may differ where a run is resumed.
-FREE = ("resume", "run_dir")
+FREE = ("resume", "run_dir", "checkpoint_minutes")
 
 
 class RunDirectory:
@@ -52,7 +54,10 @@ class RunDirectory:
 
     def look(self) -> bool:
         """Whether a run has begun here, see `__init__`."""
-        begun = any((self.path / part).exists() for part in ("config.yaml", "student", "teacher", "report"))
+        try:
+            begun = any((self.path / part).exists() for part in ("config.yaml", "student", "teacher", "report"))
+        except OSError as error:
+            raise UserError(f"run_dir={self.path} cannot be read: {error.strerror}") from error
         if begun and not self.config.resume:
             raise self.taken()
         if begun:
@@ -111,6 +116,21 @@ class RunDirectory:
                     file.write_text(resolved, encoding="utf-8")
         except OSError as error:
             raise UserError(f"run_dir={self.path} cannot be written: {error.strerror}") from error
+
+    def begin_with(self, digests: dict[str, str]) -> None:
+        """Notes what the texts are, see `data.digest`; UserError where the run that is resumed began with others."""
+        ranks.first(lambda: self.note(digests))
+
+    def note(self, digests: dict[str, str]) -> None:
+        file = self.path / "measurements" / f"{TEXTS}.json"
+        before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        for name in digests.keys() & before.keys():
+            if digests[name] != before[name]:
+                raise UserError(
+                    f"data: the text of {name} is not what it was when the run in run_dir={self.path} began; bring it "
+                    "back, or choose another directory"
+                )
+        self.write_measurement(TEXTS, digests)
 
     def lock(self) -> None:
         """Has this directory to itself until `release`, or until the process ends, however that is."""

@@ -2,6 +2,7 @@
 
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from ..errors import UserError
 from ..flexformer.feature_map import FeatureMap
 from ..rundir import RunDirectory
 from ..task import tokens_of
+from .kept import found
 
 
 class Meter(Callback):
@@ -91,8 +93,8 @@ class Redraw(Callback):
 class NumberGuard(Callback):
     """Stops the run before a loss or a gradient that is not a number reaches the weights."""
 
-    def __init__(self, name: str):
-        self.name = name
+    def __init__(self, name: str, checkpoints: Path):
+        self.name, self.checkpoints = name, checkpoints
 
     def on_train_batch_start(self, trainer: Trainer, module: Any, batch: Any, index: int) -> None:
         self.batch = batch
@@ -117,7 +119,7 @@ class NumberGuard(Callback):
             self.stop(trainer, f"gradient of {gradients[int((~torch.isfinite(norms)).nonzero()[0])][0]}")
 
     def stop(self, trainer: Trainer, where: str) -> None:
-        kept = getattr(trainer.checkpoint_callback, "best_model_path", "") or "none was written yet"
+        kept = next((str(path) for _, path in found(self.checkpoints, self.name)), "none was written yet")
         raise UserError(
             f"stage {self.name}, step {trainer.global_step + 1}: the {where} is not a number; "
             f"lower the learning rate (last good checkpoint: {kept})"
@@ -162,3 +164,7 @@ class ProgressBar(TQDMProgressBar):
     def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:
         super().on_train_epoch_start(trainer, *args)
         self.train_progress_bar.set_description(self.name)
+
+    def on_exception(self, *args: Any) -> None:
+        # What is said of it has a line of its own.
+        self.train_progress_bar.close()

@@ -24,7 +24,7 @@ from ..flexformer.attempt import taken
 from ..progress import chance
 from ..rundir import RunDirectory
 from .callbacks import Meter, NumberGuard, ProgressBar, Redraw
-from .kept import Batches, Chance, CheckedIO, Leave, checkpoints, newest
+from .kept import Batches, Chance, CheckedIO, Keep, newest
 from .sharded import Sharded, gather, twin
 from .stage import Stage, launches_alike
 
@@ -64,21 +64,19 @@ def fit(stage: Stage, name: str, wanted: Wanted, corpus: Corpus, config: Config,
         callbacks=[
             meter,
             Redraw(),
-            NumberGuard(name),
+            NumberGuard(name, run.checkpoints),
             ProgressBar(name),
             Chance(ranks.told(chance())),
-            Leave(name, run.checkpoints),
-            checkpoints(name, last, run.checkpoints),
+            Keep(name, run.checkpoints, last, config.checkpoint_minutes),
         ],
+        enable_checkpointing=False,
         plugins=[CheckedIO()],
         logger=run.logger,
         default_root_dir=str(run.path),
     )
     with run.timed(name), warnings.catch_warnings(), matmul_precision(config.matmul_precision):
-        # Stages share the folder of checkpoints, a student trains without dropout, and Lightning's own use of torch
-        # is its business.
+        # A student trains without dropout, and Lightning's own use of torch is its business.
         for harmless in (
-            "Checkpoint directory .* exists",
             ".*treespec",
             ".*does not have many workers",
             ".*in eval mode",

@@ -3,6 +3,7 @@
 import hashlib
 import re
 import signal
+import time
 import warnings
 from collections.abc import Iterator
 from itertools import islice
@@ -12,7 +13,6 @@ from typing import Any
 import torch
 from lightning import Callback, Trainer
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from .. import ranks
@@ -23,6 +23,8 @@ from ..whole import whole
 
 #: Checkpoints of a stage that are kept, so that there is one where another is damaged.
 KEPT = 2
+#: How urgent SIGTERM is, beside that it is time to keep what there is.
+LEAVE = 2
 #: What a checkpoint is called after its stage.
 STEP = r"-step=(\d+)\.ckpt"
 
@@ -43,24 +45,21 @@ class CheckedIO(TorchCheckpointIO):
         super().remove_checkpoint(path)
 
 
-def checkpoints(name: str, steps: int, folder: Path) -> ModelCheckpoint:
-    """The newest states of a stage, every quarter of it."""
-    every = max(1, steps // 4)
-    return ModelCheckpoint(
-        folder, f"{name}-{{step}}", monitor="step", mode="max", save_top_k=KEPT, every_n_train_steps=every
-    )
-
-
 def newest(folder: Path, name: str) -> tuple[Path | None, int]:
     """A stage's last good checkpoint and its step, None and 0 where there is none; a warning names those that are not
     what was written."""
-    called = re.compile(re.escape(name) + STEP)
-    found = {int(said[1]): path for path in folder.glob("*.ckpt") if (said := called.fullmatch(path.name))}
-    for step, path in sorted(found.items(), reverse=True):
+    for step, path in found(folder, name):
         if voucher(path).is_file() and voucher(path).read_text(encoding="utf-8") == sha256(path):
             return path, step
         warnings.warn(f"{path} is not what was written, and is not gone on from", stacklevel=2)
     return None, 0
+
+
+def found(folder: Path, name: str) -> list[tuple[int, Path]]:
+    """A stage's checkpoints by their steps, the newest first."""
+    called = re.compile(re.escape(name) + STEP)
+    there = {int(said[1]): path for path in folder.glob("*.ckpt") if (said := called.fullmatch(path.name))}
+    return sorted(there.items(), reverse=True)
 
 
 def voucher(path: Path) -> Path:
@@ -93,27 +92,41 @@ class Batches:
         """See `state_dict`."""
 
 
-class Leave(Callback):
-    """Keeps what there is and leaves when SIGTERM asks a run to end, as clusters do before they kill it.
+class Keep(Callback):
+    """Keeps the newest states of a stage: every quarter of it, once so many minutes are over, and where SIGTERM asks a
+    run to end, as clusters do before they kill it; then it leaves.
 
     Processes hear of it at different times and leave after the same step. Lightning's own answer, which ends with the
     stage, has one speak to all from within the signal, whatever they are about.
     """
 
-    def __init__(self, name: str, folder: Path):
-        self.name, self.folder, self.asked = name, folder, False
+    def __init__(self, name: str, folder: Path, steps: int, minutes: float):
+        self.name, self.folder, self.quarter, self.seconds = name, folder, max(1, steps // 4), 60 * minutes
+        self.asked = False
 
     def on_train_start(self, trainer: Trainer, module: Any) -> None:
+        self.last = time.monotonic()
         signal.signal(signal.SIGTERM, self.note)
 
     def note(self, number: int, frame: Any) -> None:
         self.asked = True
 
     def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
-        # Gradients that are not yet those of a step are in no checkpoint.
-        if (index + 1) % trainer.accumulate_grad_batches == 0 and ranks.anywhere(self.asked):
-            trainer.save_checkpoint(self.folder / f"{self.name}-step={trainer.global_step}.ckpt")
+        if (index + 1) % trainer.accumulate_grad_batches:
+            # Gradients that are not yet those of a step are in no checkpoint.
+            return
+        late, step = time.monotonic() - self.last >= self.seconds, trainer.global_step
+        urgency = ranks.most(LEAVE if self.asked else int(late))
+        if urgency or step % self.quarter == 0:
+            self.keep(trainer, step)
+        if urgency == LEAVE:
             raise SIGTERMException
+
+    def keep(self, trainer: Trainer, step: int) -> None:
+        trainer.save_checkpoint(self.folder / f"{self.name}-step={step}.ckpt")
+        for _, old in found(self.folder, self.name)[KEPT:]:
+            trainer.strategy.remove_checkpoint(old)
+        self.last = time.monotonic()
 
 
 class Chance(Callback):

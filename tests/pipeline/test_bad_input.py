@@ -40,6 +40,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "steps below nought": (["stages.attention.max_steps=-1"], ["stages.attention.max_steps=-1", "at least 0"]),
     "no queries": (["stages.attention.queries=0"], ["stages.attention.queries=0", "at least 1"]),
     "temperature": (["stages.logits.temperature=0"], ["stages.logits.temperature=0", "above 0"]),
+    "checkpoints all the time": (["checkpoint_minutes=0"], ["checkpoint_minutes=0", "above 0"]),
     "linformer shorter than a text": (
         ["task=masked_lm", "mixer=linformer", "mixer.length=8"],
         ["mixer.length=8", "data.context"],

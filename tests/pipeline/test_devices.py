@@ -164,7 +164,7 @@ def losses(path: str, configs: list[Config]) -> tuple[list[float], list[str]]:
     if ranks.size() == 1:
         return found, []
     stage.losses = {"next token": torch.tensor(float("nan") if ranks.rank() else 1.0)}
-    guard = NumberGuard("pretrain")
+    guard = NumberGuard("pretrain", Path("nowhere"))
     guard.batch = batch
     with pytest.raises(UserError) as stopped:
         guard.on_before_backward(

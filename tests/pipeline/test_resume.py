@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy
@@ -21,6 +22,7 @@ from distill.errors import UserError
 from distill.pipeline import PIPELINES, distil
 from distill.progress import Progress
 from distill.rundir import RunDirectory
+from distill.stages import kept
 from distill.stages.attention import AttentionStage
 from distill.stages.logits import LogitsStage
 from distill.sweep.state import State, mark, state
@@ -206,10 +208,10 @@ def test_chance_goes_on_where_it_was(tmp_path: Path):
     progress = Progress(tmp_path / "progress", True)
     assert progress.restore("stage", stage) is None
     progress.keep("stage", stage, {"tokens": 3})
-    kept, expected = load_file(progress.file("stage")), drawn()
+    written, expected = load_file(progress.file("stage")), drawn()
     torch.nn.init.zeros_(stage.weight)
     assert progress.restore("stage", stage) == {"tokens": 3} and drawn() == expected
-    assert torch.equal(stage.weight, kept["weight.weight"])
+    assert torch.equal(stage.weight, written["weight.weight"])
     assert Progress(tmp_path / "progress", False).restore("stage", stage) is None
 
 
@@ -314,3 +316,33 @@ def test_a_run_that_is_asked_to_end_keeps_what_there_is(
     assert (run.directory.checkpoints / "attention-step=5.ckpt").exists()
     found, again, _ = fitted(config, "attention")
     assert all(torch.equal(found[name], each) for name, each in expected.items()) and again == lines
+
+
+def test_a_stage_keeps_what_there_is_every_so_many_minutes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Counted from the last time, and every quarter in any case."""
+    now, steps = 0.0, list[int]()
+    monkeypatch.setattr(kept, "time", SimpleNamespace(monotonic=lambda: now))
+    keeper = kept.Keep("attention", tmp_path, 40, 3 / 60)
+    trainer: Any = SimpleNamespace(accumulate_grad_batches=2, save_checkpoint=lambda path: steps.append(step))
+    before = signal.getsignal(signal.SIGTERM)
+    keeper.on_train_start(trainer, None)
+    signal.signal(signal.SIGTERM, before)
+    for index in range(40):
+        now = index / 2
+        step = trainer.global_step = (index + 1) // 2
+        keeper.on_train_batch_end(trainer, None, None, None, index)
+    # In steps of a second, of which the first ends after half of one.
+    assert steps == [4, 7, 10, 13, 16, 19, 20]
+
+
+def test_a_text_that_has_changed_is_not_gone_on_with(
+    wanted: Callable[[Path, bool], Config], text: Path, tmp_path: Path
+):
+    copy = tmp_path / text.name
+    copy.write_text(text.read_text())
+    config = wanted(tmp_path / "run", True)
+    config = replace(config, data=replace(config.data, path=str(copy)))
+    kill(config, "in stage 2")
+    copy.write_text(text.read_text().replace("e", "a", 1))
+    with pytest.raises(UserError, match=r"^data: the text of prose is not what it was .*; bring it back"):
+        distil(config)
