@@ -1,4 +1,4 @@
-"""What is not for this user to read or to write: one line that names it. Root, whom modes do not stop, becomes nobody."""
+"""What is not for this user to read or to write is one line that names it. Root, whom no mode stops, is nobody here."""
 
 import os
 import tempfile
