@@ -16,18 +16,20 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from .config import Config, read
-from .errors import UserError
+from .config import Config, flat, read
+from .errors import InUse, UserError
 from .exported import inherit
 from .folders import folder
 from .launch import launch, launched, to_launch
-from .sweep.job import OF_A_JOB, leave_word, of_a_sweep, share_group
+from .sweep.command import flags, of_a_job, of_a_run, quoted
+from .sweep.job import leave_word, of_a_sweep, share_group
 
 # Where Hydra, once it is first asked for anything, finds the sweepers and the launcher.
 sys.path.append(str(Path(__file__).parent / "plugins"))
 
 #: What is the user's to mend: a disk that takes nothing more, and what is not for this user to read or write.
-CURES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EROFS), "make room there, or choose another place")
+CURES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room there, or choose another place")
+CURES |= {errno.EROFS: "choose another place"}
 CURES |= dict.fromkeys((errno.EACCES, errno.EPERM), "allow it to this user, or choose another place")
 #: What brings the launchers that are not part of Hydra.
 EXTRAS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm"}
@@ -50,6 +52,14 @@ def run_directory(composed: DictConfig) -> str:
     return one_for_all(f"outputs/{composed.recipe}/{datetime.now():%Y-%m-%d_%H-%M-%S}")
 
 
+def agree(composed: DictConfig) -> None:
+    """Before they ask each other anything else, processes that were told different things end."""
+    if launched():
+        from . import ranks
+
+        ranks.agree(dict(flat(OmegaConf.to_container(composed, resolve=True))))
+
+
 def one_for_all(path: str) -> str:
     """The clocks of several processes differ."""
     if not launched():
@@ -70,20 +80,21 @@ def together(config: Config) -> Config:
 
 def launch_all(run_dir: str, count: int) -> None:
     """The same run in `count` processes, which tell of its mistakes themselves."""
-    given = HydraConfig.get().overrides
-    typed = [each for each in given.task if not each.startswith("run_dir=")]
-    typed += [each for each in given.hydra if each.startswith(OF_A_JOB)]
-    quoted = run_dir.replace("\\", "\\\\").replace("'", "\\'")
-    code = launch(count, ["-m", "distill", *typed, f"run_dir='{quoted}'"])
-    if code and HydraConfig.get().mode == RunMode.MULTIRUN:
-        raise UserError(f"exit code {code}, see above")
-    if code:
+    hydra = HydraConfig.get()
+    typed = [each for each in hydra.overrides.task if not each.startswith("run_dir=")]
+    typed += [each for each in of_a_run(hydra) if not each.startswith(("hydra.job.num=", "hydra.run.dir="))]
+    if of_a_sweep():
+        typed += of_a_job(hydra.job.num, hydra.sweep.dir, hydra.runtime.output_dir)
+    code = launch(count, ["-m", "distill", *flags(hydra), *typed, f"run_dir={quoted(run_dir)}"])
+    # Of several jobs in one process the others go on.
+    if code and (code != 2 or hydra.mode == RunMode.RUN):
         sys.exit(code)
 
 
 def run(composed: DictConfig) -> None:
     try:
         inherit(composed, HydraConfig.get().overrides.task)
+        agree(composed)
         composed.run_dir = run_directory(composed)
         if of_a_sweep():
             share_group(composed.logger)
@@ -100,7 +111,7 @@ def run(composed: DictConfig) -> None:
         said, alone = mistake(error, composed.run_dir), HydraConfig.get().mode == RunMode.RUN
         if not speaks():
             sys.exit(1 if said is None else 2)
-        if of_a_sweep():
+        if of_a_sweep() and not isinstance(error, InUse):
             leave_word(error, said)
         if said is None and alone:
             raise

@@ -105,10 +105,22 @@ def check_devices(wanted: config.Config) -> None:
         raise UserError(f"{asked}: goal=evaluate trains nothing to share out; leave it out")
     if TASKS[wanted.task].paired:
         raise UserError(f"{asked}: a text's partner is sought in its batch, which would be in parts; leave it out")
-    trained = {"teacher": ["pretrain"]}.get(wanted.goal, ["attention", "logits", "finetune"])
-    for key in (f"stages.{name}.batch_size" for name in trained if look_up(wanted, f"stages.{name}.max_steps")):
+    for key in (f"stages.{name}.batch_size" for name in trained(wanted)):
         if (size := look_up(wanted, key)) % (devices * nodes):
             raise UserError(f"{key}={size} cannot be dealt out evenly to {asked}; give a multiple of {devices * nodes}")
+
+
+def trained(wanted: config.Config) -> list[str]:
+    """The stages whose batches are read: others than themselves are trained as two of them are."""
+    stages = wanted.stages
+    if wanted.goal == "teacher":
+        return ["pretrain"]
+    read = {
+        "attention": stages.attention.max_steps or wanted.mixer.get("split") == "measured",
+        "logits": stages.logits.max_steps or wanted.measure.teacher_tuned,
+        "finetune": stages.finetune.max_steps,
+    }
+    return [name for name, is_read in read.items() if is_read]
 
 
 def check_pairs(wanted: config.Config) -> None:

@@ -9,6 +9,10 @@ class UserError(Exception):
     """A mistake in what was asked for: one line that names the key or file and what to do. Exit code 2."""
 
 
+class InUse(UserError):
+    """It would be right, but for another run that is at it."""
+
+
 def exit_code(work: Callable[[], Any]) -> int:
     """Prints what the work returns, if anything. Exit code: 0, 2 with one line on stderr for a UserError, or 130 where
     Ctrl-C ended it."""

@@ -14,10 +14,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from .cores import cpu_cores
 from .errors import UserError
 
-#: What a launcher leaves in the environment: torchrun, and srun.
-LAUNCHERS = ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS")
+#: What a launcher leaves in the environment: torchrun, and srun, which a script of several tasks is not yet.
+LAUNCHERS = ("TORCHELASTIC_RUN_ID", "SLURM_STEP_NUM_TASKS")
 #: Seconds in which the others may end once one has failed; then they are killed.
 GRACE = 15
 #: Seconds between two looks at the processes.
@@ -47,18 +48,22 @@ def launch(count: int, command: Sequence[str]) -> int:
     """Runs `python …` once for each of `count` devices of this machine; returns the exit code of the first that failed,
     0 where none has.
 
-    SIGTERM is passed on and what it leads to is waited for; where a process fails by itself the others are ended.
+    SIGTERM is passed on, and all end after the same step. Where one process has ended unfinished, for whatever reason,
+    the others are given a while, and then killed.
     """
     alike = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "TORCHELASTIC_RUN_ID": "distill"}
     alike |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "GROUP_RANK": "0"}
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count))}
+    threads = {"OMP_NUM_THREADS": str(max(1, cpu_cores() // count))}
     processes: list[subprocess.Popen] = []
     with sigterm_for(processes) as asked:
         for rank in map(str, range(count)):
             given = threads | dict(os.environ) | alike | {"RANK": rank, "LOCAL_RANK": rank}
             processes.append(subprocess.Popen([sys.executable, *command], env=given))
+            if asked:
+                # It came before there was this one.
+                processes[-1].send_signal(asked[-1])
         code = first_failure(processes)
-        if code and not asked:
+        if code:
             end(processes)
         for each in processes:
             each.wait()
@@ -72,7 +77,8 @@ def first_failure(processes: list[subprocess.Popen]) -> int:
     while True:
         codes = [each.poll() for each in processes]
         if failed := [code for code in codes if code]:
-            return failed[0]
+            # Who was told of a mistake has said so.
+            return 2 if 2 in failed else failed[0]
         if all(code == 0 for code in codes):
             return 0
         time.sleep(PAUSE)

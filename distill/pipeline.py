@@ -58,7 +58,7 @@ def distil(config: Config) -> Path:
         corpus = prepare(config.data, teacher.tokenizer, config.seed, task, teacher.classes)
     student = start_student(teacher, config)
     run.create()
-    run.begin_with(digests(corpus))
+    run.begin_with(lambda: digests(corpus))
     write_origin(config, run, device)
     tokens: dict[str, int] = {}
     if not config.student.path and not config.student.kernels:
@@ -116,7 +116,7 @@ def evaluate(config: Config) -> Path:
         corpus = prepare(config.data, teacher.tokenizer, config.seed, teacher.task, teacher.classes)
     student = start_student(teacher, config)
     run.create()
-    run.begin_with(digests(corpus))
+    run.begin_with(lambda: digests(corpus))
     write_origin(config, run, device)
 
     readings = {"teacher": read_domains(teacher.model, corpus, config, run)}

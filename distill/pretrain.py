@@ -54,7 +54,7 @@ def train_teacher(config: Config) -> Path:
         check_body(f"teacher.path={wanted.path}", model, told)
         attention_layers(wanted.path, model, task, config.data.context)
     run.create()
-    run.begin_with(digests(corpus))
+    run.begin_with(lambda: digests(corpus))
 
     stage = LanguageStage(model, config.stages.pretrain, task)
     tokens = fit(stage, "pretrain", config.stages.pretrain, corpus, config, run)

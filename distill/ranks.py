@@ -11,7 +11,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import timedelta
 from functools import cache
 from typing import Any, TypeVar
@@ -21,7 +21,7 @@ import torch.distributed as dist
 from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from torch import Tensor, nn
 
-from .config import Config, flat
+from .config import Config
 from .errors import UserError
 from .launch import LAUNCHERS, launched
 
@@ -38,8 +38,13 @@ def environment() -> ClusterEnvironment | None:
     """What the launcher says of this process, in Lightning's form; None where there is none, or no longer."""
     if not launched():
         return None
-    # Resuming is `resume=true`, and SLURM's own affair.
-    return TorchElasticEnvironment() if TorchElasticEnvironment.detect() else SLURMEnvironment(auto_requeue=False)
+    if TorchElasticEnvironment.detect():
+        return TorchElasticEnvironment()
+    try:
+        # Resuming is `resume=true`, and SLURM's own affair.
+        return SLURMEnvironment(auto_requeue=False)
+    except RuntimeError as error:
+        raise UserError(f"srun: {error}") from error
 
 
 def join() -> None:
@@ -67,8 +72,7 @@ def part() -> bool:
 
 
 def together(config: Config) -> Config:
-    """With as many devices as the launcher has started processes; UserError where these are told different things."""
-    agree(dict(flat(asdict(config))))
+    """With as many devices as the launcher has started processes; UserError where another number was asked for."""
     devices = per_node()
     started = {"devices": devices, "num_nodes": size() // devices}
     for key, number in started.items():

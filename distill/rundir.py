@@ -1,12 +1,11 @@
 """The run directory: what a run leaves behind, and where."""
 
 import fcntl
-import glob
 import json
 import os
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
@@ -21,7 +20,7 @@ from yaml import YAMLError
 
 from . import ranks
 from .config import Config, flat
-from .errors import UserError, reason
+from .errors import InUse, UserError, reason
 from .progress import Progress
 from .report.run import Run
 from .sweep.state import unmark
@@ -117,9 +116,9 @@ class RunDirectory:
         except OSError as error:
             raise UserError(f"run_dir={self.path} cannot be written: {error.strerror}") from error
 
-    def begin_with(self, digests: dict[str, str]) -> None:
+    def begin_with(self, digests: Callable[[], dict[str, str]]) -> None:
         """Notes what the texts are, see `data.digest`; UserError where the run that is resumed began with others."""
-        ranks.first(lambda: self.note(digests))
+        ranks.first(lambda: self.note(digests()))
 
     def note(self, digests: dict[str, str]) -> None:
         file = self.path / "measurements" / f"{TEXTS}.json"
@@ -139,9 +138,7 @@ class RunDirectory:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(
-                f"run_dir={self.path}: another run is writing to it; wait for it, or choose another"
-            ) from error
+            raise InUse(f"run_dir={self.path}: another run is writing to it; wait for it, or choose another") from error
 
     def told(self, stage: str) -> dict[str, Any]:
         """What is remembered of a stage that is finished."""
@@ -157,14 +154,11 @@ class RunDirectory:
         return tokens
 
     def forget(self, stage: str, after: int) -> None:
-        """Drops what an attempt at a stage that was not finished has logged and kept after a step."""
+        """Drops what an attempt at a stage that was not finished has logged after a step."""
         if self.metrics.exists():
             kept = [line for line in Run(self.path).metrics() if line["stage"] != stage or line["step"] <= after]
             with whole(self.metrics) as file:
                 file.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        for checkpoint in self.checkpoints.glob(f"{glob.escape(stage)}-step=*.ckpt*"):
-            if f"-step={after}.ckpt" not in checkpoint.name:
-                checkpoint.unlink()
 
     @property
     def metrics(self) -> Path:

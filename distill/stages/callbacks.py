@@ -166,5 +166,6 @@ class ProgressBar(TQDMProgressBar):
         self.train_progress_bar.set_description(self.name)
 
     def on_exception(self, *args: Any) -> None:
-        # What is said of it has a line of its own.
-        self.train_progress_bar.close()
+        # What is said of it has a line of its own; before the first step there is no bar.
+        if self._train_progress_bar is not None:
+            self._train_progress_bar.close()

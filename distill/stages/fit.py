@@ -24,7 +24,7 @@ from ..flexformer.attempt import taken
 from ..progress import chance
 from ..rundir import RunDirectory
 from .callbacks import Meter, NumberGuard, ProgressBar, Redraw
-from .kept import Batches, Chance, CheckedIO, Keep, newest
+from .kept import Batches, Chance, CheckedIO, Keep, found, newest
 from .sharded import Sharded, gather, twin
 from .stage import Stage, launches_alike
 
@@ -58,6 +58,7 @@ def fit(stage: Stage, name: str, wanted: Wanted, corpus: Corpus, config: Config,
     ranks.same(stage)
     each, last = config.trainer["accumulate_grad_batches"], wanted.max_steps
     meter = Meter(name, run, config.trainer["log_every_n_steps"], last)
+    keep = Keep(name, run.checkpoints, last, config.checkpoint_minutes)
     trainer = make_trainer(
         config,
         max_steps=last,
@@ -67,7 +68,7 @@ def fit(stage: Stage, name: str, wanted: Wanted, corpus: Corpus, config: Config,
             NumberGuard(name, run.checkpoints),
             ProgressBar(name),
             Chance(ranks.told(chance())),
-            Keep(name, run.checkpoints, last, config.checkpoint_minutes),
+            keep,
         ],
         enable_checkpointing=False,
         plugins=[CheckedIO()],
@@ -91,10 +92,7 @@ def fit(stage: Stage, name: str, wanted: Wanted, corpus: Corpus, config: Config,
                 trained, Batches(corpus, last * each, wanted.batch_size, config.seed, step * each), ckpt_path=begun
             )
         except SIGTERMException as asked:
-            ended = f"stage {name} ended after step {trainer.global_step}, as SIGTERM asked"
-            if not ranks.rank():
-                print(f"distill: {ended}; resume=true goes on with it", file=sys.stderr)
-            raise SystemExit(TERMINATED) from asked
+            raise left(name, trainer.global_step) from asked
         finally:
             stage.steps.end()
         if trained is not stage:
@@ -102,13 +100,25 @@ def fit(stage: Stage, name: str, wanted: Wanted, corpus: Corpus, config: Config,
     run.ways[name] = {what: list(each) for what, each in taken.items()}
     run.seconds[name] += meter.before
     run.progress.keep(name, stage, run.told(name) | {"tokens": meter.tokens})
+    if ranks.anywhere(keep.asked):
+        raise left(name, last)
     return meter.tokens
+
+
+def left(name: str, step: int) -> SystemExit:
+    """Says so."""
+    if not ranks.rank():
+        ended = f"stage {name} ended after step {step}, as SIGTERM asked"
+        print(f"distill: {ended}; resume=true goes on with it", file=sys.stderr)
+    return SystemExit(TERMINATED)
 
 
 def go_on(name: str, run: RunDirectory) -> tuple[Path | None, int]:
     """The checkpoint that a stage goes on from and its step, beside which nothing is left of what was begun."""
     begun, step = newest(run.checkpoints, name)
     run.forget(name, step)
+    for later in (path for number, path in found(run.checkpoints, name) if number > step):
+        CheckedIO().remove_checkpoint(later)
     return begun, step
 
 

@@ -94,15 +94,15 @@ class Batches:
 
 class Keep(Callback):
     """Keeps the newest states of a stage: every quarter of it, once so many minutes are over, and where SIGTERM asks a
-    run to end, as clusters do before they kill it; then it leaves.
+    run to end, as clusters do before they kill it; then it leaves. What the last step makes is for `Progress` to keep.
 
     Processes hear of it at different times and leave after the same step. Lightning's own answer, which ends with the
     stage, has one speak to all from within the signal, whatever they are about.
     """
 
     def __init__(self, name: str, folder: Path, steps: int, minutes: float):
-        self.name, self.folder, self.quarter, self.seconds = name, folder, max(1, steps // 4), 60 * minutes
-        self.asked = False
+        self.name, self.folder, self.steps, self.seconds = name, folder, steps, 60 * minutes
+        self.quarter, self.asked = max(1, steps // 4), False
 
     def on_train_start(self, trainer: Trainer, module: Any) -> None:
         self.last = time.monotonic()
@@ -112,10 +112,11 @@ class Keep(Callback):
         self.asked = True
 
     def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
-        if (index + 1) % trainer.accumulate_grad_batches:
-            # Gradients that are not yet those of a step are in no checkpoint.
+        step = trainer.global_step
+        # Gradients that are not yet those of a step are in no checkpoint.
+        if (index + 1) % trainer.accumulate_grad_batches or step == self.steps:
             return
-        late, step = time.monotonic() - self.last >= self.seconds, trainer.global_step
+        late = time.monotonic() - self.last >= self.seconds
         urgency = ranks.most(LEAVE if self.asked else int(late))
         if urgency or step % self.quarter == 0:
             self.keep(trainer, step)

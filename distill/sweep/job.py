@@ -8,9 +8,6 @@ from omegaconf import DictConfig, OmegaConf
 from ..errors import reason
 from .state import State, mark
 
-#: Of Hydra's own overrides those by which a run is a job of a sweep.
-OF_A_JOB = ("hydra.job.num=", "hydra.sweep.dir=", "hydra.run.dir=")
-
 
 def of_a_sweep() -> bool:
     """Only jobs of one have a number."""

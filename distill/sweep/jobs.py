@@ -61,6 +61,8 @@ def place(loader: ConfigLoader, config: DictConfig, given: Sequence[Sequence[str
                 "leave it out, and give hydra.sweep.dir"
             )
         directory = Path(str(composed.hydra.sweep.dir), str(composed.hydra.sweep.subdir))
+        if not directory.is_relative_to(str(composed.hydra.sweep.dir)):
+            raise UserError(f"hydra.sweep.subdir={composed.hydra.sweep.subdir}: give a path within hydra.sweep.dir")
         jobs.append(Job(number, directory, [each for each in overrides if not each.startswith("resume=")]))
     names = [job.directory for job in jobs]
     if twice := next((name for name in names if names.count(name) > 1), None):

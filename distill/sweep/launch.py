@@ -63,7 +63,8 @@ def launch(jobs: Sequence[Job], config: DictConfig, at_a_time: int) -> None:
 def leave_word(job: Job, code: int) -> None:
     """Marks a job that ended unfinished, and without a word of its own."""
     found = state(job.directory).name
-    if found != "finished" and (code < 0 or found != "failed"):
+    # One that runs does so for another command.
+    if found not in ("finished", "running") and (code < 0 or found != "failed"):
         mark(job.directory, ended(code, job))
 
 

@@ -18,7 +18,7 @@ class Processes:
         self.asked: signal.Signals | None = None
         self.running: set[subprocess.Popen[bytes]] = set()
         # Held while one is started, or it could be missed when all are asked.
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
 
     def run(self, command: list[str], environment: dict[str, str], log: Path) -> int | None:
         """The exit code, negative where a signal killed it; None where it is too late to start one.

@@ -16,9 +16,10 @@ from safetensors.torch import load_file
 
 from distill import ranks
 from distill.__main__ import main
+from distill.checks import check
 from distill.config import Config
 from distill.errors import UserError
-from distill.launch import launch
+from distill.launch import launch, launched
 from distill.pipeline import distil
 from distill.stages.attention import AttentionStage
 from distill.stages.callbacks import NumberGuard
@@ -124,12 +125,36 @@ def test_dealt_out_weights_come_to_the_same_student(words: Words, alone: Path, t
 
 
 def test_processes_that_were_told_different_things_end_before_anything_is_written(words: Words, tmp_path: Path):
-    command = words(tmp_path / "run")
-    done = together(typed, tmp_path, tuple(command), (*command, "stages.logits.learning_rate=3e-4"))
+    *command, place = (each for each in words(tmp_path / "run") if not each.startswith("resume"))
+    assert place.startswith("run_dir=")
+    done = together(typed, tmp_path, (*command, place), tuple(command))
     assert [code for code, _, _ in done] == [2, 2]
-    said = "stages.logits.learning_rate=0.0002 in process 0, 0.0003 in process 1: give all processes of a run the same"
-    assert "".join(err for _, _, err in done) == f"distill: {said} command\n"
+    said = f"{place} in process 0, None in process 1: give all processes of a run the same command"
+    assert "".join(err for _, _, err in done) == f"distill: {said}\n"
     assert not (tmp_path / "run").exists()
+
+
+def test_srun_starts_processes_and_a_script_of_several_tasks_does_not(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    assert not launched()
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    assert launched()
+    with pytest.raises(UserError, match=r"^srun: .*--ntasks-per-node=4"):
+        ranks.environment()
+
+
+def test_the_stages_that_read_batches_are_those_that_are_dealt_out():
+    def refused(*changed: str) -> str:
+        with pytest.raises(UserError) as told:
+            check(compose("teacher.path=x", "data.path=x", "trainer.devices=2", *changed))
+        return str(told.value).split(" ")[0]
+
+    odd = ["stages.attention.batch_size=3", "stages.logits.batch_size=5", "stages.attention.max_steps=0"]
+    assert refused(*odd, "mixer=exponential-window") == "stages.attention.batch_size=3"
+    assert refused(*odd, "mixer=exponential") == "stages.logits.batch_size=5"
+    unread = ["mixer=exponential", "stages.logits.max_steps=0"]
+    assert refused(*odd, *unread, "measure.teacher_tuned=true") == "stages.logits.batch_size=5"
+    check(compose("teacher.path=x", "data.path=x", "trainer.devices=2", *odd, *unread))
 
 
 def stages(path: str, config: Config) -> Iterator[Any]:
@@ -190,12 +215,17 @@ def test_losses_of_texts_that_are_padded_are_those_of_all(teachers: dict[str, Pa
         assert found[1] == [f"stage pretrain, step 4: the loss of next token is not a number; {CURE}"]
 
 
-def test_a_process_that_fails_ends_the_others(capfd: pytest.CaptureFixture[str]):
+def test_a_process_that_fails_ends_the_others(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     started = time.monotonic()
     wait = "import os, sys, time, signal; first = os.environ['RANK'] == '0'; time.sleep(60) if first else None; "
     assert launch(2, ["-c", wait + "sys.exit(7)"]) == 7
     assert launch(2, ["-c", wait + "os.kill(os.getpid(), signal.SIGKILL)"]) == 128 + signal.SIGKILL
     assert capfd.readouterr().err == "distill: SIGKILL has ended one of 2 processes\n"
+    # One that does not end, though it was asked to as the other was, is not waited for without end.
+    monkeypatch.setattr("distill.launch.GRACE", 1)
+    deaf = "if first: signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)\n"
+    asks = "import os, sys, time, signal; first = os.environ['RANK'] == '0'\n" + deaf
+    assert launch(2, ["-c", asks + "os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)"]) == 128 + signal.SIGTERM
     assert launch(2, ["-c", "pass"]) == 0 and time.monotonic() - started < 10
 
 

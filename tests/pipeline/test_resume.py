@@ -24,6 +24,7 @@ from distill.progress import Progress
 from distill.rundir import RunDirectory
 from distill.stages import kept
 from distill.stages.attention import AttentionStage
+from distill.stages.fit import go_on
 from distill.stages.logits import LogitsStage
 from distill.sweep.state import State, mark, state
 
@@ -155,6 +156,24 @@ def test_a_stage_whose_record_is_damaged_is_gone_through_again(
     same(distil(config), whole_run)
 
 
+def test_chance_after_a_stage_that_had_only_to_be_recorded(wanted: Callable[[Path, bool], Config], tmp_path: Path):
+    """Its last step is on no checkpoint, from which nothing would be left to do that takes up chance again."""
+
+    def adapted(name: str) -> Config:
+        config = wanted(tmp_path / name, True)
+        stages = config.stages
+        logits = replace(stages.logits, train="lora", max_steps=4)
+        return replace(config, stages=replace(stages, attention=replace(stages.attention, max_steps=4), logits=logits))
+
+    whole = distil(adapted("whole"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Progress, "keep", at(1, Progress.keep))
+        with pytest.raises(Killed):
+            distil(adapted("killed"))
+    unlock()
+    same(distil(adapted("killed")), whole)
+
+
 def test_a_run_is_resumed_as_it_began(wanted: Callable[[Path, bool], Config], tmp_path: Path):
     config = wanted(tmp_path / "run", True)
     kill(config, "in stage 2")
@@ -193,6 +212,11 @@ def test_a_teacher_that_was_being_trained(small: Compose, text: Path, tmp_path: 
             PIPELINES["teacher"](wanted("killed"))
     unlock()
     assert not (tmp_path / "killed" / "teacher").exists()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("distill.pretrain.digests", lambda corpus: {"prose": "another"})
+        with pytest.raises(UserError, match="the text of prose is not what it was"):
+            PIPELINES["teacher"](wanted("killed"))
+    unlock()
     found = PIPELINES["teacher"](wanted("killed"))
     weights = "teacher/model.safetensors"
     assert (found / weights).read_bytes() == (expected / weights).read_bytes()
@@ -286,8 +310,22 @@ def test_a_stage_goes_on_from_its_last_good_checkpoint(
     assert again == lines
 
 
+def test_what_was_kept_before_stays_until_there_is_more(tmp_path: Path, small: Compose):
+    run = RunDirectory(small(f"run_dir={tmp_path}"))
+    run.checkpoints.mkdir()
+    paths = [run.checkpoints / f"logits-step={step}.ckpt" for step in (4, 6, 8)]
+    for path in paths:
+        path.write_text(path.name)
+        kept.voucher(path).write_text(kept.sha256(path))
+    paths[-1].write_text("damaged")
+    with pytest.warns(match="step=8.ckpt is not what was written"):
+        assert go_on("logits", run) == (paths[1], 6)
+    assert [path.exists() for path in paths] == [True, True, False] and not kept.voucher(paths[-1]).exists()
+
+
+@pytest.mark.parametrize("last", [5, STEPS])
 def test_a_run_that_is_asked_to_end_keeps_what_there_is(
-    small: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    last: int, small: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     """Whenever that is: after the step that it is in, which no checkpoint would be of otherwise."""
 
@@ -302,7 +340,7 @@ def test_a_run_that_is_asked_to_end_keeps_what_there_is(
 
     def asked(inputs: Any) -> Any:
         calls.append(1)
-        if len(calls) == 5:
+        if len(calls) == last:
             os.kill(os.getpid(), signal.SIGTERM)
         return compute(inputs)
 
@@ -310,10 +348,11 @@ def test_a_run_that_is_asked_to_end_keeps_what_there_is(
     with pytest.raises(SystemExit) as left:
         run.fit(stage, "attention")
     run.directory.release()
-    assert left.value.code == 143 and len(calls) == 5
-    said = "distill: stage attention ended after step 5, as SIGTERM asked; resume=true goes on with it"
+    assert left.value.code == 143 and len(calls) == last
+    said = f"distill: stage attention ended after step {last}, as SIGTERM asked; resume=true goes on with it"
     assert said in capsys.readouterr().err.splitlines()[-1]
-    assert (run.directory.checkpoints / "attention-step=5.ckpt").exists()
+    assert (run.directory.checkpoints / f"attention-step={last}.ckpt").exists() == (last < STEPS)
+    assert run.directory.progress.file("attention").exists() == (last == STEPS)
     found, again, _ = fitted(config, "attention")
     assert all(torch.equal(found[name], each) for name, each in expected.items()) and again == lines
 

@@ -149,3 +149,9 @@ def test_a_job_that_left_a_word_of_its_own_is_not_told_of_again(tmp_path: Path):
     assert state(tmp_path) == State("failed", "its own")
     launch.leave_word(job, -9)
     assert state(tmp_path) == State("killed", "SIGKILL")
+    unmark(tmp_path)
+    with (tmp_path / "lock").open("w") as file:
+        # By a run of another command.
+        fcntl.flock(file, fcntl.LOCK_EX)
+        launch.leave_word(job, 2)
+        assert state(tmp_path) == State("running")
