@@ -54,7 +54,9 @@ def join() -> None:
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = said.main_address, str(said.main_port)
     if said.local_rank() < torch.cuda.device_count():
         torch.cuda.set_device(said.local_rank())
-    dist.init_process_group(rank=said.global_rank(), world_size=said.world_size(), timeout=PATIENCE)
+    # What is agreed on lies with the processor, whatever computes.
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, rank=said.global_rank(), world_size=said.world_size(), timeout=PATIENCE)
     _notes.append(dist.distributed_c10d._get_default_store())
     if rank():
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

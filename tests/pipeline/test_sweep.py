@@ -5,10 +5,12 @@ import multiprocessing.process
 import os
 import shlex
 import signal
+import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -27,7 +29,8 @@ JOBS, REFUSED, KILLED = 12, 5, 3
 
 @pytest.fixture
 def started_warm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes.subprocess, "Popen", warm.Popen)
+    same = {name: getattr(subprocess, name) for name in ("DEVNULL", "STDOUT")}
+    monkeypatch.setattr(processes, "subprocess", SimpleNamespace(Popen=warm.Popen, **same))
     # It looks after processes that other threads wait for.
     monkeypatch.setattr(multiprocessing.process, "_cleanup", lambda: None)
 
