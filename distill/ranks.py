@@ -52,11 +52,7 @@ def join() -> None:
     said = environment()
     assert said is not None
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = said.main_address, str(said.main_port)
-    if said.local_rank() < torch.cuda.device_count():
-        torch.cuda.set_device(said.local_rank())
-    # What is agreed on lies with the processor, whatever computes.
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, rank=said.global_rank(), world_size=said.world_size(), timeout=PATIENCE)
+    dist.init_process_group("gloo", rank=said.global_rank(), world_size=said.world_size(), timeout=PATIENCE)
     _notes.append(dist.distributed_c10d._get_default_store())
     if rank():
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -81,7 +77,28 @@ def together(config: Config) -> Config:
         # One is what nobody has asked for.
         if config.trainer[key] not in (1, number):
             raise UserError(f"trainer.{key}={config.trainer[key]}: the launcher has started {number}; leave it out")
+    if config.trainer["accelerator"] != "cpu" and torch.cuda.is_available():
+        reach_gpus(devices)
     return replace(config, trainer=config.trainer | started)
+
+
+def reach_gpus(devices: int) -> None:
+    """From here on these exchange what is theirs by themselves, each process with one of its own."""
+    said, there = environment(), torch.cuda.device_count()
+    assert said is not None
+    if anywhere(devices > there):
+        raise UserError(
+            f"trainer.devices={devices}: there are GPUs for {there}; give fewer, or trainer.accelerator=cpu"
+        )
+    torch.cuda.set_device(said.local_rank())
+    dist.destroy_process_group()
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl",
+        store=dist.PrefixStore("gpus", _notes[0]),
+        rank=said.global_rank(),
+        world_size=said.world_size(),
+        timeout=PATIENCE,
+    )
 
 
 def rank() -> int:

@@ -173,6 +173,8 @@ def run(job: Job) -> None:
     typed += [f"trainer.{key}={getattr(job, key)}" for key in ("devices", "strategy", "precision", "accelerator")]
     with hydra.initialize_config_dir(str(folder("conf").resolve()), version_base="1.3"):
         config = read(hydra.compose("config", typed))
+    if launched():
+        config = ranks.together(config)
     seed_everything(0, verbose=False)
     sizes: dict[str, Any] = {
         "n_layer": job.layers,

@@ -134,6 +134,33 @@ def test_processes_that_were_told_different_things_end_before_anything_is_writte
     assert not (tmp_path / "run").exists()
 
 
+def met_again(there: int) -> tuple[str, list[int]]:
+    """As where there are GPUs, but that these are not."""
+    begin, asked = ranks.dist.init_process_group, list[str]()
+
+    def beside(backend: str, **given: Any) -> None:
+        asked.append(backend)
+        begin("gloo", **given)
+
+    ranks.join()
+    ranks.dist.init_process_group = beside
+    torch.cuda.device_count = lambda: there
+    torch.cuda.set_device = lambda number: asked.append(str(number))
+    try:
+        ranks.reach_gpus(2)
+    except UserError as error:
+        return str(error), []
+    return " ".join(asked), ranks.gathered(ranks.rank())
+
+
+def test_processes_meet_again_where_there_are_gpus(tmp_path: Path):
+    done = together(met_again, tmp_path, (2,))
+    assert [found for _, found, _ in done] == [(f"{rank} cpu:gloo,cuda:nccl", [0, 1]) for rank in range(2)]
+    done = together(met_again, tmp_path, (1,))
+    said = "trainer.devices=2: there are GPUs for 1; give fewer, or trainer.accelerator=cpu"
+    assert [found for _, found, _ in done] == [(said, [])] * 2
+
+
 def test_srun_starts_processes_and_a_script_of_several_tasks_does_not(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SLURM_NTASKS", "4")
     assert not launched()
