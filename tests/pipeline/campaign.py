@@ -42,8 +42,10 @@ SHORT = [
     *("stages.attention.batch_size=2", "stages.logits.batch_size=2"),
     *("measure.batch_size=4", "measure.fidelity_blocks=1", "report.sections=[headline,fidelity]"),
 ]
-#: What is typed and how often it is killed, by what it is called.
+#: What is typed and how often it is killed, by what it is called: the one a run each time, the other one run again and
+#: again.
 KINDS: dict[str, tuple[list[str], int]] = {"short": (SHORT, 30), "default": ([], 3)}
+IN_ONE = ("default",)
 #: What has to come out alike, to the last bit.
 WEIGHTS = ("student/model.safetensors", "kernels/mixture.safetensors")
 
@@ -60,12 +62,16 @@ class Killed:
     seconds: float
 
 
-def campaign(arguments: list[str], times: int, folder: Path, seed: int = 0) -> list[Killed]:
-    """Kills a run each time in another part of the time that it takes, at a random moment of it."""
+def campaign(arguments: list[str], times: int, folder: Path, seed: int = 0, in_one: bool = False) -> list[Killed]:
+    """Kills a run each time in another part of the time that it takes, at a random moment of it; or in_one, which each
+    time has gone on for a random part of half that time."""
     drawn = random.Random(seed)
     _, taken, _ = run(arguments, folder / "whole")
     if not (folder / "whole" / "report").exists():
         raise RuntimeError((folder / "whole.log").read_text()[-2000:])
+    if in_one:
+        moments = [drawn.random() * taken / 2 for _ in range(times)]
+        return killed_again(arguments, folder / "killed", folder / "whole", moments, taken)
     moments = [(part + drawn.random()) / times * taken for part in range(times)]
     return [
         killed(arguments, folder / f"killed-{index}", folder / "whole", moment, taken)
@@ -77,9 +83,26 @@ def killed(arguments: list[str], path: Path, whole: Path, moment: float, taken: 
     code, before, _ = run(arguments, path, moment)
     during, found = part(path) if code == -signal.SIGKILL else None, half_written(path, whole)
     _, again, start = run(arguments, path)
+    lost = before + start + again - taken
+    return Killed(during, *came_to(path, whole), found + half_written(path, whole), lost)
+
+
+def killed_again(arguments: list[str], path: Path, whole: Path, moments: list[float], taken: float) -> list[Killed]:
+    """What came of one run that was killed so many seconds after each time that it had gone on."""
+    found, seconds = [], -taken
+    for moment in tqdm(moments, "campaign", unit="kill"):
+        code, lasted, start = run(arguments, path, moment)
+        found.append((part(path) if code == -signal.SIGKILL else None, half_written(path, whole)))
+        seconds += lasted + (start if len(found) > 1 else 0)
+    _, lasted, start = run(arguments, path)
+    after, lost = half_written(path, whole), (seconds + lasted + start) / len(moments)
+    return [Killed(during, *came_to(path, whole), broken + after, lost) for during, broken in found]
+
+
+def came_to(path: Path, whole: Path) -> tuple[bool, bool]:
+    """Whether a run is finished, and with the same weights."""
     finished = (path / "report").exists()
-    same = finished and all((path / file).read_bytes() == (whole / file).read_bytes() for file in WEIGHTS)
-    return Killed(during, finished, same, found + half_written(path, whole), before + start + again - taken)
+    return finished, finished and all((path / file).read_bytes() == (whole / file).read_bytes() for file in WEIGHTS)
 
 
 def run(arguments: list[str], path: Path, moment: float | None = None) -> tuple[int, float, float]:
@@ -184,8 +207,9 @@ def rows(kind: str, found: list[Killed], command: str) -> list[Row]:
 
 def section(name: str, there: list[Row]) -> Section:
     intro = (
-        "A run is killed by SIGKILL, each time in another part of the time that it takes, and goes on by the same "
-        "command with resume=true. Lost is what the two took longer than one that nothing befell. "
+        "A short run is killed by SIGKILL, each time a new one in another part of the time that it takes; the default "
+        "one again and again. It goes on by the same command with resume=true. Lost is what a kill cost in time, beside "
+        "a run that nothing befell. "
     )
     commands = "; ".join(dict.fromkeys(row.command or "" for row in there))
     lines = [[row.case, row.metric, number(row.value), row.unit or ""] for row in there if not row.goal]
@@ -203,7 +227,7 @@ def main() -> None:
     writable(given.out)
     arguments, times = KINDS[given.kind]
     with tempfile.TemporaryDirectory() as folder:
-        found = campaign(arguments, given.times or times, Path(folder), given.seed)
+        found = campaign(arguments, given.times or times, Path(folder), given.seed, given.kind in IN_ONE)
     for each in found:
         print(each)
     command = " ".join(["python", "-m", "tests.pipeline.campaign", *sys.argv[1:]])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from .campaign import KINDS, Killed, campaign, half_written, rows
+from .campaign import IN_ONE, KINDS, Killed, campaign, half_written, rows
 from .conftest import SMALL
 
 
@@ -43,4 +43,4 @@ def test_a_run_that_is_killed_comes_to_the_same(alone: Path, teachers: dict[str,
 @pytest.mark.parametrize("kind", KINDS)
 def test_many_runs_that_are_killed(kind: str, tmp_path: Path):
     arguments, times = KINDS[kind]
-    came_through(campaign(arguments, times, tmp_path), times)
+    came_through(campaign(arguments, times, tmp_path, in_one=kind in IN_ONE), times)
