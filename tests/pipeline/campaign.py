@@ -208,8 +208,8 @@ def rows(kind: str, found: list[Killed], command: str) -> list[Row]:
 def section(name: str, there: list[Row]) -> Section:
     intro = (
         "A short run is killed by SIGKILL, each time a new one in another part of the time that it takes; the default "
-        "one again and again. It goes on by the same command with resume=true. Lost is what a kill cost in time, beside "
-        "a run that nothing befell. "
+        "one again and again. It goes on by the same command with resume=true. Lost is what a kill cost in time, "
+        "beside a run that nothing befell. "
     )
     commands = "; ".join(dict.fromkeys(row.command or "" for row in there))
     lines = [[row.case, row.metric, number(row.value), row.unit or ""] for row in there if not row.goal]

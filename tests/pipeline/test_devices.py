@@ -44,6 +44,8 @@ WANTED = [
     "stages.attention.queries=5",
     "report.sections=[headline]",
     "mixer.split=measured",
+    # Some processors would round products to bfloat16.
+    "matmul_precision=highest",
 ]
 CURE = "lower the learning rate (last good checkpoint: none was written yet)"
 Words = Callable[..., list[str]]
@@ -261,7 +263,7 @@ def test_a_process_that_fails_ends_the_others(capfd: pytest.CaptureFixture[str],
 def test_two_gpus(strategy: str, words: Words, tmp_path: Path):
     """On what they are for; the student is that of one, but for how GPUs add up, and what Adam makes of that."""
     on_gpu = [*(each for each in words("-") if not each.startswith(("run_dir", "trainer.accel"))), "cuda_graphs=false"]
-    on_gpu += ["trainer.accelerator=gpu", "matmul_precision=highest"]
+    on_gpu += ["trainer.accelerator=gpu"]
     for name, more in {"one": [], "two": ["trainer.devices=2", f"trainer.strategy={strategy}"]}.items():
         command = [sys.executable, "-m", "distill", *on_gpu, *more, f"run_dir={tmp_path / name}"]
         subprocess.run(command, check=True)
