@@ -20,7 +20,7 @@ from .config import Config, flat, read
 from .errors import InUse, UserError
 from .exported import inherit
 from .folders import folder
-from .launch import launch, launched, to_launch
+from .launch import end_with_parent, launch, launched, to_launch
 from .sweep.command import flags, of_a_job, of_a_run, quoted
 from .sweep.job import leave_word, of_a_sweep, share_group
 
@@ -178,6 +178,7 @@ def known_keys() -> list[str]:
 
 
 def main() -> None:
+    end_with_parent()
     register_recipes()
     # Otherwise Hydra prints a page of its own about an error and exits with 1.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
@@ -194,6 +195,9 @@ def main() -> None:
     except UserError as error:
         # Of a sweep as a whole.
         sys.exit(fail(str(error)))
+    except KeyboardInterrupt:
+        fail("stopped")
+        sys.exit(130)
 
 
 def fail(message: str) -> int:

@@ -4,6 +4,7 @@ A launcher that stands there already, torchrun or srun, is left to it. torchrun 
 mistake with a page, and kill a stage that keeps its checkpoint after half a minute.
 """
 
+import ctypes
 import os
 import signal
 import socket
@@ -19,10 +20,21 @@ from .errors import UserError
 
 #: What a launcher leaves in the environment: torchrun, and srun, which a script of several tasks is not yet.
 LAUNCHERS = ("TORCHELASTIC_RUN_ID", "SLURM_STEP_NUM_TASKS")
+#: What a process finds in its environment that is to end with the one that has started it.
+CHILD = "DISTILL_CHILD"
+#: Of Linux: the signal that a process gets when its parent ends.
+PR_SET_PDEATHSIG = 1
 #: Seconds in which the others may end once one has failed; then they are killed.
 GRACE = 15
 #: Seconds between two looks at the processes.
 PAUSE = 0.1
+
+
+def end_with_parent() -> None:
+    """Has SIGTERM come when the process that has started this one as its CHILD ends, be it by SIGKILL: nobody would be
+    left to end this one. On Linux alone."""
+    if os.environ.pop(CHILD, None) and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def launched() -> bool:
@@ -52,7 +64,7 @@ def launch(count: int, command: Sequence[str]) -> int:
     the others are given a while, and then killed.
     """
     alike = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "TORCHELASTIC_RUN_ID": "distill"}
-    alike |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "GROUP_RANK": "0"}
+    alike |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "GROUP_RANK": "0", CHILD: "1"}
     threads = {"OMP_NUM_THREADS": str(max(1, cpu_cores() // count))}
     processes: list[subprocess.Popen] = []
     with sigterm_for(processes) as asked:

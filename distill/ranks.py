@@ -156,15 +156,15 @@ def told(value: T) -> T:
 
 def first(work: Callable[[], T]) -> T:
     """What `work` returns in the first process, which alone does it; its UserError is raised in all."""
-    outcome: tuple[Any, str | None] = None, None
+    outcome: tuple[Any, UserError | None] = None, None
     if not rank():
         try:
             outcome = work(), None
         except UserError as error:
-            outcome = None, str(error)
+            outcome = None, error
     found, problem = told(outcome)
     if problem is not None:
-        raise UserError(problem)
+        raise problem
     return found
 
 

@@ -1,6 +1,7 @@
 """Running a stage: the Trainer from the configuration, with what every stage wants beside it."""
 
 import logging
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -34,8 +35,6 @@ logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
 #: How several devices train one stage, by the name used in trainer.strategy; auto: every device has all of it.
 STRATEGIES: dict[str, Callable[[], Strategy]] = {"auto": DDPStrategy, "ddp": DDPStrategy, "fsdp": Sharded}
-#: The exit code of a process that SIGTERM has ended.
-TERMINATED = 143
 
 
 class Wanted(Protocol):
@@ -54,6 +53,8 @@ def fit(stage: Stage, name: str, wanted: Wanted, corpus: Corpus, config: Config,
         stage.on_fit_end()
         return run.remember(name, told)
     begun, step = ranks.first(lambda: go_on(name, run)) if run.begun else (None, 0)
+    if step and not ranks.rank():
+        print(f"stage {name} goes on after step {step} of {wanted.max_steps}")
     # What rounding or time could have made different is as it is in the first process.
     ranks.same(stage)
     each, last = config.trainer["accumulate_grad_batches"], wanted.max_steps
@@ -91,26 +92,27 @@ def fit(stage: Stage, name: str, wanted: Wanted, corpus: Corpus, config: Config,
             trainer.fit(
                 trained, Batches(corpus, last * each, wanted.batch_size, config.seed, step * each), ckpt_path=begun
             )
-        except SIGTERMException as asked:
-            raise left(name, trainer.global_step) from asked
+        except SIGTERMException as leaves:
+            raise left(name, trainer.global_step, keep.asked) from leaves
         finally:
             stage.steps.end()
+            keep.stop()
         if trained is not stage:
             gather(trained, stage)
     run.ways[name] = {what: list(each) for what, each in taken.items()}
     run.seconds[name] += meter.before
     run.progress.keep(name, stage, run.told(name) | {"tokens": meter.tokens})
-    if ranks.anywhere(keep.asked):
-        raise left(name, last)
+    if asked := ranks.most(keep.asked):
+        raise left(name, last, asked)
     return meter.tokens
 
 
-def left(name: str, step: int) -> SystemExit:
-    """Says so."""
+def left(name: str, step: int, asked: int) -> SystemExit:
+    """Says so; with the exit code that a shell gives what a signal has ended."""
     if not ranks.rank():
-        ended = f"stage {name} ended after step {step}, as SIGTERM asked"
+        ended = f"stage {name} ended after step {step}, as {signal.Signals(asked).name} asked"
         print(f"distill: {ended}; resume=true goes on with it", file=sys.stderr)
-    return SystemExit(TERMINATED)
+    return SystemExit(128 + asked)
 
 
 def go_on(name: str, run: RunDirectory) -> tuple[Path | None, int]:

@@ -23,8 +23,8 @@ from ..whole import whole
 
 #: Checkpoints of a stage that are kept, so that there is one where another is damaged.
 KEPT = 2
-#: How urgent SIGTERM is, beside that it is time to keep what there is.
-LEAVE = 2
+#: How urgent it is that it is time to keep what there is; signals are more, by their numbers.
+LATE = 1
 #: What a checkpoint is called after its stage.
 STEP = r"-step=(\d+)\.ckpt"
 
@@ -93,23 +93,36 @@ class Batches:
 
 
 class Keep(Callback):
-    """Keeps the newest states of a stage: every quarter of it, once so many minutes are over, and where SIGTERM asks a
-    run to end, as clusters do before they kill it; then it leaves. What the last step makes is for `Progress` to keep.
+    """Keeps the newest states of a stage: every quarter of it, once so many minutes are over, and where Ctrl-C asks a
+    run to end, or SIGTERM, as clusters do before they kill it; then it leaves. What the last step makes is for
+    `Progress` to keep. A second Ctrl-C does not wait.
 
-    Processes hear of it at different times and leave after the same step. Lightning's own answer, which ends with the
-    stage, has one speak to all from within the signal, whatever they are about.
+    asked: the number of the signal, 0 while there is none.
+
+    Processes hear of it at different times and leave after the same step. Lightning's own answer to SIGTERM, which ends
+    with the stage, has one speak to all from within the signal, whatever they are about.
     """
+
+    before: Any
 
     def __init__(self, name: str, folder: Path, steps: int, minutes: float):
         self.name, self.folder, self.steps, self.seconds = name, folder, steps, 60 * minutes
-        self.quarter, self.asked = max(1, steps // 4), False
+        self.quarter, self.asked, self.before = max(1, steps // 4), 0, None
 
     def on_train_start(self, trainer: Trainer, module: Any) -> None:
         self.last = time.monotonic()
         signal.signal(signal.SIGTERM, self.note)
+        self.before = signal.signal(signal.SIGINT, self.note)
 
     def note(self, number: int, frame: Any) -> None:
-        self.asked = True
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = self.asked or number
+
+    def stop(self) -> None:
+        """Ctrl-C is again what it was; SIGTERM is Lightning's affair."""
+        if self.before is not None:
+            signal.signal(signal.SIGINT, self.before)
 
     def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
         step = trainer.global_step
@@ -117,10 +130,11 @@ class Keep(Callback):
         if (index + 1) % trainer.accumulate_grad_batches or step == self.steps:
             return
         late = time.monotonic() - self.last >= self.seconds
-        urgency = ranks.most(LEAVE if self.asked else int(late))
+        urgency = ranks.most(self.asked or LATE * late)
         if urgency or step % self.quarter == 0:
             self.keep(trainer, step)
-        if urgency == LEAVE:
+        if urgency > LATE:
+            self.asked = urgency
             raise SIGTERMException
 
     def keep(self, trainer: Trainer, step: int) -> None:

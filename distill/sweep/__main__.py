@@ -30,7 +30,9 @@ def told(folder: Path, by: str, domain: str | None) -> str:
         summary = summarise(read(folder), by, domain)
     except OSError as error:
         raise UserError(f"{error.filename or folder}: cannot be written, {error.strerror}") from error
-    return "\n".join([*aligned(summary.table()), "", *summary.told(), f"written: {folder / NAME}.md"])
+    return "\n".join(
+        [*aligned(summary.table()), "", *summary.told(), *summary.commands(), f"written: {folder / NAME}.md"]
+    )
 
 
 def aligned(table: Table) -> list[str]:

@@ -19,8 +19,6 @@ def drawn(overrides: Sequence[Override], n: int, seed: int) -> list[list[str]]:
     Every key has a generator of its own, so that more jobs begin with the same ones, and another key changes no draw of
     the others.
     """
-    if n < 1:
-        raise UserError(f"hydra.sweeper.n={n}: at least 1 is needed")
     generators = [Random(f"{seed} {each.get_key_element()}") for each in overrides]
     # As a dictionary, which keeps the order.
     jobs: dict[tuple[str, ...], None] = {}

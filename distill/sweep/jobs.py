@@ -77,7 +77,8 @@ def check_begun(folder: Path, resumes: bool) -> None:
 
 
 def begin(sweep: Sweep) -> None:
-    """Writes sweep.json. One that is resumed may have more jobs than before: of a random search, further draws.
+    """Writes sweep.json. One that is resumed may have more jobs than before, of a random search further draws, and
+    others in the place of those that never began, such as that of a mistake.
 
     UserError where the folder holds other jobs, or cannot be written.
     """
@@ -85,12 +86,16 @@ def begin(sweep: Sweep) -> None:
     try:
         sweep.folder.mkdir(parents=True, exist_ok=True)
         before = read(sweep.folder) if (sweep.folder / LIST).exists() else sweep
-        if sweep.jobs[: len(before.jobs)] != before.jobs:
+        if not all(map(goes_on, before.jobs, sweep.jobs)) or len(sweep.jobs) < len(before.jobs):
             raise UserError(f"{named} holds a sweep of other jobs; choose another, or go on with {before.command}")
         with whole(sweep.folder / LIST) as file:
             file.write_text(json.dumps(content(sweep), indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"{named} cannot be written: {error.strerror}") from error
+
+
+def goes_on(before: Job, now: Job) -> bool:
+    return before == now or not (before.directory / "config.yaml").exists()
 
 
 def content(sweep: Sweep) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from queue import SimpleQueue
 
 from omegaconf import DictConfig
 
+from ..launch import CHILD
 from ..report.quantities import duration
 from .command import of_job
 from .jobs import Job, differing
@@ -38,7 +39,9 @@ def launch(jobs: Sequence[Job], config: DictConfig, at_a_time: int) -> None:
             unmark(job.directory)
             job.directory.mkdir(parents=True, exist_ok=True)
             print(f"{job} in {job.directory}: {told}", flush=True)
-            code = processes.run(of_job(job, config), place | {"PYTHONUNBUFFERED": "1"}, job.directory / LOG)
+            code = processes.run(
+                of_job(job, config), place | {"PYTHONUNBUFFERED": "1", CHILD: "1"}, job.directory / LOG
+            )
         finally:
             free.put(place)
         if code:
@@ -54,9 +57,9 @@ def launch(jobs: Sequence[Job], config: DictConfig, at_a_time: int) -> None:
     for each in waited_for:
         each.result()
     if processes.asked:
-        print(
-            f"distill: the sweep ended, as {processes.asked.name} asked; resume=true goes on with it", file=sys.stderr
-        )
+        folder = config.hydra.sweep.dir
+        ended = f"the sweep in {folder} ended, as {processes.asked.name} asked"
+        print(f"distill: {ended}; hydra.sweep.dir={folder} resume=true goes on with it", file=sys.stderr)
         raise SystemExit(128 + processes.asked)
 
 

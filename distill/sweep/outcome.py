@@ -9,7 +9,7 @@ TOLD = 4
 
 
 def check_finished(sweep: Sweep) -> None:
-    """UserError names the jobs that are not, and what became of each."""
+    """Says where to look; UserError names the jobs that are not, and what became of each."""
     states = [state(job.directory) for job in sweep.jobs]
     left = [f"{number} {found}" for number, found in enumerate(states) if found.name != "finished"]
     if left:
@@ -18,3 +18,4 @@ def check_finished(sweep: Sweep) -> None:
             f"{len(left)} of the sweep's {len(states)} jobs are not finished: {'; '.join(left[:TOLD])}{more}. "
             f"`python -m distill.sweep {sweep.folder}` tells of all, and how to go on"
         )
+    print(f"sweep {sweep.folder}: {len(states)} jobs finished; `python -m distill.sweep {sweep.folder}` compares them")

@@ -53,7 +53,7 @@ class Summary:
         return Table("Jobs", columns, rows, labels=3)
 
     def told(self) -> list[str]:
-        """How many are finished, why others are not, which is best, and the commands that use it, and that go on."""
+        """How many are finished, why others are not, and which is best."""
         counts = Counter(each.state.name for each in self.found)
         lines = [f"{len(self.found)} jobs: {', '.join(f'{count} {name}' for name, count in counts.items())}"]
         lines += [f"{each.job} {each.state}" for each in self.found if each.state.reason]
@@ -62,10 +62,13 @@ class Summary:
             lines.append(
                 f"best by {self.by}{on}: {self.best.job}, {self.best.told}: {self.best.value(self.by, self.domain):.4g}"
             )
-            lines += [f"serve it: {command}" for command in serving(self.best)]
-        if set(counts) - {"finished"}:
-            lines.append(f"go on: {self.sweep.command}")
         return lines
+
+    def commands(self) -> list[str]:
+        """What serves the best, and what goes on with those that are not finished."""
+        left = any(each.state.name != "finished" for each in self.found)
+        serve = [f"serve it: {command}" for command in serving(self.best)] if self.best else []
+        return serve + [f"go on: {self.sweep.command}"] * left
 
     def content(self) -> dict[str, Any]:
         return {
@@ -125,6 +128,10 @@ def summarise(sweep: Sweep, by: str, domain: str | None) -> Summary:
     )
     page = Page(f"Sweep {sweep.folder.name}", [], {NAME: section}, lambda *_: f"{NAME}.svg")
     texts = {"json": json.dumps(summary.content(), indent=1, ensure_ascii=False) + "\n", "md": page.markdown()}
+    for command in summary.commands():
+        # As it is typed, where the rest of the page is not.
+        said, _, typed = command.partition(": ")
+        texts["md"] += f"\n{said.capitalize()}:\n\n```sh\n{typed}\n```\n"
     texts |= {"svg": standalone(drawn.svg)} if drawn else {}
     for ending, text in texts.items():
         write(sweep.folder / f"{NAME}.{ending}", text)

@@ -280,6 +280,11 @@ NO_SWEEP: dict[str, tuple[list[str], list[str]]] = {
     "nobody": (["seed=0", "run_dir=null", "hydra.launcher.at_a_time=0"], ["hydra.launcher.at_a_time=0", "at least 1"]),
     "interval": (["seed=interval(0,1)", "run_dir=null"], ["seed", "interval", "hydra/sweeper=random"]),
     "no draw": (["run_dir=null", "hydra/sweeper=random", "hydra.sweeper.n=0"], ["hydra.sweeper.n=0", "at least 1"]),
+    "no number of draws": (
+        ["run_dir=null", "hydra/sweeper=random", "hydra.sweeper.n=x"],
+        ["hydra.sweeper.n=x", "whole"],
+    ),
+    "half a job": (["run_dir=null", "hydra.launcher.at_a_time=1.5"], ["hydra.launcher.at_a_time=1.5", "whole"]),
     "joblib": (["hydra/launcher=joblib"], ["hydra/launcher=joblib", "pip install 'distill[joblib]'"]),
     "slurm": (["hydra/launcher=submitit_slurm"], ["submitit_slurm", "pip install 'distill[slurm]'"]),
     "launcher": (["hydra/launcher=nope"], ["hydra/launcher=nope", "unknown", "basic, processes"]),

@@ -323,9 +323,9 @@ def test_what_was_kept_before_stays_until_there_is_more(tmp_path: Path, small: C
     assert [path.exists() for path in paths] == [True, True, False] and not kept.voucher(paths[-1]).exists()
 
 
-@pytest.mark.parametrize("last", [5, STEPS])
+@pytest.mark.parametrize(("last", "by"), [(5, signal.SIGTERM), (5, signal.SIGINT), (STEPS, signal.SIGTERM)])
 def test_a_run_that_is_asked_to_end_keeps_what_there_is(
-    last: int, small: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    last: int, by: signal.Signals, small: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     """Whenever that is: after the step that it is in, which no checkpoint would be of otherwise."""
 
@@ -335,21 +335,21 @@ def test_a_run_that_is_asked_to_end_keeps_what_there_is(
     expected, lines, _ = fitted(wanted("whole"), "attention")
     config = wanted("asked")
     run = Run(config, config.teacher.path)
-    stage, calls = run.attention(), []
+    stage, calls, before = run.attention(), [], signal.getsignal(signal.SIGINT)
     compute = stage.steps.compute
 
     def asked(inputs: Any) -> Any:
         calls.append(1)
         if len(calls) == last:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), by)
         return compute(inputs)
 
     stage.steps.compute = asked
     with pytest.raises(SystemExit) as left:
         run.fit(stage, "attention")
     run.directory.release()
-    assert left.value.code == 143 and len(calls) == last
-    said = f"distill: stage attention ended after step {last}, as SIGTERM asked; resume=true goes on with it"
+    assert left.value.code == 128 + by and len(calls) == last and signal.getsignal(signal.SIGINT) == before
+    said = f"distill: stage attention ended after step {last}, as {by.name} asked; resume=true goes on with it"
     assert said in capsys.readouterr().err.splitlines()[-1]
     assert (run.directory.checkpoints / f"attention-step={last}.ckpt").exists() == (last < STEPS)
     assert run.directory.progress.file("attention").exists() == (last == STEPS)
@@ -365,6 +365,7 @@ def test_a_stage_keeps_what_there_is_every_so_many_minutes(monkeypatch: pytest.M
     trainer: Any = SimpleNamespace(accumulate_grad_batches=2, save_checkpoint=lambda path: steps.append(step))
     before = signal.getsignal(signal.SIGTERM)
     keeper.on_train_start(trainer, None)
+    keeper.stop()
     signal.signal(signal.SIGTERM, before)
     for index in range(40):
         now = index / 2

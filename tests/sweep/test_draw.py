@@ -56,5 +56,3 @@ def test_no_job_is_drawn_twice():
 def test_an_interval_without_numbers_is_refused(typed: str):
     with pytest.raises(UserError, match=r"^rate: interval\("):
         draws(1, typed=[typed])
-    with pytest.raises(UserError, match=r"^hydra\.sweeper\.n=0: at least 1"):
-        draws(0)

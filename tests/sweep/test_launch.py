@@ -20,10 +20,10 @@ def jobs(tmp_path: Path) -> list[Job]:
 
 
 @pytest.fixture
-def run(jobs: list[Job], monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(jobs: list[Job], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     def started(*scripts: str, at_a_time: int = 1) -> list[State]:
         monkeypatch.setattr(launch, "of_job", lambda job, _: ["sh", "-c", scripts[job.number]])
-        launch.launch(jobs, DictConfig({}), at_a_time)
+        launch.launch(jobs, DictConfig({"hydra": {"sweep": {"dir": str(tmp_path)}}}), at_a_time)
         return [state(job.directory) for job in jobs]
 
     return started
@@ -47,7 +47,7 @@ def test_a_rerun_starts_what_is_not_finished_and_tells_of_it_anew(run: Run, jobs
 
 
 def test_a_sweep_that_is_asked_to_end_begins_nothing_more(
-    run: Run, jobs: list[Job], capsys: pytest.CaptureFixture[str]
+    run: Run, jobs: list[Job], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     with pytest.raises(SystemExit) as left:
         run("trap 'exit 143' TERM; kill -TERM $PPID; while :; do sleep 0.02; done", "exit 0", "exit 0")
@@ -55,5 +55,6 @@ def test_a_sweep_that_is_asked_to_end_begins_nothing_more(
     assert [state(job.directory) for job in jobs] == [State("killed", "SIGTERM"), *2 * [State("not begun")]]
     assert not jobs[1].directory.exists()
     said = capsys.readouterr()
-    assert said.err == "distill: the sweep ended, as SIGTERM asked; resume=true goes on with it\n"
+    where = f"hydra.sweep.dir={tmp_path} resume=true"
+    assert said.err == f"distill: the sweep in {tmp_path} ended, as SIGTERM asked; {where} goes on with it\n"
     assert "job 1" not in said.out

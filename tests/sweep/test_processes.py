@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from distill.launch import CHILD
 from distill.sweep import places
 from distill.sweep.processes import Processes
 
@@ -70,6 +73,18 @@ def test_what_a_job_started_ends_with_it(tmp_path: Path):
             return True
 
     once(gone)
+
+
+def test_who_is_started_ends_with_who_has_started_it():
+    """Even where that one can say nothing any more."""
+    waits = "from distill.launch import end_with_parent; end_with_parent(); print('there', flush=True); time.sleep(60)"
+    starts = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]]).wait()"
+    command = [sys.executable, "-c", starts, f"import time; {waits}"]
+    with subprocess.Popen(command, env=os.environ | {CHILD: "1"}, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None and parent.stdout.readline() == b"there\n"
+        parent.kill()
+        # The end of what is said is that of the child, too.
+        assert parent.stdout.read() == b""
 
 
 def test_output_is_added_and_the_environment_too(tmp_path: Path):

@@ -125,6 +125,13 @@ def test_a_sweep_is_resumed_as_it_began_and_may_grow(tmp_path: Path):
     assert read(made.folder) == grown
     with pytest.raises(UserError, match=r"holds a sweep of other jobs; .* python -m distill -m again"):
         begin(made)
+    # What never began may become another.
+    mended = [Job(1, made.folder / "1", ["seed=5"]) if job.number == 1 else job for job in grown.jobs]
+    begin(Sweep(made.folder, made.command, mended))
+    (made.folder / "1").mkdir()
+    (made.folder / "1" / "config.yaml").touch()
+    with pytest.raises(UserError, match="holds a sweep of other jobs"):
+        begin(grown)
 
 
 @pytest.mark.parametrize(

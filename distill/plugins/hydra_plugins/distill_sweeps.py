@@ -90,6 +90,7 @@ class Random(Listed):
         self.n, self.seed = n, seed
 
     def jobs(self, overrides: Sequence[Override]) -> list[list[str]]:
+        at_least_one("hydra.sweeper.n", self.n)
         return drawn(overrides, self.n, self.seed)
 
 
@@ -100,14 +101,19 @@ class Processes(Launcher):
         self.at_a_time = at_a_time
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        if self.at_a_time < 1:
-            raise UserError(f"hydra.launcher.at_a_time={self.at_a_time}: at least 1 is needed")
+        at_least_one("hydra.launcher.at_a_time", self.at_a_time)
         self.config = config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Returns nothing: what became of the jobs is in their directories."""
         launch(read(Path(str(self.config.hydra.sweep.dir))).jobs, self.config, self.at_a_time)
         return []
+
+
+def at_least_one(key: str, number: object) -> None:
+    """UserError for what counts nothing."""
+    if not isinstance(number, int) or number < 1:
+        raise UserError(f"{key}={number}: a whole number of at least 1 is needed")
 
 
 def choices(override: Override) -> list[str]:
