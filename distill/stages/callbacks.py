@@ -159,6 +159,9 @@ class ProgressBar(TQDMProgressBar):
     def init_train_tqdm(self) -> Any:
         bar = super().init_train_tqdm()
         bar.set_description(self.name)
+        # Lightning tells of these where an epoch begins, which it does not where a stage goes on.
+        bar.reset(self.trainer.num_training_batches)
+        bar.initial = bar.n = self.trainer.global_step * self.trainer.accumulate_grad_batches
         return bar
 
     def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:

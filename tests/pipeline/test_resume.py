@@ -280,7 +280,7 @@ def fitted(config: Config, stage: str, killed: bool = False) -> tuple[dict[str, 
     ],
 )
 def test_a_stage_goes_on_from_its_last_good_checkpoint(
-    stage: str, kind: str, damaged: bool, small: Compose, tmp_path: Path
+    stage: str, kind: str, damaged: bool, small: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     """Which is that of step 6, or of step 4 where that one is not what was written."""
 
@@ -303,9 +303,12 @@ def test_a_stage_goes_on_from_its_last_good_checkpoint(
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             found, again, _ = fitted(wanted("killed"), stage)
+    shown, each = capsys.readouterr(), 2 if kind == "several to a step" else 1
+    assert f"stage {stage} goes on after step {4 if damaged else 6} of {STEPS}\n" in shown.out
+    assert f"| {STEPS * each}/{STEPS * each} [" in shown.out + shown.err
     said = [str(each.message) for each in told if "is not what was written" in str(each.message)]
     assert [str(newest) in each for each in said] == [True] * damaged
-    assert len(counted) == (STEPS - (4 if damaged else 6)) * (2 if kind == "several to a step" else 1)
+    assert len(counted) == (STEPS - (4 if damaged else 6)) * each
     assert found.keys() == expected.keys() and all(torch.equal(found[name], each) for name, each in expected.items())
     assert again == lines
 
