@@ -52,7 +52,7 @@ def fit(stage: Stage, name: str, wanted: Wanted, corpus: Corpus, config: Config,
     if (told := run.progress.restore(name, stage)) is not None:
         stage.on_fit_end()
         return run.remember(name, told)
-    begun, step = ranks.first(lambda: go_on(name, run)) if run.begun else (None, 0)
+    begun, step = ranks.first(lambda: go_on(name, run, wanted.max_steps)) if run.begun else (None, 0)
     if step and not ranks.rank():
         print(f"stage {name} goes on after step {step} of {wanted.max_steps}")
     # What rounding or time could have made different is as it is in the first process.
@@ -115,9 +115,9 @@ def left(name: str, step: int, asked: int) -> SystemExit:
     return SystemExit(128 + asked)
 
 
-def go_on(name: str, run: RunDirectory) -> tuple[Path | None, int]:
+def go_on(name: str, run: RunDirectory, steps: int) -> tuple[Path | None, int]:
     """The checkpoint that a stage goes on from and its step, beside which nothing is left of what was begun."""
-    begun, step = newest(run.checkpoints, name)
+    begun, step = newest(run.checkpoints, name, steps)
     run.forget(name, step)
     for later in (path for number, path in found(run.checkpoints, name) if number > step):
         CheckedIO().remove_checkpoint(later)

@@ -45,10 +45,15 @@ class CheckedIO(TorchCheckpointIO):
         super().remove_checkpoint(path)
 
 
-def newest(folder: Path, name: str) -> tuple[Path | None, int]:
+def newest(folder: Path, name: str, steps: int) -> tuple[Path | None, int]:
     """A stage's last good checkpoint and its step, None and 0 where there is none; a warning names those that are not
-    what was written."""
+    what was written.
+
+    That of the last of its `steps` does not count: from there nothing would be done, and chance not taken up again.
+    """
     for step, path in found(folder, name):
+        if step >= steps:
+            continue
         if voucher(path).is_file() and voucher(path).read_text(encoding="utf-8") == sha256(path):
             return path, step
         warnings.warn(f"{path} is not what was written, and is not gone on from", stacklevel=2)
@@ -94,8 +99,8 @@ class Batches:
 
 class Keep(Callback):
     """Keeps the newest states of a stage: every quarter of it, once so many minutes are over, and where Ctrl-C asks a
-    run to end, or SIGTERM, as clusters do before they kill it; then it leaves. What the last step makes is for
-    `Progress` to keep. A second Ctrl-C does not wait.
+    run to end, or SIGTERM, as clusters do before they kill it; then it leaves, but from the last step, of which there
+    has to be a record. A second Ctrl-C does not wait.
 
     asked: the number of the signal, 0 while there is none.
 
@@ -127,10 +132,10 @@ class Keep(Callback):
     def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
         step = trainer.global_step
         # Gradients that are not yet those of a step are in no checkpoint.
-        if (index + 1) % trainer.accumulate_grad_batches or step == self.steps:
+        if (index + 1) % trainer.accumulate_grad_batches:
             return
         late = time.monotonic() - self.last >= self.seconds
-        urgency = ranks.most(self.asked or LATE * late)
+        urgency = ranks.most(self.asked or LATE * late) if step < self.steps else 0
         if urgency or step % self.quarter == 0:
             self.keep(trainer, step)
         if urgency > LATE:

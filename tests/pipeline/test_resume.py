@@ -157,7 +157,7 @@ def test_a_stage_whose_record_is_damaged_is_gone_through_again(
 
 
 def test_chance_after_a_stage_that_had_only_to_be_recorded(wanted: Callable[[Path, bool], Config], tmp_path: Path):
-    """Its last step is on no checkpoint, from which nothing would be left to do that takes up chance again."""
+    """From the checkpoint of its last step nothing would be left to do that takes up chance again."""
 
     def adapted(name: str) -> Config:
         config = wanted(tmp_path / name, True)
@@ -322,7 +322,7 @@ def test_what_was_kept_before_stays_until_there_is_more(tmp_path: Path, small: C
         kept.voucher(path).write_text(kept.sha256(path))
     paths[-1].write_text("damaged")
     with pytest.warns(match="step=8.ckpt is not what was written"):
-        assert go_on("logits", run) == (paths[1], 6)
+        assert go_on("logits", run, 9) == (paths[1], 6)
     assert [path.exists() for path in paths] == [True, True, False] and not kept.voucher(paths[-1]).exists()
 
 
