@@ -5,7 +5,6 @@ import errno
 import os
 import sys
 import traceback
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,13 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from .config import Config, flat, read
+from .config import read
 from .errors import InUse, UserError
 from .exported import inherit
 from .folders import folder
-from .launch import end_with_parent, launch, launched, to_launch
-from .sweep.command import flags, of_a_job, of_a_run, quoted
+from .launch import end_with_parent, to_launch
+from .several import agree, join, launch_all, now, speaks, together
+from .sweep.command import quoted
 from .sweep.job import leave_word, of_a_sweep, share_group
 
 # Where Hydra, once it is first asked for anything, finds the sweepers and the launcher.
@@ -49,46 +49,7 @@ def run_directory(composed: DictConfig) -> str:
         return HydraConfig.get().runtime.output_dir
     if composed.resume:
         raise UserError("resume=true needs run_dir: give the directory of the run that is to go on")
-    return one_for_all(f"outputs/{composed.recipe}/{datetime.now():%Y-%m-%d_%H-%M-%S}")
-
-
-def agree(composed: DictConfig) -> None:
-    """Before they ask each other anything else, processes that were told different things end."""
-    if launched():
-        from . import ranks
-
-        ranks.agree(dict(flat(OmegaConf.to_container(composed, resolve=True))))
-
-
-def one_for_all(path: str) -> str:
-    """The clocks of several processes differ."""
-    if not launched():
-        return path
-    from .ranks import told
-
-    return told(path)
-
-
-def together(config: Config) -> Config:
-    """The configuration of one of several processes, as all of them have it."""
-    if not launched():
-        return config
-    from . import ranks
-
-    return ranks.together(config)
-
-
-def launch_all(run_dir: str, count: int) -> None:
-    """The same run in `count` processes, which tell of its mistakes themselves."""
-    hydra = HydraConfig.get()
-    typed = [each for each in hydra.overrides.task if not each.startswith("run_dir=")]
-    typed += [each for each in of_a_run(hydra) if not each.startswith(("hydra.job.num=", "hydra.run.dir="))]
-    if of_a_sweep():
-        typed += of_a_job(hydra.job.num, hydra.sweep.dir, hydra.runtime.output_dir)
-    code = launch(count, ["-m", "distill", *flags(hydra), *typed, f"run_dir={quoted(run_dir)}"])
-    # Of several jobs in one process the others go on.
-    if code and (code != 2 or hydra.mode == RunMode.RUN):
-        sys.exit(code)
+    return f"outputs/{composed.recipe}/{now():%Y-%m-%d_%H-%M-%S}"
 
 
 def run(composed: DictConfig) -> None:
@@ -136,8 +97,7 @@ def explain(error: Exception, known: list[str]) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if isinstance(error, OverrideParseException):
         key, equals, value = error.override.partition("=")
-        quoted = f"{key}='{value}'"
-        cure = f'put its value in quotes of its own, "{quoted}"' if equals else "write key=value"
+        cure = f'put its value in quotes of its own, "{key}={quoted(value)}"' if equals else "write key=value"
         return f"{error.override} cannot be read; {cure}"
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, option = (error.missing_cfg_file or "").rpartition("/")
@@ -182,18 +142,13 @@ def main() -> None:
     register_recipes()
     # Otherwise Hydra prints a page of its own about an error and exits with 1.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    if launched():
-        # Before torch is there: what it would say of a process that has left.
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-        from .ranks import join
-
-        join()
     try:
+        join()
         hydra.main(version_base="1.3", config_path=str(folder("conf")), config_name="config")(run)()
     except HydraException as error:
         sys.exit(fail(explain(error, known_keys())))
     except UserError as error:
-        # Of a sweep as a whole.
+        # Of a sweep as a whole, or of what has launched this.
         sys.exit(fail(str(error)))
     except KeyboardInterrupt:
         fail("stopped")
@@ -204,15 +159,6 @@ def fail(message: str) -> int:
     if speaks():
         print(f"distill: {message}", file=sys.stderr)
     return 2
-
-
-def speaks() -> bool:
-    """Whether it is this process that says why a run ends: of several the first to fail."""
-    if not launched():
-        return True
-    from .ranks import speaks
-
-    return speaks()
 
 
 if __name__ == "__main__":

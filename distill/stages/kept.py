@@ -108,11 +108,10 @@ class Keep(Callback):
     with the stage, has one speak to all from within the signal, whatever they are about.
     """
 
-    before: Any
-
     def __init__(self, name: str, folder: Path, steps: int, minutes: float):
         self.name, self.folder, self.steps, self.seconds = name, folder, steps, 60 * minutes
-        self.quarter, self.asked, self.before = max(1, steps // 4), 0, None
+        self.quarter, self.asked = max(1, steps // 4), 0
+        self.before: Any = None
 
     def on_train_start(self, trainer: Trainer, module: Any) -> None:
         self.last = time.monotonic()

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import torch
@@ -43,10 +43,17 @@ SHORT = [
     *("stages.attention.batch_size=2", "stages.logits.batch_size=2"),
     *("measure.batch_size=4", "measure.fidelity_blocks=1", "report.sections=[headline,fidelity]"),
 ]
-#: What is typed and how often it is killed, by what it is called: the one a run each time, the other one run again and
-#: again.
-KINDS: dict[str, tuple[list[str], int]] = {"short": (SHORT, 30), "default": ([], 3)}
-IN_ONE = ("default",)
+
+
+class Kind(NamedTuple):
+    """What is typed for a run, and how often it is killed: each time another one, or the same again and again."""
+
+    arguments: list[str]
+    times: int
+    in_one: bool
+
+
+KINDS = {"short": Kind(SHORT, 30, False), "default": Kind([], 3, True)}
 #: What has to come out alike, to the last bit.
 WEIGHTS = ("student/model.safetensors", "kernels/mixture.safetensors")
 
@@ -202,7 +209,7 @@ def rows(kind: str, found: list[Killed], command: str) -> list[Row]:
     lost = [each.seconds for each in found]
     parts = Counter(each.during for each in found if each.during)
     return [
-        row("killed", sum(parts.values()), "runs", f">= {KINDS[kind][1]}"),
+        row("killed", sum(parts.values()), "runs", f">= {KINDS[kind].times}"),
         row("finished", sum(each.finished for each in found), "runs", f">= {times}"),
         row("same_weights", sum(each.same for each in found), "runs, to the last bit", f">= {times}"),
         row("half_written", sum(len(each.half_written) for each in found), "files", "<= 0"),
@@ -231,9 +238,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("reliability"), help="OUT.json, OUT.md (%(default)s)")
     given = parser.parse_args()
     writable(given.out)
-    arguments, times = KINDS[given.kind]
+    arguments, times, in_one = KINDS[given.kind]
     with tempfile.TemporaryDirectory() as folder:
-        found = campaign(arguments, given.times or times, Path(folder), given.seed, given.kind in IN_ONE)
+        found = campaign(arguments, given.times or times, Path(folder), given.seed, in_one)
     for each in found:
         print(each)
     command = " ".join(["python", "-m", "tests.pipeline.campaign", *sys.argv[1:]])

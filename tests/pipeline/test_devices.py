@@ -69,7 +69,9 @@ def typed(*arguments: str) -> None:
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    """Those that are whole by now."""
+    log = path / "metrics.jsonl"
+    return [json.loads(line) for line in log.read_text().split("\n")[:-1]] if log.exists() else []
 
 
 def same(path: Path, other: Path) -> None:
@@ -99,7 +101,7 @@ def test_a_run_that_is_asked_to_end_goes_on_and_ends_as_that_of_one_device(words
     begun = subprocess.Popen(
         [sys.executable, "-m", "distill", *command, "trainer.devices=2"], stderr=subprocess.PIPE, text=True
     )
-    while not (path / "metrics.jsonl").exists() or lines(path)[-1]["stage"] == "allocation":
+    while not any(line["stage"] == "attention" for line in lines(path)):
         assert begun.poll() is None, begun.communicate()
         time.sleep(0.01)
     begun.terminate()
@@ -136,6 +138,28 @@ def test_processes_that_were_told_different_things_end_before_anything_is_writte
     assert not (tmp_path / "run").exists()
 
 
+def turns(folder: Path) -> list[str]:
+    """What this process finds in its turn."""
+    ranks.join()
+    with ranks.in_turn():
+        time.sleep(0.0 if ranks.rank() else 0.3)
+        found = [each.name for each in folder.glob("0")]
+        (folder / str(ranks.rank())).touch()
+    return found
+
+
+def test_the_first_process_reads_before_the_others(tmp_path: Path):
+    done = together(turns, tmp_path, (tmp_path,))
+    assert [found for _, found, _ in done] == [[], ["0"]]
+
+
+def test_a_sweep_is_not_launched_as_several_processes(tmp_path: Path):
+    done = together(typed, tmp_path, ("-m", "seed=0,1", f"hydra.sweep.dir={tmp_path / 'sweep'}"))
+    assert [code for code, _, _ in done] == [2, 2] and not (tmp_path / "sweep").exists()
+    said = "distill: -m: a sweep launches the processes of its runs itself; leave the launcher out\n"
+    assert "".join(err for _, _, err in done) == said
+
+
 def met_again(there: int) -> tuple[str, list[int]]:
     """As where there are GPUs, but that these are not."""
     begin, asked = ranks.dist.init_process_group, list[str]()
@@ -163,13 +187,18 @@ def test_processes_meet_again_where_there_are_gpus(tmp_path: Path):
     assert [found for _, found, _ in done] == [(said, [])] * 2
 
 
-def test_srun_starts_processes_and_a_script_of_several_tasks_does_not(monkeypatch: pytest.MonkeyPatch):
+def test_srun_starts_processes_and_a_script_of_several_tasks_does_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     monkeypatch.setenv("SLURM_NTASKS", "4")
     assert not launched()
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     assert launched()
-    with pytest.raises(UserError, match=r"^srun: .*--ntasks-per-node=4"):
-        ranks.environment()
+    with pytest.raises(SystemExit) as left:
+        typed("recipe=pocket")
+    said = capsys.readouterr().err
+    assert left.value.code == 2 and said.startswith("distill: srun: ") and said.count("\n") == 1
+    assert "--ntasks-per-node=4" in said
 
 
 def test_the_stages_that_read_batches_are_those_that_are_dealt_out():

@@ -4,9 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from distill.sweep import launch
+from distill.sweep.command import quoted
 from distill.sweep.jobs import Job
 from distill.sweep.state import State, mark, state
 
@@ -58,3 +60,9 @@ def test_a_sweep_that_is_asked_to_end_begins_nothing_more(
     where = f"hydra.sweep.dir={tmp_path} resume=true"
     assert said.err == f"distill: the sweep in {tmp_path} ended, as SIGTERM asked; {where} goes on with it\n"
     assert "job 1" not in said.out
+
+
+@pytest.mark.parametrize("text", ["plain/a_b.c", "it's", r"a\b", r"a\'b", "end\\", "a b=[c]", "'", ""])
+def test_what_is_quoted_is_read_as_it_was(text: str):
+    (read,) = OverridesParser.create().parse_overrides([f"run_dir={quoted(text)}"])
+    assert str(read.value()) == text
