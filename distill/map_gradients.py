@@ -11,16 +11,16 @@ written are gradients for parameters. Where features are GIVEN those for φ, g a
 import triton
 import triton.language as tl
 
-from .flexformer.linear_gradients import through_polynomial, through_softmax
-from .flexformer.tiles import product, rows
-from .map_kernels import TINY, scores, visible, whole_keys
+from .flexformer.linear_gradients import add_basis, through_polynomial, through_softmax
+from .flexformer.tiles import held_as, log2, product, rows
+from .map_kernels import NONE, TINY, scores, visible, whole_keys
 
 
 @triton.jit
-def gradients(s, kappa, weight, teacher, beyond):
-    """A − P, and what by κ, of tiles; the others, w, ℓ and g − z, broadcast over them."""
+def gradients(s, kappa, raised, teacher):
+    """A − P, and what by κ, of tiles; raised, A / κ, and ℓ broadcast over them."""
     kept = tl.maximum(kappa, TINY)
-    by_value = tl.exp2(weight + beyond) - tl.exp2(s - teacher - tl.log2(kept))
+    by_value = raised - tl.exp2(s - teacher - log2(kept))
     return by_value * kept, tl.where(kappa > TINY, by_value, 0.0)
 
 
@@ -40,11 +40,14 @@ def over_keys(
         j = first + column
         psi = rows(key_phi, j, N, f, F)
         s, kappa = scores(x, phi, rows(key, j, N, d, D), psi, scaling, MODE)
-        weights = tl.load(weight + j)[None, :]
+        weights = tl.load(weight + j)
         if PADDED:
-            seen = (tl.load(there + j) != 0)[None, :]
-            s, weights = tl.where(seen, s, float("-inf")), tl.where(seen, weights, float("-inf"))
-        by_log, by_value = gradients(s, kappa, weights, teacher, raised)
+            seen = tl.load(there + j) != 0
+            s, weights = tl.where(seen[None, :], s, float("-inf")), tl.where(seen, weights, float("-inf"))
+        # An exponential of each row and of each key, and not of every pair.
+        highest = tl.maximum(tl.max(weights, 0), NONE)
+        shares = tl.exp2(weights - highest)[None, :] * tl.exp2(highest + raised)
+        by_log, by_value = gradients(s, kappa, shares, teacher)
         by_phi += product(by_value, psi, MODE)
         by_gate += tl.sum(by_log, 1)
     for first in range(whole, end - W, BLOCK_N):
@@ -54,7 +57,7 @@ def over_keys(
         weights = tl.load(weight + j, mask=j < N, other=0.0)[None, :]
         seen = visible(i[:, None] - W, row[:, None], j[None, :], there, Q, N, CAUSAL, PADDED)
         s, weights = tl.where(seen, s, float("-inf")), tl.where(seen, weights, float("-inf"))
-        by_log, by_value = gradients(s, kappa, weights, teacher, raised)
+        by_log, by_value = gradients(s, kappa, tl.exp2(weights + raised), teacher)
         by_phi += product(by_value, psi, MODE)
         by_gate += tl.sum(by_log, 1)
     by_kl = tl.load(given + place, mask=row < Q, other=0.0)
@@ -89,7 +92,8 @@ def query_kernel(
             tl.store(by_constant + head * Q + row, by_gate, mask=row < Q)
     else:
         x, phi = rows(query + head * N * D, i, N, d, D), rows(query_phi + head * Q * F, at, Q, f, F).to(tl.float32)
-        through_softmax(phi, by_phi, x, by_frequency + own * F * D, by_bias + own * F, f, d, scale, F, D, MODE)
+        by_logit, _ = through_softmax(phi, by_phi)
+        add_basis(held_as(by_logit, MODE), x, by_frequency, by_bias, own, f, d, scale, F, D, MODE)
         if W > 0:
             tl.atomic_add(by_constant + own, tl.sum(by_gate, 0), sem="relaxed")
             through_polynomial(
@@ -123,13 +127,18 @@ def by_rows(
     if SAMPLED:
         i = tl.load(positions + at)
     s, kappa = scores(keys, psi, rows(query + head * N * D, i, N, d, D), phi, scaling, MODE)
-    if not ALL:
-        shown = visible(i[None, :] - W, row[None, :], j[:, None], there, Q, N, CAUSAL, PADDED)
-        s, weights = tl.where(shown, s, float("-inf")), tl.where(shown, weights, float("-inf"))
-    elif PADDED or not CAUSAL:
-        s = tl.where(seen[:, None], s, float("-inf"))
     teacher, raised = tl.load(teacher_size + place)[None, :], tl.load(beyond + place)[None, :]
-    by_log, by_value = gradients(s, kappa, weights, teacher, raised)
+    if ALL:
+        if PADDED or not CAUSAL:
+            s = tl.where(seen[:, None], s, float("-inf"))
+        # An exponential of each key and of each row, and not of every pair.
+        highest = tl.maximum(tl.max(weights), NONE)
+        shares = tl.exp2(weights - highest) * tl.exp2(highest + raised)
+    else:
+        shown = visible(i[None, :] - W, row[None, :], j[:, None], there, Q, N, CAUSAL, PADDED)
+        s = tl.where(shown, s, float("-inf"))
+        shares = tl.exp2(tl.where(shown, weights + raised, float("-inf")))
+    by_log, by_value = gradients(s, kappa, shares, teacher)
     by_kl = tl.load(given + place, mask=row < Q, other=0.0)[None, :]
     return by_log * by_kl, by_value * by_kl, phi
 
@@ -198,7 +207,8 @@ def key_kernel(
         tl.store(by_linear + shared * N + j, by_weight, mask=j < N)
     else:
         y, psi = rows(key + shared * N * D, j, N, d, D), rows(key_phi + shared * N * F, j, N, f, F).to(tl.float32)
-        through_softmax(psi, by_phi, y, by_frequency + own * F * D, by_bias + own * F, f, d, scale, F, D, MODE)
+        by_logit, _ = through_softmax(psi, by_phi)
+        add_basis(held_as(by_logit, MODE), y, by_frequency, by_bias, own, f, d, scale, F, D, MODE)
         through_polynomial(
             by_weight, y, linear + own * D, quadratic + own * D, by_linear + own * D, by_quadratic + own * D,
             d, scale, D, DEGREE,

@@ -16,19 +16,16 @@ since what a GPU does last it does with few. Sums are float32; products as MODE 
 all of it to `maploss.map_kl`.
 """
 
-import math
-
 import triton
 import triton.language as tl
 
-from .flexformer.linear_kernels import features, polynomial
-from .flexformer.tiles import narrow, product, rows
+from .flexformer.linear_rows import basis, features, polynomial
+from .flexformer.tiles import LOG2_E, log2, narrow, product, rows
 
 #: Stands for the maximum of nothing: finite, so that differences of it are.
 NONE: tl.constexpr = tl.constexpr(-1e30)
 #: The least that a kernel's value counts as, below which it has no gradient: as `engine.log_scores` has it.
 TINY: tl.constexpr = tl.constexpr(1.1754943508222875e-38)
-LOG2_E: tl.constexpr = tl.constexpr(math.log2(math.e))
 
 
 @triton.jit
@@ -43,7 +40,8 @@ def features_kernel(
     row = tl.program_id(0) * TILE + tl.arange(0, TILE)
     d, f = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_F)
     x = rows(given + head * N * D, tl.load(positions + row, mask=row < R, other=0), N, d, D)
-    made = features(x, frequency + own * F * D, bias + own * F, f, d, scale, F, D, MODE)
+    omega, bias_of = basis(frequency, bias, own, f, d, F, D, False)
+    made = features(x, omega, bias_of, scale, MODE)
     inside = (row < R)[:, None] & (f < F)[None, :]
     tl.store(phi + (head * R + row)[:, None] * F + f[None, :], narrow(made, phi.dtype.element_ty), mask=inside)
     found = polynomial(x, linear + own * D, quadratic + own * D, d, scale, D, DEGREE)
@@ -104,7 +102,7 @@ def forward_kernel(
         s, kappa = scores(asked, phi, y, psi, scaling, MODE)
         kappa = tl.maximum(kappa, TINY)
         own = tl.load(weight + shared * N + j)
-        gap = s - own[None, :] - tl.log2(kappa)
+        gap = s - own[None, :] - log2(kappa)
         if PADDED:
             seen = tl.load(there + j) != 0
             s, own = tl.where(seen[None, :], s, float("-inf")), tl.where(seen, own, NONE)
@@ -126,7 +124,7 @@ def forward_kernel(
         j = first + column
         y, psi = rows(key + shared * N * D, j, N, d, D), rows(key_phi + shared * N * F, j, N, f, F)
         s, kappa = scores(asked, phi, y, psi, scaling, MODE)
-        a = tl.log2(tl.maximum(kappa, TINY)) + tl.load(weight + shared * N + j, mask=j < N, other=0.0)[None, :]
+        a = log2(tl.maximum(kappa, TINY)) + tl.load(weight + shared * N + j, mask=j < N, other=0.0)[None, :]
         far = j[None, :] <= i[:, None] - W if W > 0 else j[None, :] < N
         a = tl.where(far, a + opened[:, None], s)
         seen = visible(i[:, None], row[:, None], j[None, :], there, Q, N, CAUSAL, PADDED)

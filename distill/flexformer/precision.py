@@ -14,3 +14,13 @@ def at_least_float32(x: Tensor) -> Tensor:
 def scaled(x: Tensor, scaling: float) -> Tensor:
     """Queries or keys times √scaling, so that the product of both has softmax's scale."""
     return at_least_float32(x) * scaling**0.5
+
+
+def mode(query: Tensor) -> str:
+    """How kernels make products: as precise as what comes in, and as PyTorch is told to be."""
+    return MODES[torch.get_float32_matmul_precision()] if query.dtype == torch.float32 else "bf16"
+
+
+def held_type(query: Tensor) -> torch.dtype:
+    """Of what kernels make products of: queries, keys and values, frequencies, and chunks' sums."""
+    return torch.bfloat16 if mode(query) == "bf16" else torch.float32

@@ -1,5 +1,6 @@
 """What the kernels of training have in common: tiles in, and products of tiles."""
 
+import math
 import os
 
 from torch import Tensor
@@ -13,6 +14,25 @@ except ImportError:  # Caught, or transformers would ask everybody for it who lo
 
 #: Triton's interpreter multiplies bfloat16 as if its bits were whole numbers, and does not round to it, but cuts off.
 INTERPRETED: tl.constexpr = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+
+
+LOG2_E: tl.constexpr = tl.constexpr(math.log2(math.e))
+
+
+@triton.jit
+def power(x):
+    """e^x in two instructions: `tl.exp` takes six, for what is below 2^−126."""
+    return tl.exp2(x * LOG2_E)
+
+
+@triton.jit
+def log2(x):
+    """Of no subnormal numbers, in one instruction: `tl.log2` takes four, for these."""
+    if INTERPRETED:
+        found = tl.log2(x)
+    else:
+        found = tl.inline_asm_elementwise("lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
+    return found
 
 
 @triton.jit
@@ -46,10 +66,27 @@ def product(a, b, MODE: tl.constexpr):
 
 
 @triton.jit
-def rows(pointer, n, count, d, width):
+def summed(x, weight, MODE: tl.constexpr):
+    """Σ_n weight_n x_n of rows x: (width of x,). By a product, since sums over rows go from warp to warp."""
+    column = tl.arange(0, 64)[None, :]
+    rest = weight[:, None] - held_as(weight[:, None], MODE).to(tl.float32)
+    weights = tl.where(column == 0, weight[:, None], tl.where(column == 1, rest, 0.0))
+    return tl.sum(product(tl.trans(x), weights, MODE), 1)
+
+
+@triton.jit
+def within(n, count, d, width: tl.constexpr):
+    """Which of rows n and columns d there are; what is known beforehand is not asked."""
+    inside = ((n >= 0) & (n < count))[:, None]
+    if d.shape[0] != width:
+        inside = inside & (d < width)[None, :]
+    return inside
+
+
+@triton.jit
+def rows(pointer, n, count, d, width: tl.constexpr):
     """Rows n of a matrix of `width` columns, and of these d: 0 beyond its ends."""
-    inside = ((n >= 0) & (n < count))[:, None] & (d < width)[None, :]
-    return tl.load(pointer + n[:, None] * width + d[None, :], mask=inside, other=0.0)
+    return tl.load(pointer + n[:, None] * width + d[None, :], mask=within(n, count, d, width), other=0.0)
 
 
 @triton.jit
@@ -59,10 +96,9 @@ def spots(x, batch, head, n, d):
 
 
 @triton.jit
-def tokens(x, batch, head, n, count, d, width):
+def tokens(x, batch, head, n, count, d, width: tl.constexpr):
     """Tokens n of a head of x, see `spots`, `width` numbers each, and of these d: 0 beyond its ends."""
-    inside = ((n >= 0) & (n < count))[:, None] & (d < width)[None, :]
-    return tl.load(spots(x, batch, head, n, d), mask=inside, other=0.0)
+    return tl.load(spots(x, batch, head, n, d), mask=within(n, count, d, width), other=0.0)
 
 
 def placed(x: Tensor) -> tuple[Tensor, int, int, int]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.flexformer import attempt, linear
+from distill.flexformer import attempt, linear, linear_function
 from distill.flexformer import mixer as mixer_module
 from distill.flexformer.attempt import SHARED
 from distill.flexformer.feature_map import HeadShape
@@ -41,6 +41,12 @@ OTHERS: dict[str, tuple[HeadShape, dict[str, Any]]] = {
 SCALING = 0.25
 #: A chunk and a half.
 LENGTH = 96
+
+
+@pytest.fixture(autouse=True)
+def short_parts(monkeypatch: pytest.MonkeyPatch):
+    """So short a text has more than one part, too."""
+    monkeypatch.setattr(linear_function, "spanned", lambda chunks, device: 2)
 
 
 def tracked(*args: Any) -> list[Tensor]:
@@ -101,6 +107,12 @@ def test_padding_is_not_taken_in(name: str):
     """At the left of the first text and at the right of the second; a text may begin with a chunk of nothing."""
     at = (torch.tensor([0] * 70 + [1] * 9), torch.tensor([*range(70), *range(121, 130)]))
     check(name, 1e-4, 130, absent=at)
+
+
+def test_parts_are_no_longer_than_there_is_time_for(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.undo()
+    found = [linear_function.spanned(chunks, torch.device("cpu")) for chunks in (1, 12, 10**6)]
+    assert found == [1, 12 // linear_function.PROGRAMS, linear_function.SPAN]
 
 
 @pytest.mark.parametrize("name", ["plain", "window"])

@@ -8,7 +8,7 @@ from triton.compiler import ASTSource
 from triton.compiler import compile as compiled
 
 from distill import map_gradients, map_kernels
-from distill.flexformer import linear_gradients, linear_kernels, step_kernel
+from distill.flexformer import linear_gradients, linear_kernels, linear_scan, step_kernel
 
 #: An H100 or H200.
 TARGET = GPUTarget("cuda", 90, 32)
@@ -23,7 +23,7 @@ MAP = HEAD | {
 }  # fmt: skip
 LINEAR = HEAD | {
     "W": 16, "SKIP": 16, "DEGREE": 2, "PADDED": True, "C": 32, "BLOCK_F": 32,
-    "REVERSE": False, "GOES_ON": True, "BLOCK": 64, "ROWS": 16,
+    "REVERSE": False, "GOES_ON": True, "BLOCK": 64,
 }  # fmt: skip
 #: As they are run: features that come from PyTorch have products of float32 in the loss, and of bfloat16 in attention.
 HALF, FULL = {"MODE": "bf16", "GIVEN": False}, {"MODE": "tf32x3", "GIVEN": True}
@@ -40,7 +40,7 @@ KERNELS: list[tuple[Any, ...]] = [
     (map_gradients.key_kernel, MAP | HALF),
     (map_gradients.query_kernel, MAP | FULL),
     (map_gradients.key_kernel, MAP | FULL),
-    (linear_kernels.scan_kernel, LINEAR | HALF),
+    (linear_scan.scan_kernel, LINEAR | HALF),
     *(
         (kernel, LINEAR | HALF | {"GIVEN": given}, PLACED)
         for kernel in (
@@ -56,7 +56,7 @@ KERNELS: list[tuple[Any, ...]] = [
 #: What arguments are that are no pointers to float32.
 TYPES = (
     dict.fromkeys(("scale", "scaling", "epsilon"), "fp32")
-    | dict.fromkeys(("N", "K", "H", "Q", "R", "CHUNKS"), "i32")
+    | dict.fromkeys(("N", "K", "H", "Q", "R", "SPAN", "CHUNKS", "PARTS"), "i32")
     | dict.fromkeys(("seen", "new_seen", "positions"), "*i64")
     | dict.fromkeys(("real", "present", "new_present", "there"), "*i1")
     | dict.fromkeys(
