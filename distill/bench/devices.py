@@ -81,10 +81,14 @@ def measure(asked: Job) -> list[tuple[Job, list[dict[str, Any]]]]:
 
 
 def speed(logged: list[dict[str, Any]], stage: str) -> float:
-    """Tokens a second, of all devices together."""
+    """Tokens a second, of all devices together: the median from one logged step to the next.
+
+    A checkpoint takes as long on several, and comes more often in so few steps than in a run.
+    """
     lines = [line for line in logged if line["stage"] == stage]
-    first, last = lines[int(WARM * len(lines))], lines[-1]
-    return float((last["tokens"] - first["tokens"]) / (last["seconds"] - first["seconds"]))
+    lines = lines[int(WARM * len(lines)) :]
+    tokens, seconds = (np.diff([line[key] for line in lines]) for key in ("tokens", "seconds"))
+    return float(np.median(tokens / seconds))
 
 
 def rows(
@@ -111,7 +115,7 @@ def rows(
             times = speed(full, stage) / speed(logged, stage)
             row(stage, f"{each_full} over {job}", "speedup", times, "tokens per second over those of one", goal)
         one, several = (np.array(losses(logged, stage)) for logged in (ones[-1][1], parts))
-        apart = float(abs(several - one).max() / one.max())
+        apart = float(abs(several - one).max() / (one.max() or 1.0))
         row(stage, f"{shared} beside {ones[-1][0]}", "loss_gap", apart, "share of the largest loss", ALIKE)
     return made
 
@@ -202,6 +206,7 @@ def run(job: Job) -> None:
         directory,
     )
     fit(LogitsStage(teacher, student, wanted.logits), "logits", wanted.logits, corpus, config, directory)
+    ranks.part()
 
 
 if __name__ == "__main__":

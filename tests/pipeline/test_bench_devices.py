@@ -31,8 +31,11 @@ def test_several_have_as_many_rows_each_or_share_those_of_one():
     assert [job.devices for job in jobs(replace(ASKED, graphs=False))] == [1, 2, 2]
 
 
-def test_speed_is_that_after_kernels_were_chosen():
-    assert speed(logged(100.0), "logits") == pytest.approx(100.0)
+def test_speed_is_that_after_kernels_were_chosen_and_between_checkpoints():
+    given = logged(100.0)
+    for line in given[-2:]:
+        line["seconds"] += 30
+    assert speed(given, "logits") == pytest.approx(100.0)
 
 
 def test_goals_are_over_one_device_at_its_fastest_and_beside_its_losses():
