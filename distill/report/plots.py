@@ -79,9 +79,14 @@ def curves(
             canvas.legend(loc="outside upper left", ncols=3, handletextpad=0.2)
         else:
             axes.xaxis.set_major_locator(MaxNLocator(5))
+            if told:
+                canvas.legend(loc="outside upper left", handletextpad=0.2)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
 
-    return draw(paint, 2.7, alt)
+    # Of several curves over one another every label has a row.
+    labelled = sum(bool(line.label) for line in lines)
+    told = labelled if labelled > 1 and not doubling else 0
+    return draw(paint, 2.7 + 0.2 * told, alt)
 
 
 def ranges(places: list[str], spans: dict[str, list[list[float]]], labels: tuple[str, str], alt: str) -> str:

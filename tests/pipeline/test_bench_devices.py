@@ -52,3 +52,5 @@ def test_goals_are_over_one_device_at_its_fastest_and_beside_its_losses():
     shown = section("name", made)
     assert [figure.alt.split(" by step")[0] for figure in shown.figures[0]] == [f"Loss of {name}" for name in STAGES]
     assert ["logits, 1 device, batch 8", "tokens_per_second", "80.0"] in shown.tables[1].rows
+    # In the picture, too, and not only in what is said of it.
+    assert all(figure.svg.count(f">{one}<") for figure in shown.figures[0])
