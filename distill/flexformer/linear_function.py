@@ -14,7 +14,7 @@ from .parameters import apart, zeros
 from .precision import mode
 from .tiles import block, cdiv, placed
 
-#: The most chunks to a part, which one program goes through, and how many programs a multiprocessor is to have.
+#: The most chunks to a part, which one program goes through, and how many such programs a multiprocessor is to have.
 SPAN, PROGRAMS = 16, 4
 #: Of a scan, numbers that a program has.
 SCANNED = 512
@@ -64,7 +64,7 @@ class Attention(torch.autograd.Function):
         settings = constants(query, sizes, features, head_dim, width)
         settings |= {"SKIP": 0 if before else sizes.width, "PADDED": present is not None}
         grouped = settings | {"G": heads // kv_heads}
-        span = spanned(chunks * batch * heads, query.device)
+        span = spanned(chunks * places, query.device)
         parts, end = cdiv(chunks, span), (length, kv_heads, span, chunks)
         # In the place of what there is not stands something that is not read.
         present = query if present is None else present.contiguous()
@@ -108,8 +108,7 @@ class Attention(torch.autograd.Function):
         rows, (places, parts) = query.shape[0] * query.shape[1], before_each.part.shape[:2]
         # Of the queries that share a key, one at a time.
         alone = grouped if grouped["G"] == 1 else grouped | {"num_stages": 1}
-        # As those lie that they are for, or autograd would copy them.
-        by_query, by_key, by_value = (torch.empty_like(each) for each in (query, key, value))
+        by_query, by_key, by_value = (lying_as(each) for each in (query, key, value))
         inputs, given_back = [placed(each) for each in (query, key, value)], placed(in_pieces(asked))
         if sizes.given:
             # Of keys that are in the window to the end nothing is written.
@@ -150,6 +149,12 @@ def spanned(chunks: int, device: torch.device) -> int:
 def in_pieces(x: Tensor) -> Tensor:
     """As it is, where the numbers of a token of a head lie side by side: as projections leave them, too."""
     return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def lying_as(x: Tensor) -> Tensor:
+    """Room for its gradient, which autograd would copy if it lay otherwise."""
+    found = torch.empty_like(x)
+    return found if found.stride(-1) == 1 else x.new_empty(x.shape)
 
 
 def by_tokens(like: Tensor, width: int) -> Tensor:

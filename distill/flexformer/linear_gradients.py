@@ -9,8 +9,8 @@ Of all weights P_ij that query i gives, near ones e^{q_i·k_j − λ_i} and far 
     ∂/∂φ_q(q_i) = Σ_j e^{w_j − s_i} (γ_i·[v_j, 1]) φ_k(k_j),    ∂/∂φ_k(k_j) = Σ_i e^{w_j − s_i} (γ_i·[v_j, 1]) φ_q(q_i)
     ∂/∂w_j = φ_k(k_j)·∂/∂φ_k(k_j),    ∂/∂g_i = φ_q(q_i)·∂/∂φ_q(q_i)
 
-What keys need of later chunks is Σ_i e^{m − s_i} φ_q(q_i) γ_iᵀ, m the largest w up to the end of theirs: no exponential
-passes 1. Where a size is below ε it is none that depends on anything, and Δ_i = 0.
+What keys need of later chunks is Σ_i e^{m − s_i} φ_q(q_i) γ_iᵀ, m the largest w up to the end of theirs: e^{m − s_i} is
+at most 1. Where a size is below ε it is none that depends on anything, and Δ_i = 0.
 """
 
 try:
@@ -187,7 +187,10 @@ def key_gradient_kernel(
     V: tl.constexpr, DEGREE: tl.constexpr, PADDED: tl.constexpr, GIVEN: tl.constexpr, MODE: tl.constexpr,
     C: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    """Grid (chunks of W + N keys, without those that are none, B·K); later: of the queries after each chunk."""
+    """Grid (chunks of W + N keys, without those that are none, B·K).
+
+    later: of the queries after each chunk in its part; part_later: of those after the part.
+    """
     chunk, place = tl.program_id(0) + SKIP // C, tl.program_id(1).to(tl.int64)
     batch, head, held, end = place // K, place % K, N + W - SKIP, N + W
     n = chunk * C + tl.arange(0, C)

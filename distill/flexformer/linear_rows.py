@@ -14,7 +14,7 @@ NO_KEYS: tl.constexpr = tl.constexpr(-1e30)
 
 @triton.jit
 def basis(frequency, bias, head, f, d, F: tl.constexpr, D: tl.constexpr, GIVEN: tl.constexpr):
-    """Ω (F, D) of a head and b (F,), to the base 2; −∞ for the features that there are not."""
+    """Ω (F, D) of a head, and b (F,) to the base 2, −∞ for the features that there are not."""
     omega, level = tl.zeros((f.shape[0], d.shape[0]), tl.bfloat16), tl.zeros((f.shape[0],), tl.float32)
     if not GIVEN:
         omega = rows(frequency + head * F * D, f, F, d, D)

@@ -17,7 +17,7 @@ def scan_kernel(
 ):  # fmt: skip
     """Grid (blocks of F·V + F numbers, B·K): of sums (B·K, PARTS, ·) of parts those of all before each (scanned).
 
-    With e^{w_j − t}, t the largest w_j before the part, which becomes row c of tops (B·K, PARTS + 1). Where a text
+    With e^{w_j − t}, t the largest w_j before the part, which becomes its column of tops (B·K, PARTS + 1). Where a text
     GOES_ON, what came before is in `before` (B, K, F, V + 1); all there is at its end goes to `after`, and the largest
     w_j to `last`. REVERSE: of all parts after each, with e^{m − s_i}, see `linear_gradients`; tops are read.
     """

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from distill.flexformer import attempt, linear, linear_function
@@ -14,6 +16,7 @@ from distill.flexformer.attempt import SHARED
 from distill.flexformer.feature_map import HeadShape
 from distill.flexformer.memory import Memory
 from distill.flexformer.mixer import Mixer
+from distill.flexformer.tiles import summed
 from distill.mixer import bare
 
 from .interpreted import DEVICE, close, made, text, with_room
@@ -41,11 +44,20 @@ OTHERS: dict[str, tuple[HeadShape, dict[str, Any]]] = {
 SCALING = 0.25
 #: A chunk and a half.
 LENGTH = 96
+#: What a test replaces.
+SPANNED = linear_function.spanned
+
+
+@triton.jit
+def summed_kernel(x, weight, out, SIZE: tl.constexpr):
+    n = tl.arange(0, SIZE)
+    found = summed(tl.load(x + n[:, None] * SIZE + n[None, :]), tl.load(weight + n), "bf16")
+    tl.store(out + n, found)
 
 
 @pytest.fixture(autouse=True)
 def short_parts(monkeypatch: pytest.MonkeyPatch):
-    """So short a text has more than one part, too."""
+    """A text of three chunks has two parts."""
     monkeypatch.setattr(linear_function, "spanned", lambda chunks, device: 2)
 
 
@@ -109,9 +121,25 @@ def test_padding_is_not_taken_in(name: str):
     check(name, 1e-4, 130, absent=at)
 
 
-def test_parts_are_no_longer_than_there_is_time_for(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.undo()
-    found = [linear_function.spanned(chunks, torch.device("cpu")) for chunks in (1, 12, 10**6)]
+def test_parts_follow_one_another():
+    """And nothing is read that was not written: what is not stands there as NaN."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        check("plain", 1e-4, 330)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_sums_over_rows_are_as_exact_as_their_weights():
+    """Where products round these to bfloat16."""
+    x, weight = torch.ones(64, 64, dtype=torch.bfloat16, device=DEVICE), torch.rand(64, device=DEVICE)
+    found = torch.empty(64, device=DEVICE)
+    summed_kernel[(1,)](x, weight, found, 64)
+    close(found, weight.double().sum().expand(64), 1e-5)
+
+
+def test_parts_are_no_longer_than_there_is_time_for():
+    found = [SPANNED(chunks, torch.device("cpu")) for chunks in (1, 12, 10**6)]
     assert found == [1, 12 // linear_function.PROGRAMS, linear_function.SPAN]
 
 
@@ -308,6 +336,9 @@ def test_at_the_sizes_of_a_model(name: str, window: int, dtype: torch.dtype, mon
     options = PLAIN | {"features": features, "frequency_scale": 0.3, "window": window}
     monkeypatch.setitem(CASES, name, (shape, options))
     torch.set_float32_matmul_precision("medium")
+    if not window:
+        # Parts as they are.
+        monkeypatch.setattr(linear_function, "spanned", SPANNED)
     for _ in range(3):
         # Numbers of float32 are rounded first.
         check(name, 5e-2 if dtype == torch.float32 else 2e-2, length, dtype=dtype)

@@ -41,8 +41,9 @@ KERNELS: list[tuple[Any, ...]] = [
     (map_gradients.query_kernel, MAP | FULL),
     (map_gradients.key_kernel, MAP | FULL),
     (linear_scan.scan_kernel, LINEAR | HALF),
+    (linear_scan.scan_kernel, LINEAR | HALF | {"REVERSE": True, "GOES_ON": False}),
     *(
-        (kernel, LINEAR | HALF | {"GIVEN": given}, PLACED)
+        (kernel, LINEAR | HALF | more, PLACED)
         for kernel in (
             linear_kernels.sums_kernel,
             linear_kernels.output_kernel,
@@ -50,7 +51,8 @@ KERNELS: list[tuple[Any, ...]] = [
             linear_gradients.query_gradient_kernel,
             linear_gradients.key_gradient_kernel,
         )
-        for given in (False, True)
+        # Those of given features without a window, and of fewer than a tile has.
+        for more in ({}, {"GIVEN": True, "W": 0, "SKIP": 0, "F": 23})
     ),
 ]
 #: What arguments are that are no pointers to float32.
