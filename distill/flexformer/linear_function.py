@@ -84,7 +84,7 @@ class Attention(torch.autograd.Function):
         before_each = Sums(sums, peaks, scanned, part_tops)
         out = by_tokens(query, width)
         opened, joined, totals = (wide.new_empty(batch, heads, length) for _ in range(3))
-        # With a window no more than two programs have room.
+        # Beside a window more does not fit than a third program is worth.
         limit = {} if sizes.width else slim(grouped)
         output_kernel[(chunks, batch * heads)](
             *map(placed, (query, key, value)), present, *given[:4], *given[6:], weights, *before_each, tops,
