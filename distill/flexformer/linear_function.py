@@ -12,15 +12,12 @@ from .linear_kernels import output_kernel, sums_kernel
 from .linear_scan import scan_kernel
 from .parameters import apart, zeros
 from .precision import mode
-from .tiles import block, cdiv, placed
+from .tiles import LEAST, block, cdiv, placed
 
 #: The most chunks to a part, which one program goes through, and how many such programs a multiprocessor is to have.
 SPAN, PROGRAMS = 16, 4
 #: Of a scan, numbers that a program has.
 SCANNED = 512
-#: A tile is no narrower: of narrower ones in shared memory the assembler of CUDA 12.8, which Triton 3.6 has with it,
-#: makes some addresses wrong, that of 12.9 none.
-LEAST = 64
 #: Warps: as few as have registers for a tile of so many numbers, since more make the same twice.
 FEW, MANY, SMALL = 4, 8, 8192
 #: Registers of a thread, where a third program of FEW warps on a multiprocessor is worth more than what does not fit.
@@ -182,7 +179,7 @@ def constants(query: Tensor, sizes: Sizes, features: int, head_dim: int, width: 
     tiles = {"F": features, "D": head_dim, "V": width}
     most = max(features, CHUNK) * max(head_dim, width, CHUNK)
     return tiles | {
-        **{f"BLOCK_{of}": max(LEAST, block(size)) for of, size in tiles.items()},
+        **{f"BLOCK_{of}": max(LEAST.value, block(size)) for of, size in tiles.items()},
         "W": sizes.width,
         "GIVEN": sizes.given,
         "MODE": mode(query),

@@ -19,15 +19,9 @@ try:
 except ImportError:  # Caught, or transformers would ask everybody for it who loads a checkpoint.
     raise
 
-from .linear_kernels import near_logits, read_sums, write_sums
-from .linear_rows import basis, features_of, real
+from .linear_kernels import before, near_logits, read_sums, write_sums
+from .linear_rows import basis, features_of, numbers, real
 from .tiles import LOG2_E, held_as, narrow, power, product, spots, summed, tokens, within
-
-
-@triton.jit
-def numbers(x, row, n, N, other: tl.constexpr):
-    """Of tokens n of a row of x (·, N)."""
-    return tl.load(x + row * N + n, mask=n < N, other=other)
 
 
 @triton.jit
@@ -93,25 +87,23 @@ def query_gradient_kernel(
     delta = tl.sum(asked.to(tl.float32) * got.to(tl.float32), 1)
     delta = tl.where(numbers(sizes, row, n, N, 1.0) >= epsilon, delta, 0.0)
     tl.store(inner + at, delta, mask=n < N)
-    rest = numbers(opened, row, n, N, float("-inf"))
+    opening = numbers(opened, row, n, N, float("-inf"))
     y = tokens(key, batch, head, n - SKIP, held, d, D)
     weight = numbers(weights, place, n, N, float("-inf"))
-    parts, part = (CHUNKS + SPAN - 1) // SPAN, chunk // SPAN
-    part_top, peak = tl.load(part_tops + place * (parts + 1) + part), tl.load(peaks + place * CHUNKS + chunk)
-    top = tl.maximum(part_top, peak)
+    part, part_top, peak, top = before(peaks, part_tops, place, chunk, SPAN, CHUNKS)
     worth = tokens(value, batch, head, n - SKIP, held, v, V)
     by_score = product(asked, tl.trans(worth), MODE) - delta[:, None]
-    by_score *= shares(weight[None, :], rest[:, None], n[None, :] <= n[:, None])
+    by_score *= shares(weight[None, :], opening[:, None], n[None, :] <= n[:, None])
     # One tile as wide as there are features after another: more do not fit into registers.
     omega, level = basis(key_frequency, key_bias, head, f, d, F, D, GIVEN)
     phi = features_of(y, omega, level, key_frequency, place, n - SKIP, held, f, scale, F, GIVEN, MODE)
     by_phi = product(by_score, phi, MODE)
     state, ones = read_sums(sums, place * CHUNKS + chunk, f, v, F, V)
-    by_phi += product(asked.to(tl.float32) * power(peak + rest)[:, None], tl.trans(state), MODE)
-    state, part_ones = read_sums(part_sums, place * parts + part, f, v, F, V)
-    by_phi += product(asked.to(tl.float32) * power(part_top + rest)[:, None], tl.trans(state), MODE)
+    by_phi += product(asked.to(tl.float32) * power(peak + opening)[:, None], tl.trans(state), MODE)
+    state, part_ones = read_sums(part_sums, part, f, v, F, V)
+    by_phi += product(asked.to(tl.float32) * power(part_top + opening)[:, None], tl.trans(state), MODE)
     ones = ones * power(peak - top) + part_ones * power(part_top - top)
-    by_phi -= (delta * power(top + rest))[:, None] * ones[None, :]
+    by_phi -= (delta * power(top + opening))[:, None] * ones[None, :]
     omega, level = basis(query_frequency, query_bias, asker, f, d, F, D, GIVEN)
     phi = features_of(x, omega, level, query_frequency, row, n, N, f, scale, F, GIVEN, MODE)
     if GIVEN:
@@ -210,8 +202,8 @@ def key_gradient_kernel(
             row = place * G + g
             asker = row % (K * G)
             x, asked = tokens(query, batch, asker, n, N, d, D), tokens(given, batch, asker, n, N, v, V)
-            rest, delta = numbers(opened, row, n, N, float("-inf")), numbers(inner, row, n, N, 0.0)
-            share = shares(weight[:, None], rest[None, :], n[:, None] <= n[None, :])
+            opening, delta = numbers(opened, row, n, N, float("-inf")), numbers(inner, row, n, N, 0.0)
+            share = shares(weight[:, None], opening[None, :], n[:, None] <= n[None, :])
             query_omega, query_level = basis(query_frequency, query_bias, asker, f, d, F, D, GIVEN)
             phi = features_of(x, query_omega, query_level, query_frequency, row, n, N, f, scale, F, GIVEN, MODE)
             phi = held_as(phi, MODE)

@@ -22,7 +22,7 @@ try:
 except ImportError:  # Caught, or transformers would ask everybody for it who loads a checkpoint.
     raise
 
-from .linear_rows import NO_KEYS, basis, features_of, gates, key_weight, real
+from .linear_rows import NO_KEYS, basis, features_of, gates, key_weight, numbers, real
 from .tiles import LOG2_E, held_as, log2, narrow, power, product, rows, spots, summed, tokens, within
 
 
@@ -104,6 +104,15 @@ def near_logits(x, y, n, j, there, scale, N, W: tl.constexpr, MODE: tl.constexpr
 
 
 @triton.jit
+def before(peaks, part_tops, place, chunk, SPAN, CHUNKS):
+    """Of a chunk: the row of its part, and the largest w_j before the part, in it before the chunk, and of both."""
+    parts = (CHUNKS + SPAN - 1) // SPAN
+    part_top = tl.load(part_tops + place * (parts + 1) + chunk // SPAN)
+    peak = tl.load(peaks + place * CHUNKS + chunk)
+    return place * parts + chunk // SPAN, part_top, peak, tl.maximum(part_top, peak)
+
+
+@triton.jit
 def output_kernel(
     query, key, value, present, query_frequency, query_bias, key_frequency, key_bias, gate_bias, gate_linear,
     gate_quadratic, weights, sums, peaks, part_sums, part_tops, tops, out, opened, joined, sizes, scale, epsilon,
@@ -122,13 +131,12 @@ def output_kernel(
     d, f, v = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_F), tl.arange(0, BLOCK_V)
     batch, head, held, end = place // K, place % K, N + W - SKIP, N + W
     y = tokens(key, batch, head, n - SKIP, held, d, D)
-    weight = tl.load(weights + place * N + n, mask=n < N, other=float("-inf"))
-    parts, part = (CHUNKS + SPAN - 1) // SPAN, chunk // SPAN
-    part_top, peak = tl.load(part_tops + place * (parts + 1) + part), tl.load(peaks + place * CHUNKS + chunk)
-    top = tl.maximum(part_top, peak)
-    tl.store(tops + place * (CHUNKS + 1) + chunk, top)
+    weight = numbers(weights, place, n, N, float("-inf"))
+    part, part_top, peak, top = before(peaks, part_tops, place, chunk, SPAN, CHUNKS)
+    tops += place * (CHUNKS + 1) + chunk
+    tl.store(tops, top)
     if chunk == CHUNKS - 1:
-        tl.store(tops + place * (CHUNKS + 1) + CHUNKS, tl.load(part_tops + place * (parts + 1) + parts))
+        tl.store(tops + 1, tl.maximum(top, tl.max(weight, 0)))
     shift, decay = shifted(weight, n, top)
     omega, level = basis(key_frequency, key_bias, head, f, d, F, D, GIVEN)
     psi = features_of(y, omega, level, key_frequency, place, n - SKIP, held, f, scale, F, GIVEN, MODE)
@@ -137,7 +145,7 @@ def output_kernel(
     omega, level = basis(query_frequency, query_bias, asker, f, d, F, D, GIVEN)
     phi = features_of(x, omega, level, query_frequency, row, n, N, f, scale, F, GIVEN, MODE)
     state, ones = read_sums(sums, place * CHUNKS + chunk, f, v, F, V)
-    part_state, part_ones = read_sums(part_sums, place * parts + part, f, v, F, V)
+    part_state, part_ones = read_sums(part_sums, part, f, v, F, V)
     found = product(phi, state, MODE) * power(peak - shift)[:, None]
     found += product(phi, part_state, MODE) * power(part_top - shift)[:, None]
     ones = ones * power(peak - top) + part_ones * power(part_top - top)

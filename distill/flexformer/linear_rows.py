@@ -13,6 +13,12 @@ NO_KEYS: tl.constexpr = tl.constexpr(-1e30)
 
 
 @triton.jit
+def numbers(x, row, n, N, other: tl.constexpr):
+    """Of tokens n of a row of x (·, N)."""
+    return tl.load(x + row * N + n, mask=n < N, other=other)
+
+
+@triton.jit
 def basis(frequency, bias, head, f, d, F: tl.constexpr, D: tl.constexpr, GIVEN: tl.constexpr):
     """Ω (F, D) of a head, and b (F,) to the base 2, −∞ for the features that there are not."""
     omega, level = tl.zeros((f.shape[0], d.shape[0]), tl.bfloat16), tl.zeros((f.shape[0],), tl.float32)
@@ -80,7 +86,7 @@ def key_weight(
 def gates(x, bias, linear, quadratic, row, asker, n, N, d, scale, D: tl.constexpr, GIVEN: tl.constexpr):
     """g of queries n, x: (C,)."""
     if GIVEN:
-        gate = tl.load(bias + row * N + n, mask=n < N, other=0.0)
+        gate = numbers(bias, row, n, N, 0.0)
     else:
         gate = polynomial(x, linear + asker * D, quadratic + asker * D, d, scale, D, 2)
         gate += tl.load(bias + asker).to(tl.float32)

@@ -14,8 +14,9 @@ except ImportError:  # Caught, or transformers would ask everybody for it who lo
 
 #: Triton's interpreter multiplies bfloat16 as if its bits were whole numbers, and does not round to it, but cuts off.
 INTERPRETED: tl.constexpr = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
-
-
+#: A tile is no narrower: of narrower ones in shared memory the assembler of CUDA 12.8, which Triton 3.6 has with it,
+#: makes some addresses wrong, that of 12.9 none.
+LEAST: tl.constexpr = tl.constexpr(64)
 LOG2_E: tl.constexpr = tl.constexpr(math.log2(math.e))
 
 
@@ -68,7 +69,7 @@ def product(a, b, MODE: tl.constexpr):
 @triton.jit
 def summed(x, weight, MODE: tl.constexpr):
     """Σ_n weight_n x_n of rows x: (width of x,). By a product, since sums over rows go from warp to warp."""
-    column = tl.arange(0, 64)[None, :]
+    column = tl.arange(0, LEAST)[None, :]
     rest = weight[:, None] - held_as(weight[:, None], MODE).to(tl.float32)
     weights = tl.where(column == 0, weight[:, None], tl.where(column == 1, rest, 0.0))
     return tl.sum(product(tl.trans(x), weights, MODE), 1)

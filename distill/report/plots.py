@@ -56,6 +56,9 @@ def curves(
 ) -> str:
     """Curves over a count, such as tokens. scale: of the vertical axis; the logarithmic one leaves out what has no
     logarithm, that of shares goes from 0 to 1. doubling: the count is logarithmic, too, and its points are marked."""
+    labels = [line.label for line in lines if line.label]
+    # A label of several has a row to itself, but for the short ones of what is measured at doubled counts.
+    rows = len(labels) if len(labels) > 1 and not doubling else 0
 
     def paint(canvas: Canvas) -> None:
         axes = canvas.subplots()
@@ -79,14 +82,11 @@ def curves(
             canvas.legend(loc="outside upper left", ncols=3, handletextpad=0.2)
         else:
             axes.xaxis.set_major_locator(MaxNLocator(5))
-            if told:
+            if rows:
                 canvas.legend(loc="outside upper left", handletextpad=0.2)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
 
-    # Of several curves over one another every label has a row.
-    labelled = sum(bool(line.label) for line in lines)
-    told = labelled if labelled > 1 and not doubling else 0
-    return draw(paint, 2.7 + 0.2 * told, alt)
+    return draw(paint, 2.7 + 0.2 * rows, alt)
 
 
 def ranges(places: list[str], spans: dict[str, list[list[float]]], labels: tuple[str, str], alt: str) -> str:

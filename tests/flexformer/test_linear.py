@@ -138,6 +138,23 @@ def test_sums_over_rows_are_as_exact_as_their_weights():
     close(found, weight.double().sum().expand(64), 1e-5)
 
 
+def test_parts_are_counted_by_what_goes_through_them(monkeypatch: pytest.MonkeyPatch):
+    """Of grouped queries by their keys."""
+    shape, options = CASES["grouped queries"]
+    counted: list[int] = []
+    monkeypatch.setattr(linear_function, "spanned", lambda chunks, device: counted.append(chunks) or 1)
+    linear.launched(made(shape, options), *text(shape, 70), SCALING, None, None)
+    assert counted == [2 * 2 * shape.kv_heads]
+
+
+def test_gradients_lie_as_what_they_are_for():
+    """But their numbers of a token of a head lie side by side, as kernels write them."""
+    turned = torch.empty(2, 5, 3, 16).transpose(1, 2)
+    assert linear_function.lying_as(turned).stride() == turned.stride()
+    over_another = torch.empty(40).as_strided((2, 3, 5, 16), (0, 0, 1, 1))
+    assert linear_function.lying_as(over_another).stride(-1) == 1
+
+
 def test_parts_are_no_longer_than_there_is_time_for():
     found = [SPANNED(chunks, torch.device("cpu")) for chunks in (1, 12, 10**6)]
     assert found == [1, 12 // linear_function.PROGRAMS, linear_function.SPAN]

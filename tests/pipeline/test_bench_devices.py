@@ -49,6 +49,8 @@ def test_goals_are_over_one_device_at_its_fastest_and_beside_its_losses():
         apart = f"{stage}, 2 devices by ddp, batch 8 beside {one}, 2 × GPU"
         assert goals.pop((apart, "loss_gap")) == (pytest.approx(0.01), "<= 0.001")
     assert not goals
+    alike = rows([(job, logged(100.0, 0.0)) for job in jobs(ASKED)], "exponential", "typed", "2 × GPU", "abc")
+    assert {row.value for row in alike if row.metric == "loss_gap"} == {0.0}
     shown = section("name", made)
     assert [figure.alt.split(" by step")[0] for figure in shown.figures[0]] == [f"Loss of {name}" for name in STAGES]
     assert ["logits, 1 device, batch 8", "tokens_per_second", "80.0"] in shown.tables[1].rows
