@@ -50,7 +50,7 @@ def allocate(teacher: Teacher, student: Flexformer, corpus: Corpus, config: Conf
     stage = AttentionStage(teacher, probes(student), wanted)
     tokens = fit(stage, "allocation", wanted, corpus, config, run)
     with run.timed("allocation"):
-        left = undecided(stage.to(device_of(config)), corpus, config.seed)
+        left = undecided(stage, corpus, config.seed, device_of(config))
     each = config.mixer["features"]
     grain = grain_of(next(iter(student.mixers.values())), each)
     features = shares([kl**2 for kl in left.values()], each * len(left), grain)
@@ -80,11 +80,14 @@ def probes(student: Flexformer) -> dict[int, Any]:
 
 
 @torch.no_grad()
-def undecided(stage: AttentionStage, corpus: Corpus, seed: int) -> dict[int, float]:
+def undecided(stage: AttentionStage, corpus: Corpus, seed: int, device: torch.device) -> dict[int, float]:
     """KL in nats that the fitted probes leave, by layer, on training text."""
+    stage.to(device)
+    # Where the stage has just been trained, on one device, it is there already.
+    stage.teacher.to(device)
     left = torch.zeros(len(stage.layers))
     for batch in corpus.batches(JUDGED, stage.wanted.batch_size, seed + 1):
-        stage.training_step({name: each.to(stage.device) for name, each in batch.items()}, 0)
+        stage.training_step({name: each.to(device) for name, each in batch.items()}, 0)
         left += torch.stack(list(stage.losses.values())).cpu() / JUDGED
     return dict(zip(stage.layers, ranks.average(left).tolist(), strict=True))
 

@@ -34,7 +34,7 @@ STAGES = ("attention", "logits")
 
 @dataclass
 class Job:
-    """One run. batch: rows of a step, of all devices together. graphs: as one GPU launches its steps unless told."""
+    """One run. batch: rows of a step, of all devices together. graphs: as GPUs launch their steps unless told."""
 
     devices: int
     batch: int
@@ -58,12 +58,12 @@ class Job:
 
 def jobs(asked: Job) -> Iterator[Job]:
     """One device as it is at its fastest and kernel by kernel, several with as many rows each, and sharing its rows."""
-    one = replace(asked, devices=1)
+    one, several = replace(asked, devices=1), replace(asked, graphs=asked.graphs and asked.strategy != "fsdp")
     if asked.graphs:
         yield one
     yield replace(one, graphs=False)
-    yield replace(asked, batch=asked.batch * asked.devices, graphs=False)
-    yield replace(asked, graphs=False)
+    yield replace(several, batch=asked.batch * asked.devices)
+    yield several
 
 
 def measure(asked: Job) -> list[tuple[Job, list[dict[str, Any]]]]:
@@ -111,7 +111,7 @@ def rows(
                     row(stage, f"{job}, step {line['step']}", "loss", line["loss"], "nats")
         for job, logged in ones:
             # The first of them is how a run on one device is.
-            goal = FASTER if job is ones[0][0] and each_full.devices == 2 else None
+            goal = FASTER if job is ones[0][0] and each_full.devices == 2 and each_full.strategy == "ddp" else None
             times = speed(full, stage) / speed(logged, stage)
             row(stage, f"{each_full} over {job}", "speedup", times, "tokens per second over those of one", goal)
         one, several = (np.array(losses(logged, stage)) for logged in (ones[-1][1], parts))

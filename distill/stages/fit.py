@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,8 +34,10 @@ from .stage import Stage, launches_alike
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
 
-#: How several devices train one stage, by the name used in trainer.strategy; auto: every device has all of it.
-STRATEGIES: dict[str, Callable[[], Strategy]] = {"auto": DDPStrategy, "ddp": DDPStrategy, "fsdp": Sharded}
+#: Every device has all of a stage. Its buffers are the same on all as they are: whatever changes them draws alike.
+replicated = partial(DDPStrategy, gradient_as_bucket_view=True, broadcast_buffers=False)
+#: How several devices train one stage, by the name used in trainer.strategy.
+STRATEGIES: dict[str, Callable[[], Strategy]] = {"auto": replicated, "ddp": replicated, "fsdp": Sharded}
 
 
 class Wanted(Protocol):
@@ -145,10 +148,11 @@ def make_trainer(config: Config, **kwargs: Any) -> Trainer:
 
 
 def graphed(trainer: Trainer) -> bool:
-    """Whether a step of this Trainer can be a CUDA graph: on one GPU, where nothing else hears of gradients, and
-    where they are not scaled on their way, as of float16."""
-    alone = isinstance(trainer.strategy, SingleDeviceStrategy) and trainer.strategy.root_device.type == "cuda"
-    return alone and getattr(trainer.precision_plugin, "scaler", None) is None
+    """Whether a step of this Trainer can be a CUDA graph: where each GPU has all weights, and gradients are not scaled
+    on their way, as of float16."""
+    whole = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
+    scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+    return whole and not scaled and trainer.strategy.root_device.type == "cuda"
 
 
 def device_of(config: Config) -> torch.device:

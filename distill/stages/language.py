@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from .. import config, ranks
+from .. import config
 from ..task import DECODER, Task
 from .graphs import Inputs, Loss
-from .stage import Stage, embeddings, recompute, warmup_linear
+from .stage import Stage, embeddings, of_all, recompute, warmup_linear
 
 
 class LanguageStage(Stage):
@@ -22,7 +22,7 @@ class LanguageStage(Stage):
 
     def compute(self, inputs: Inputs) -> Loss:
         found = self.task.predict(self.model, inputs)
-        loss = ranks.weighted(self.task.loss(found, inputs), lambda: self.task.counted(found, inputs))
+        loss = of_all(self.task.loss(found, inputs), inputs, lambda: self.task.counted(found, inputs))
         return Loss(loss, {self.task.predicted: loss.detach()})
 
     def configure_optimizers(self) -> Any:

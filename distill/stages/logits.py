@@ -7,14 +7,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from .. import config, ranks
+from .. import config
 from ..divergence import top_k_kl
 from ..errors import UserError
 from ..flexformer.model import Flexformer
 from ..remembered import Remembered
 from ..teacher import Teacher
 from .graphs import Inputs, Loss
-from .stage import Stage, embeddings, recompute, warmup_linear
+from .stage import Stage, embeddings, of_all, recompute, warmup_linear
 
 
 class LogitsStage(Stage):
@@ -43,11 +43,10 @@ class LogitsStage(Stage):
     def compute(self, inputs: Inputs) -> Loss:
         task = self.teacher.task
         found = task.predict(self.student, inputs)
-        loss = ranks.weighted(
-            self.gap(found, inputs), lambda: task.matched(inputs, torch.ones_like(inputs["input_ids"]))[0]
-        )
+        every = torch.ones_like(inputs["input_ids"])
+        loss = of_all(self.gap(found, inputs), inputs, lambda: task.matched(inputs, every)[0])
         if self.wanted.cross_entropy:
-            text = ranks.weighted(task.loss(found, inputs), lambda: task.counted(found, inputs))
+            text = of_all(task.loss(found, inputs), inputs, lambda: task.counted(found, inputs))
             loss = loss + self.wanted.cross_entropy * text
         return Loss(loss, {"logits": loss.detach()})
 

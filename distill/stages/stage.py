@@ -1,7 +1,7 @@
 """What all stages share: named losses, and a learning rate that warms up and then falls to nought."""
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .. import ranks
 from ..errors import UserError
-from .graphs import Inputs, Loss, Steps
+from .graphs import FIXED, Inputs, Loss, Steps
 
 
 class Stage(LightningModule):
@@ -56,6 +56,11 @@ class Stage(LightningModule):
 def rows(batch: Inputs, rank: int, size: int) -> Inputs:
     """The share of one of `size` devices; padding stays as wide as all need it."""
     return {name: each.chunk(size)[rank] for name, each in batch.items()}
+
+
+def of_all(mean: Tensor, inputs: Inputs, counted: Callable[[], Tensor]) -> Tensor:
+    """A mean over what this device has, weighted as one over what all have; of whole texts all have as much."""
+    return mean if inputs.keys() <= FIXED else ranks.weighted(mean, counted)
 
 
 def embeddings(model: nn.Module) -> set[Tensor]:

@@ -74,13 +74,16 @@ def test_a_layer_that_ignores_its_queries_gets_the_least(blind, window: int):
     assert written["features"] == {"0": 16, "1": 96} and written["kl"]["0"] < 0.1 * written["kl"]["1"]
 
 
-def test_what_is_undecided_is_the_kl_of_the_probes(blind):
-    """On whole maps of a batch that is always the same."""
+def test_what_is_undecided_is_the_kl_of_the_probes(blind, monkeypatch: pytest.MonkeyPatch):
+    """On whole maps of a batch that is always the same. Where a run goes on nothing has moved the teacher yet."""
     made = blind("stages.attention.queries=null")
     found = probes(made.student)
     stage = AttentionStage(made.teacher, found, made.config.stages.attention)
     corpus = tiny.corpus(2)
-    left = undecided(stage, corpus, 0)
+    moved: list[torch.device] = []
+    monkeypatch.setattr(made.teacher, "to", moved.append)
+    left = undecided(stage, corpus, 0, torch.device("cpu"))
+    assert moved == [torch.device("cpu")]
     heads = made.teacher.heads({"input_ids": torch.stack(list(corpus.train["random"]["input_ids"]))})
     for layer, mixer in found.items():
         expected = map_kl(log_teacher(heads[layer]), log_student(mixer, heads[layer])).mean()
@@ -158,7 +161,8 @@ def test_a_key_weight_needs_no_features(blind):
     attention = made.teacher.model.transformer.h[0].attn.c_attn
     with torch.no_grad():
         attention.bias[:16] = torch.linspace(-2, 2, 16)
-    before = undecided(AttentionStage(made.teacher, probes(made.student), made.config.stages.attention), CORPUS, 1)
+    stage = AttentionStage(made.teacher, probes(made.student), made.config.stages.attention)
+    before = undecided(stage, CORPUS, 1, torch.device("cpu"))
     allocate(made.teacher, made.student, CORPUS, made.config, made.directory)
     after = json.loads((made.directory.path / "measurements" / "allocation.json").read_text())["kl"]
     assert after["0"] < 0.1 * before[0] and after["0"] < 0.05 < after["1"]

@@ -47,6 +47,8 @@ WANTED = [
     # Some processors would round products to bfloat16.
     "matmul_precision=highest",
 ]
+#: Its loss asks the other device how large outputs are: on GPUs in the middle of a graph.
+SIGNED = ["mixer=stationary-signed", "mixer.features=12"]
 CURE = "lower the learning rate (last good checkpoint: none was written yet)"
 Words = Callable[..., list[str]]
 
@@ -261,9 +263,7 @@ def test_losses_of_texts_that_are_padded_are_those_of_all(teachers: dict[str, Pa
     both = ["recipe=pocket", *SMALL, "stages.attention.queries=9", "stages.attention.loss=both"]
     configs = [
         compose(*both, "stages.logits.cross_entropy=0.5"),
-        compose(
-            *(each for each in both if not each.startswith("mixer")), "mixer=stationary-signed", "mixer.features=12"
-        ),
+        compose(*(each for each in both if not each.startswith("mixer")), *SIGNED),
     ]
     expected, _ = losses(str(teachers["gpt2"]), configs)
     done = together(losses, tmp_path, (str(teachers["gpt2"]), configs))
@@ -288,14 +288,18 @@ def test_a_process_that_fails_ends_the_others(capfd: pytest.CaptureFixture[str],
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="wants two GPUs")
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_gpus(strategy: str, words: Words, tmp_path: Path):
+@pytest.mark.parametrize(("strategy", "mixer"), [("ddp", []), ("fsdp", []), ("ddp", SIGNED)])
+def test_two_gpus(strategy: str, mixer: list[str], words: Words, tmp_path: Path):
     """On what they are for; the student is that of one, but for how GPUs add up, and what Adam makes of that."""
-    on_gpu = [*(each for each in words("-") if not each.startswith(("run_dir", "trainer.accel"))), "cuda_graphs=false"]
-    on_gpu += ["trainer.accelerator=gpu"]
-    for name, more in {"one": [], "two": ["trainer.devices=2", f"trainer.strategy={strategy}"]}.items():
-        command = [sys.executable, "-m", "distill", *on_gpu, *more, f"run_dir={tmp_path / name}"]
-        subprocess.run(command, check=True)
-    one, two = (load_file(tmp_path / name / "student/model.safetensors") for name in ("one", "two"))
+    own = ("trainer.accel", "mixer") if mixer else ("trainer.accel",)
+    on_gpu = ["trainer.accelerator=gpu", "stages.logits.max_steps=6", *mixer]
+    said = {}
+    for devices, graphs in ((1, "false"), (2, "true")):
+        more = [*on_gpu, f"cuda_graphs={graphs}", f"trainer.devices={devices}", f"trainer.strategy={strategy}"]
+        command = [each for each in words(tmp_path / str(devices), *more) if each in more or not each.startswith(own)]
+        run = subprocess.run([sys.executable, "-m", "distill", *command], check=True, capture_output=True, text=True)
+        said[devices] = run.stdout
+    assert ("a CUDA graph" in said[2]) is (strategy == "ddp")
+    one, two = (load_file(tmp_path / str(devices) / "student/model.safetensors") for devices in said)
     for name, each in one.items():
         torch.testing.assert_close(two[name], each, rtol=1e-2, atol=1e-2 * each.abs().max().item(), msg=name)

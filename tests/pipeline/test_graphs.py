@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from transformers import masking_utils
 
 from distill.errors import UserError
@@ -18,7 +19,7 @@ from distill.flexformer import attempt
 from distill.flexformer.attempt import taken
 from distill.remembered import Remembered
 from distill.stages import graphs
-from distill.stages.fit import graphed
+from distill.stages.fit import STRATEGIES, graphed
 from distill.stages.graphs import (
     BEFORE,
     GRAPH,
@@ -186,13 +187,18 @@ def trainer(strategy: Any, **precision: Any) -> Any:
     return SimpleNamespace(strategy=strategy, precision_plugin=SimpleNamespace(**precision))
 
 
-def test_graphs_are_for_one_gpu_without_scaled_gradients():
+def test_graphs_are_for_gpus_with_all_weights_and_without_scaled_gradients():
     cuda = torch.device("cuda")
     assert graphed(trainer(SingleDeviceStrategy(cuda)))
     assert graphed(trainer(SingleDeviceStrategy(cuda), scaler=None))
     assert not graphed(trainer(SingleDeviceStrategy(cuda), scaler=torch.amp.GradScaler("cpu")))
     assert not graphed(trainer(SingleDeviceStrategy(torch.device("cpu"))))
-    assert not graphed(trainer(DDPStrategy(parallel_devices=[cuda])))
+    for strategy, whole in {"auto": True, "ddp": True, "fsdp": False}.items():
+        several = STRATEGIES[strategy]()
+        several.parallel_devices, several.cluster_environment = [cuda], LightningEnvironment()
+        assert graphed(trainer(several)) == whole
+        several.parallel_devices = [torch.device("cpu")]
+        assert not graphed(trainer(several))
 
 
 def test_what_the_processor_adds_leaves_shapes_as_they_are(small: Compose, teachers: dict[str, Path], tmp_path: Path):
