@@ -91,32 +91,36 @@ class Redraw(Callback):
 
 
 class NumberGuard(Callback):
-    """Stops the run before a loss or a gradient that is not a number reaches the weights."""
+    """Stops the run before a loss or a gradient that is not a number reaches the weights.
+
+    To look at one is to wait for all that was launched: it is done once for a step, as late as it can be.
+    """
 
     def __init__(self, name: str, checkpoints: Path):
         self.name, self.checkpoints = name, checkpoints
+        # The batches of a step, and for each the loss and its parts.
+        self.seen: list[tuple[Any, torch.Tensor]] = []
 
     def on_train_batch_start(self, trainer: Trainer, module: Any, batch: Any, index: int) -> None:
         self.batch = batch
 
     def on_before_backward(self, trainer: Trainer, module: Any, loss: torch.Tensor) -> None:
-        bad = not torch.isfinite(loss)
-        if not ranks.anywhere(bad):
-            return
-        where = next((part for part, each in module.losses.items() if not torch.isfinite(each)), "the sum")
-        weights = (name for name, each in module.named_parameters() if not torch.isfinite(each).all())
-        through = next(weights, None) or first_bad_module(module, self.batch)
-        said = f"loss of {where}" + (f" (first in {through})" if through else "")
-        self.stop(trainer, next(filter(None, ranks.gathered(said if bad else None))))
+        # Stacked, since a graph writes the next where these are.
+        self.seen.append((self.batch, torch.stack([*module.losses.values(), loss.detach()])))
 
     def on_before_optimizer_step(self, trainer: Trainer, module: Any, optimizer: Any) -> None:
-        if getattr(trainer.precision_plugin, "scaler", None) is not None:
-            # In float16 such gradients are ordinary: the scaler skips the step and lowers its scale.
+        seen, self.seen = self.seen, []
+        gradients = {name: each.grad for name, each in module.named_parameters() if each.grad is not None}
+        # In float16 such gradients are ordinary: the scaler skips the step and lowers its scale.
+        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        norms = torch.stack(torch._foreach_norm(list(gradients.values())) if not scaled else [torch.zeros(())])
+        bad = next((place for place, (_, parts) in enumerate(seen) if not torch.isfinite(parts).all()), len(seen))
+        if not ranks.anywhere(bad < len(seen) or not torch.isfinite(norms).all()):
             return
-        gradients = [(name, each.grad) for name, each in module.named_parameters() if each.grad is not None]
-        norms = torch.stack(torch._foreach_norm([gradient for _, gradient in gradients]))
-        if not torch.isfinite(norms).all():
-            self.stop(trainer, f"gradient of {gradients[int((~torch.isfinite(norms)).nonzero()[0])][0]}")
+        # In all processes, since what is computed anew asks all of them.
+        if (first := min(ranks.gathered(bad))) < len(seen):
+            self.stop(trainer, next(filter(None, ranks.gathered(bad_loss(module, *seen[first])))))
+        self.stop(trainer, f"gradient of {list(gradients)[int((~torch.isfinite(norms)).nonzero()[0])]}")
 
     def stop(self, trainer: Trainer, where: str) -> None:
         kept = next((str(path) for _, path in found(self.checkpoints, self.name)), "none was written yet")
@@ -124,6 +128,14 @@ class NumberGuard(Callback):
             f"stage {self.name}, step {trainer.global_step + 1}: the {where} is not a number; "
             f"lower the learning rate (last good checkpoint: {kept})"
         )
+
+
+def bad_loss(module: Any, batch: Any, parts: torch.Tensor) -> str | None:
+    """Which part of a loss is not a number, and the weight or module that this comes from; None where all are."""
+    weights = (name for name, each in module.named_parameters() if not torch.isfinite(each).all())
+    through = next(weights, None) or first_bad_module(module, batch)
+    bad = [name for name, part in zip([*module.losses, "the sum"], parts, strict=True) if not torch.isfinite(part)]
+    return f"loss of {bad[0]}" + (f" (first in {through})" if through else "") if bad else None
 
 
 @torch.no_grad()

@@ -34,8 +34,9 @@ from .stage import Stage, launches_alike
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
 
-#: Every device has all of a stage. Its buffers are the same on all as they are: whatever changes them draws alike.
-replicated = partial(DDPStrategy, gradient_as_bucket_view=True, broadcast_buffers=False)
+#: Every device has all of a stage. Its buffers are the same on all as they are: whatever changes them draws alike. The
+#: gradients of a graph come at once, and go in few pieces, in MB; others still go while the next are computed.
+replicated = partial(DDPStrategy, gradient_as_bucket_view=True, broadcast_buffers=False, bucket_cap_mb=128)
 #: How several devices train one stage, by the name used in trainer.strategy.
 STRATEGIES: dict[str, Callable[[], Strategy]] = {"auto": replicated, "ddp": replicated, "fsdp": Sharded}
 

@@ -250,11 +250,12 @@ def losses(path: str, configs: list[Config]) -> tuple[list[float], list[str]]:
         return found, []
     stage.losses = {"next token": torch.tensor(float("nan") if ranks.rank() else 1.0)}
     guard = NumberGuard("pretrain", Path("nowhere"))
-    guard.batch = batch
+    weights[0].grad = torch.zeros_like(weights[0])
+    trainer: Any = SimpleNamespace(precision_plugin=None, global_step=3)
+    guard.on_train_batch_start(trainer, stage, batch, 0)
+    guard.on_before_backward(trainer, stage, stage.losses["next token"])
     with pytest.raises(UserError) as stopped:
-        guard.on_before_backward(
-            SimpleNamespace(checkpoint_callback=None, global_step=3), stage, stage.losses["next token"]
-        )
+        guard.on_before_optimizer_step(trainer, stage, None)
     return found, [str(stopped.value)]
 
 

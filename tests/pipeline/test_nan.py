@@ -68,6 +68,18 @@ def test_a_loss_of_stage_1_names_its_layer(run: Run):
     assert "layer 0" in stopped(run, stage, "attention")
 
 
+def test_a_loss_of_the_first_of_several_batches_of_a_step_is_found(small: Compose, teachers: dict[str, Path]):
+    run = Run(small(*EIGHT, "trainer.accumulate_grad_batches=2"), teachers["gpt2"])
+    stage, layer_loss = run.attention(), run.attention().layer_loss
+
+    def begin(batch: Any, index: int) -> None:
+        factors = {run.student.mixers[1]: torch.nan} if index == 2 * (BAD - 1) else {}
+        stage.layer_loss = lambda mixer, *args: layer_loss(mixer, *args) * factors.get(mixer, 1)
+
+    stage.on_train_batch_start = begin
+    assert "the loss of layer 1 is not a number" in stopped(run, stage, "attention")
+
+
 def test_a_gradient_of_stage_1_names_its_parameter(run: Run):
     stage = run.attention()
     name, parameter = list(stage.named_parameters())[-1]
