@@ -67,11 +67,12 @@ class Attention(torch.autograd.Function):
         present = query if present is None else present.contiguous()
 
         wide = query.new_empty(0, dtype=torch.float32)
-        weights, tops = wide.new_empty(places, length), wide.new_empty(places, chunks + 1)
+        weights, key_norms = wide.new_empty(places, length), wide.new_empty(places, length)
+        tops, query_norms = wide.new_empty(places, chunks + 1), wide.new_empty(batch, heads, length)
         sums, peaks = query.new_empty(places, chunks, numbers), wide.new_empty(places, chunks)
         part_sums, part_peaks = wide.new_empty(places, parts, numbers), wide.new_empty(places, parts)
         sums_kernel[(parts, places)](
-            placed(key), placed(value), present, *given[2:6], weights, sums, peaks, part_sums, part_peaks,
+            placed(key), placed(value), present, *given[2:6], weights, key_norms, sums, peaks, part_sums, part_peaks,
             sizes.scale, *end, DEGREE=sizes.degree, **settings,
         )  # fmt: skip
         after, last = wide.new_empty(batch, kv_heads, features, width + 1), wide.new_empty(batch, kv_heads, 1)
@@ -84,12 +85,14 @@ class Attention(torch.autograd.Function):
         # Beside a window more does not fit than a third program is worth.
         limit = {} if sizes.width else slim(grouped)
         output_kernel[(chunks, batch * heads)](
-            *map(placed, (query, key, value)), present, *given[:4], *given[6:], weights, *before_each, tops,
-            placed(out), opened, joined, totals, sizes.scale, sizes.epsilon, *end, **grouped, **limit,
+            *map(placed, (query, key, value)), present, *given[:4], *given[6:], weights, key_norms, query_norms,
+            *before_each, tops, placed(out), opened, joined, totals, sizes.scale, sizes.epsilon, *end,
+            **grouped, **limit,
         )  # fmt: skip
         ctx.save_for_backward(
-            query, key, value, *given, present, weights, *before_each, tops, opened, joined, totals, out
-        )
+            query, key, value, *given, present, weights, key_norms, query_norms, *before_each,
+            tops, opened, joined, totals, out,
+        )  # fmt: skip
         ctx.sizes, ctx.grouped, ctx.end = sizes, grouped, end
         ctx.mark_non_differentiable(after, last)
         return out, after, last
@@ -98,7 +101,7 @@ class Attention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, asked: Tensor, *_: Any) -> Any:
         query, key, value, *saved = ctx.saved_tensors
-        *given, present, weights = saved[:-9]
+        *given, present, weights, key_norms, query_norms = saved[:-9]
         before_each, (tops, opened, joined, totals, out) = Sums(*saved[-9:-5]), saved[-5:]
         sizes, grouped, end = ctx.sizes, ctx.grouped, ctx.end
         length, _, _, chunks = end
@@ -116,19 +119,20 @@ class Attention(torch.autograd.Function):
         part_later = torch.empty_like(before_each.part, dtype=torch.float32)
         with torch.cuda.device_of(query):
             query_gradient_kernel[(chunks, rows)](
-                *inputs, present, *given[:4], *given[7:], weights, *before_each, opened, joined, totals, placed(out),
-                given_back, placed(by_query), *by[:2], *by[6:], inner, sizes.scale, sizes.epsilon, *end,
-                **grouped, **slim(grouped),
+                *inputs, present, *given[:4], *given[7:], weights, key_norms, query_norms, *before_each, opened, joined,
+                totals, placed(out), given_back, placed(by_query), *by[:2], *by[6:], inner, sizes.scale, sizes.epsilon,
+                *end, **grouped, **slim(grouped),
             )  # fmt: skip
             fewer = {name: each for name, each in alone.items() if name not in ("W", "SKIP", "PADDED")}
             later_kernel[(parts, places)](
-                inputs[0], given_back, *given[:2], tops, opened, inner, later, part_later, sizes.scale, *end, **fewer
-            )
+                inputs[0], given_back, *given[:2], query_norms, tops, opened, inner, later, part_later, sizes.scale,
+                *end, **fewer,
+            )  # fmt: skip
             after_each = later, scan(part_later, before_each.top, grouped, later.dtype, False)
             keys = length + sizes.width - grouped["SKIP"] // CHUNK * CHUNK
             key_gradient_kernel[(cdiv(keys, CHUNK), places)](
-                *inputs, present, *given[:6], weights, *after_each, tops, opened, joined, inner, given_back,
-                placed(by_key), placed(by_value), *by[2:6], sizes.scale, *end, DEGREE=sizes.degree, **alone,
+                *inputs, present, *given[:6], weights, key_norms, query_norms, *after_each, tops, opened, joined, inner,
+                given_back, placed(by_key), placed(by_value), *by[2:6], sizes.scale, *end, DEGREE=sizes.degree, **alone,
             )  # fmt: skip
         if not sizes.given:
             # As the parameters are, all at once: for each by itself it would be another launch.

@@ -20,7 +20,7 @@ except ImportError:  # Caught, or transformers would ask everybody for it who lo
     raise
 
 from .linear_kernels import before, near_logits, read_sums, write_sums
-from .linear_rows import basis, features_of, numbers, real
+from .linear_rows import basis, features_again, numbers, real
 from .tiles import LOG2_E, held_as, narrow, power, product, spots, summed, tokens, within
 
 
@@ -68,7 +68,7 @@ def add_basis(
 @triton.jit
 def query_gradient_kernel(
     query, key, value, present, query_frequency, query_bias, key_frequency, key_bias, gate_linear, gate_quadratic,
-    weights, sums, peaks, part_sums, part_tops, opened, joined, sizes, out, given,
+    weights, key_norms, query_norms, sums, peaks, part_sums, part_tops, opened, joined, sizes, out, given,
     by_query, by_frequency, by_bias, by_gate_bias, by_gate_linear, by_gate_quadratic, inner, scale, epsilon,
     N, K, SPAN, CHUNKS, G: tl.constexpr, W: tl.constexpr, SKIP: tl.constexpr, F: tl.constexpr, D: tl.constexpr,
     V: tl.constexpr, PADDED: tl.constexpr, GIVEN: tl.constexpr, MODE: tl.constexpr,
@@ -96,7 +96,7 @@ def query_gradient_kernel(
     by_score *= shares(weight[None, :], opening[:, None], n[None, :] <= n[:, None])
     # One tile as wide as there are features after another: more do not fit into registers.
     omega, level = basis(key_frequency, key_bias, head, f, d, F, D, GIVEN)
-    phi = features_of(y, omega, level, key_frequency, place, n - SKIP, held, f, scale, F, GIVEN, MODE)
+    phi = features_again(y, omega, level, key_frequency, key_norms, place, n, held, SKIP, N, f, scale, F, GIVEN, MODE)
     by_phi = product(by_score, phi, MODE)
     state, ones = read_sums(sums, place * CHUNKS + chunk, f, v, F, V)
     by_phi += product(asked.to(tl.float32) * power(peak + opening)[:, None], tl.trans(state), MODE)
@@ -105,7 +105,7 @@ def query_gradient_kernel(
     ones = ones * power(peak - top) + part_ones * power(part_top - top)
     by_phi -= (delta * power(top + opening))[:, None] * ones[None, :]
     omega, level = basis(query_frequency, query_bias, asker, f, d, F, D, GIVEN)
-    phi = features_of(x, omega, level, query_frequency, row, n, N, f, scale, F, GIVEN, MODE)
+    phi = features_again(x, omega, level, query_frequency, query_norms, row, n, N, 0, N, f, scale, F, GIVEN, MODE)
     if GIVEN:
         by_x = tl.zeros((C, BLOCK_D), tl.float32)
         spot = by_frequency + at[:, None] * F + f[None, :]
@@ -139,7 +139,7 @@ def query_gradient_kernel(
 
 @triton.jit
 def later_kernel(
-    query, given, query_frequency, query_bias, tops, opened, inner, later, part_later, scale,
+    query, given, query_frequency, query_bias, query_norms, tops, opened, inner, later, part_later, scale,
     N, K, SPAN, CHUNKS, G: tl.constexpr, F: tl.constexpr, D: tl.constexpr, V: tl.constexpr, GIVEN: tl.constexpr,
     MODE: tl.constexpr, C: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
@@ -163,7 +163,9 @@ def later_kernel(
             asker = row % (K * G)
             x, asked = tokens(query, batch, asker, n, N, d, D), tokens(given, batch, asker, n, N, v, V)
             omega, level = basis(query_frequency, query_bias, asker, f, d, F, D, GIVEN)
-            phi = features_of(x, omega, level, query_frequency, row, n, N, f, scale, F, GIVEN, MODE)
+            phi = features_again(
+                x, omega, level, query_frequency, query_norms, row, n, N, 0, N, f, scale, F, GIVEN, MODE
+            )
             phi, share = held_as(phi, MODE), power(top + numbers(opened, row, n, N, float("-inf")))
             state += product(tl.trans(phi), asked.to(tl.float32) * share[:, None], MODE)
             ones -= summed(phi, numbers(inner, row, n, N, 0.0) * share, MODE)
@@ -173,7 +175,7 @@ def later_kernel(
 @triton.jit
 def key_gradient_kernel(
     query, key, value, present, query_frequency, query_bias, key_frequency, key_bias, linear, quadratic,
-    weights, later, part_later, tops, opened, joined, inner, given,
+    weights, key_norms, query_norms, later, part_later, tops, opened, joined, inner, given,
     by_key, by_value, by_frequency, by_bias, by_linear, by_quadratic, scale,
     N, K, SPAN, CHUNKS, G: tl.constexpr, W: tl.constexpr, SKIP: tl.constexpr, F: tl.constexpr, D: tl.constexpr,
     V: tl.constexpr, DEGREE: tl.constexpr, PADDED: tl.constexpr, GIVEN: tl.constexpr, MODE: tl.constexpr,
@@ -195,7 +197,9 @@ def key_gradient_kernel(
         tops += place * (CHUNKS + 1)
         highest = tl.load(tops + chunk + 1)
         omega, level = basis(key_frequency, key_bias, head, f, d, F, D, GIVEN)
-        psi = features_of(y, omega, level, key_frequency, place, n - SKIP, held, f, scale, F, GIVEN, MODE)
+        psi = features_again(
+            y, omega, level, key_frequency, key_norms, place, n, held, SKIP, N, f, scale, F, GIVEN, MODE
+        )
         psi = held_as(psi, MODE)
         by_phi = tl.zeros((C, BLOCK_F), tl.float32)
         for g in range(0, G):
@@ -205,7 +209,9 @@ def key_gradient_kernel(
             opening, delta = numbers(opened, row, n, N, float("-inf")), numbers(inner, row, n, N, 0.0)
             share = shares(weight[:, None], opening[None, :], n[:, None] <= n[None, :])
             query_omega, query_level = basis(query_frequency, query_bias, asker, f, d, F, D, GIVEN)
-            phi = features_of(x, query_omega, query_level, query_frequency, row, n, N, f, scale, F, GIVEN, MODE)
+            phi = features_again(
+                x, query_omega, query_level, query_frequency, query_norms, row, n, N, 0, N, f, scale, F, GIVEN, MODE
+            )
             phi = held_as(phi, MODE)
             by_worth += product(product(psi, tl.trans(phi), MODE) * share, asked, MODE)
             by_score = (product(worth, tl.trans(asked), MODE) - delta[None, :]) * share

@@ -5,9 +5,10 @@
 
 as `Mixer.forward` has it, in chunks of C tokens, SPAN chunks to a part: the sums before every chunk in its part, a scan
 over those of whole parts, and then the outputs of every chunk, from both sums, from the chunk itself, and from its
-window. No N × F tensor is in memory: features are made anew in each kernel; `linear_gradients` goes back. s_i is the
-largest w_j so far, g_i the window's gate. Other features than these are GIVEN: φ_q (B, H, N, F), φ_k, w and g then
-stand in the place of frequencies and of the coefficients of key weight and gate, and so do their gradients.
+window. No N × F tensor is in memory: features are made anew in each kernel, from a number for each token that the first
+has found (norms); `linear_gradients` goes back. s_i is the largest w_j so far, g_i the window's gate. Other features
+than these are GIVEN: φ_q (B, H, N, F), φ_k, w and g then stand in the place of frequencies and of the coefficients of
+key weight and gate, and so do their gradients.
 
 Keys and values are counted from where the window of the first query begins: query i is at i + W among them, and the
 linear part, which runs W tokens behind, reads the first N. Of these rows the first SKIP are not in memory, W where a
@@ -22,7 +23,7 @@ try:
 except ImportError:  # Caught, or transformers would ask everybody for it who loads a checkpoint.
     raise
 
-from .linear_rows import NO_KEYS, basis, features_of, gates, key_weight, numbers, real
+from .linear_rows import NO_KEYS, basis, features_again, first_features, gates, key_weight, numbers, real
 from .tiles import LOG2_E, held_as, log2, narrow, power, product, rows, spots, summed, tokens, within
 
 
@@ -53,7 +54,7 @@ def write_sums(sums, spot, state, ones, f, v, F: tl.constexpr, V: tl.constexpr):
 
 @triton.jit
 def sums_kernel(
-    key, value, present, frequency, bias, linear, quadratic, weights, sums, peaks, part_sums, part_peaks, scale,
+    key, value, present, frequency, bias, linear, quadratic, weights, norms, sums, peaks, part_sums, part_peaks, scale,
     N, K, SPAN, CHUNKS, W: tl.constexpr, SKIP: tl.constexpr, F: tl.constexpr, D: tl.constexpr, V: tl.constexpr,
     DEGREE: tl.constexpr, PADDED: tl.constexpr, GIVEN: tl.constexpr, MODE: tl.constexpr,
     C: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
@@ -74,7 +75,7 @@ def sums_kernel(
         there = real(present + batch * held, n, N, SKIP, PADDED)
         weight = key_weight(x, there, linear, quadratic, place, head, n - SKIP, held, d, scale, D, DEGREE, GIVEN)
         tl.store(weights + place * N + n, weight, mask=n < N)
-        phi = features_of(x, omega, level, frequency, place, n - SKIP, held, f, scale, F, GIVEN, MODE)
+        phi = first_features(x, omega, level, frequency, norms, place, n, held, SKIP, N, f, scale, F, GIVEN, MODE)
         worth = tokens(value, batch, head, n - SKIP, held, v, V)
         state, ones, peak = taken_in(state, ones, peak, held_as(phi, MODE), weight, worth, MODE)
     spot = place * tl.num_programs(0) + part
@@ -115,7 +116,8 @@ def before(peaks, part_tops, place, chunk, SPAN, CHUNKS):
 @triton.jit
 def output_kernel(
     query, key, value, present, query_frequency, query_bias, key_frequency, key_bias, gate_bias, gate_linear,
-    gate_quadratic, weights, sums, peaks, part_sums, part_tops, tops, out, opened, joined, sizes, scale, epsilon,
+    gate_quadratic, weights, key_norms, query_norms, sums, peaks, part_sums, part_tops, tops, out, opened, joined,
+    sizes, scale, epsilon,
     N, K, SPAN, CHUNKS, G: tl.constexpr, W: tl.constexpr, SKIP: tl.constexpr, F: tl.constexpr, D: tl.constexpr,
     V: tl.constexpr, PADDED: tl.constexpr, GIVEN: tl.constexpr, MODE: tl.constexpr,
     C: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
@@ -136,18 +138,18 @@ def output_kernel(
     tops += place * (CHUNKS + 1) + chunk
     tl.store(tops, top)
     if chunk == CHUNKS - 1:
-        tl.store(tops + 1, tl.maximum(top, tl.max(weight, 0)))
+        tl.store(tops + 1, tl.load(part_tops + part + place + 1))
     shift, decay = shifted(weight, n, top)
     omega, level = basis(key_frequency, key_bias, head, f, d, F, D, GIVEN)
-    psi = features_of(y, omega, level, key_frequency, place, n - SKIP, held, f, scale, F, GIVEN, MODE)
+    psi = features_again(y, omega, level, key_frequency, key_norms, place, n, held, SKIP, N, f, scale, F, GIVEN, MODE)
     psi = held_as(psi, MODE)
     x = tokens(query, batch, asker, n, N, d, D)
     omega, level = basis(query_frequency, query_bias, asker, f, d, F, D, GIVEN)
-    phi = features_of(x, omega, level, query_frequency, row, n, N, f, scale, F, GIVEN, MODE)
+    phi = first_features(x, omega, level, query_frequency, query_norms, row, n, N, 0, N, f, scale, F, GIVEN, MODE)
     state, ones = read_sums(sums, place * CHUNKS + chunk, f, v, F, V)
     part_state, part_ones = read_sums(part_sums, part, f, v, F, V)
-    found = product(phi, state, MODE) * power(peak - shift)[:, None]
-    found += product(phi, part_state, MODE) * power(part_top - shift)[:, None]
+    state = state.to(tl.float32) * power(peak - top) + part_state.to(tl.float32) * power(part_top - top)
+    found = product(phi, held_as(state, MODE), MODE) * power(top - shift)[:, None]
     ones = ones * power(peak - top) + part_ones * power(part_top - top)
     total = tl.sum(phi * ones[None, :], 1) * power(top - shift)
     scores = product(phi, tl.trans(psi), MODE) * decay

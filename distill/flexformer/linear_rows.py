@@ -6,7 +6,7 @@ try:
 except ImportError:  # Caught, or transformers would ask everybody for it who loads a checkpoint.
     raise
 
-from .tiles import LOG2_E, product, rows
+from .tiles import LOG2_E, log2, product, rows
 
 #: Stands for the maximum of no keys at all: `engine.NO_KEYS`.
 NO_KEYS: tl.constexpr = tl.constexpr(-1e30)
@@ -30,10 +30,12 @@ def basis(frequency, bias, head, f, d, F: tl.constexpr, D: tl.constexpr, GIVEN: 
 
 @triton.jit
 def features(x, omega, level, scale, MODE: tl.constexpr):
-    """softmax(Ω x + b) of rows x: (C, F)."""
+    """softmax(Ω x + b) of rows x: (C, F); and the logarithm of what they were divided by, to the base 2: (C,)."""
     logits = product(x, tl.trans(omega), MODE) * (scale * LOG2_E) + level[None, :]
-    weights = tl.exp2(logits - tl.max(logits, 1)[:, None])
-    return weights * (1.0 / tl.sum(weights, 1))[:, None]
+    most = tl.max(logits, 1)
+    weights = tl.exp2(logits - most[:, None])
+    total = tl.sum(weights, 1)
+    return weights * (1.0 / total)[:, None], most + log2(total)
 
 
 @triton.jit
@@ -58,14 +60,33 @@ def real(present, j, end, SKIP: tl.constexpr, PADDED: tl.constexpr):
 
 
 @triton.jit
-def features_of(
-    x, omega, level, given, place, n, count, f, scale, F: tl.constexpr, GIVEN: tl.constexpr, MODE: tl.constexpr
-):
-    """φ of rows n, x, of the `count` at `place`, see `basis`, or as it is GIVEN: (C, F)."""
+def first_features(
+    x, omega, level, given, norms, place, n, count, skip, N, f, scale, F: tl.constexpr, GIVEN: tl.constexpr,
+    MODE: tl.constexpr,
+):  # fmt: skip
+    """φ of tokens n, x, see `basis`, or as it is GIVEN, the `count` at `place` from token `skip` on: (C, F).
+
+    norms (·, N) become the logarithms that `features` finds, for `features_again`.
+    """
     if GIVEN:
-        phi = rows(given + place * count * F, n, count, f, F).to(tl.float32)
+        phi = rows(given + place * count * F, n - skip, count, f, F).to(tl.float32)
     else:
-        phi = features(x, omega, level, scale, MODE)
+        phi, norm = features(x, omega, level, scale, MODE)
+        tl.store(norms + place * N + n, norm, mask=n < N)
+    return phi
+
+
+@triton.jit
+def features_again(
+    x, omega, level, given, norms, place, n, count, skip, N, f, scale, F: tl.constexpr, GIVEN: tl.constexpr,
+    MODE: tl.constexpr,
+):  # fmt: skip
+    """As `first_features`, by an exponential alone: nothing is to be found over all features of a token."""
+    if GIVEN:
+        phi = rows(given + place * count * F, n - skip, count, f, F).to(tl.float32)
+    else:
+        logits = product(x, tl.trans(omega), MODE) * (scale * LOG2_E) + level[None, :]
+        phi = tl.exp2(logits - numbers(norms, place, n, N, float("inf"))[:, None])
     return phi
 
 
