@@ -83,7 +83,7 @@ def probes(student: Flexformer) -> dict[int, Any]:
 def undecided(stage: AttentionStage, corpus: Corpus, seed: int, device: torch.device) -> dict[int, float]:
     """KL in nats that the fitted probes leave, by layer, on training text."""
     stage.to(device)
-    # Where the stage has just been trained, on one device, it is there already.
+    # Where the stage has just been trained, with weights that are not dealt out, it is there already.
     stage.teacher.to(device)
     left = torch.zeros(len(stage.layers))
     for batch in corpus.batches(JUDGED, stage.wanted.batch_size, seed + 1):

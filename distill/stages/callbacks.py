@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
+from torch.distributed.tensor import DTensor
 
 from .. import ranks
 from ..errors import UserError
@@ -113,11 +114,16 @@ class NumberGuard(Callback):
         gradients = {name: each.grad for name, each in module.named_parameters() if each.grad is not None}
         # In float16 such gradients are ordinary: the scaler skips the step and lowers its scale.
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
-        norms = torch.stack(torch._foreach_norm(list(gradients.values())) if not scaled else [torch.zeros(())])
-        bad = next((place for place, (_, parts) in enumerate(seen) if not torch.isfinite(parts).all()), len(seen))
-        if not ranks.anywhere(bad < len(seen) or not torch.isfinite(norms).all()):
+        losses = torch.stack([parts for _, parts in seen])
+        norms = torch.stack(torch._foreach_norm(list(gradients.values()))) if not scaled else torch.zeros_like(losses)
+        if isinstance(norms, DTensor):
+            # Asked of all, which one whose loss is bad would not come to later.
+            norms = norms.full_tensor()
+        fine = torch.isfinite(losses).all() & torch.isfinite(norms).all()
+        if not ranks.anywhere(not fine):
             return
-        # In all processes, since what is computed anew asks all of them.
+        bad = next((place for place, parts in enumerate(losses) if not torch.isfinite(parts).all()), len(seen))
+        # In all processes, since what is computed anew asks all of them, too.
         if (first := min(ranks.gathered(bad))) < len(seen):
             self.stop(trainer, next(filter(None, ranks.gathered(bad_loss(module, *seen[first])))))
         self.stop(trainer, f"gradient of {list(gradients)[int((~torch.isfinite(norms)).nonzero()[0])]}")
@@ -154,7 +160,7 @@ def first_bad_module(module: Any, batch: Any) -> str | None:
     try:
         # One kernel after the other: a graph runs no hooks, and what it holds may be needed.
         module.steps.end()
-        module.compute(module.inputs(batch))
+        module.training_step(batch, 0)
     finally:
         for hook in hooks:
             hook.remove()

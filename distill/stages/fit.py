@@ -35,8 +35,15 @@ logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
 
 #: Every device has all of a stage. Its buffers are the same on all as they are: whatever changes them draws alike. The
-#: gradients of a graph come at once, and go in few pieces, in MB; others still go while the next are computed.
-replicated = partial(DDPStrategy, gradient_as_bucket_view=True, broadcast_buffers=False, bucket_cap_mb=128)
+#: gradients of a graph come at once, and go in few pieces, in MB; others still go while the next are computed. Where
+#: attention ignores its queries, what makes them has none.
+replicated = partial(
+    DDPStrategy,
+    gradient_as_bucket_view=True,
+    broadcast_buffers=False,
+    bucket_cap_mb=128,
+    find_unused_parameters=True,
+)
 #: How several devices train one stage, by the name used in trainer.strategy.
 STRATEGIES: dict[str, Callable[[], Strategy]] = {"auto": replicated, "ddp": replicated, "fsdp": Sharded}
 
@@ -86,6 +93,9 @@ def fit(stage: Stage, name: str, wanted: Wanted, corpus: Corpus, config: Config,
             ".*treespec",
             ".*does not have many workers",
             ".*in eval mode",
+            # Its new name is not in every PyTorch that this runs on.
+            ".*broadcast_buffers",
+            "find_unused_parameters=True was specified",
         ):
             warnings.filterwarnings("ignore", harmless)
         taken.clear()

@@ -100,16 +100,19 @@ class Graph:
 
     def __init__(self, compute: Compute, inputs: Inputs, parameters: list[Tensor], accumulates: bool):
         self.inputs = {name: each.clone() for name, each in inputs.items()}
-        self.parameters, self.accumulates, self.turn = parameters, accumulates, 0
+        self.accumulates, self.turn = accumulates, 0
         self.graph = torch.cuda.CUDAGraph()
         stream = torch.cuda.current_stream()
         try:
             # What other threads do meanwhile, such as those that load data, is none of its business.
             with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
-                self.loss, self.gradients = differentiated(compute, self.inputs, parameters)
+                self.loss, gradients = differentiated(compute, self.inputs, parameters)
         finally:
             # Of a graph that failed PyTorch does not leave the stream.
             torch.cuda.set_stream(stream)
+        # Those that the loss does not depend on have none, and not one of noughts: an optimiser would shrink them.
+        reached = [(one, its) for one, its in zip(parameters, gradients, strict=True) if its is not None]
+        self.parameters, self.gradients = [one for one, _ in reached], [its for _, its in reached]
 
     def __call__(self, inputs: Inputs) -> Loss:
         torch._foreach_copy_(list(self.inputs.values()), [inputs[name] for name in self.inputs])
@@ -118,25 +121,24 @@ class Graph:
         total = Returned.apply(self.loss.total, partial(self.times, self.turn), *self.parameters)
         return self.loss._replace(total=total)
 
-    def times(self, turn: int, factor: Tensor) -> Gradients:
+    def times(self, turn: int, factor: Tensor) -> list[Tensor]:
         """The gradients of a multiple of the loss of this turn."""
         if turn != self.turn:
             raise RuntimeError("the gradients of this loss are gone: they were taken, or another was computed since")
         self.turn += 1
-        found = [each for each in self.gradients if each is not None]
+        found = self.gradients
         if self.accumulates:
             found = list(torch._foreach_mul(found, factor))
         else:
             torch._foreach_mul_(found, factor)
-        left = iter(found)
-        return [None if each is None else next(left).detach() for each in self.gradients]
+        return [each.detach() for each in found]
 
 
 class Returned(torch.autograd.Function):
     """A loss that was computed with its gradients, as one that goes back to parameters: `times` a factor."""
 
     @staticmethod
-    def forward(ctx: Any, total: Tensor, times: Callable[[Tensor], Gradients], *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, total: Tensor, times: Callable[[Tensor], list[Tensor]], *parameters: Tensor) -> Tensor:
         ctx.times = times
         return total.clone()
 

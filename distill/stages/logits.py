@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -43,8 +44,8 @@ class LogitsStage(Stage):
     def compute(self, inputs: Inputs) -> Loss:
         task = self.teacher.task
         found = task.predict(self.student, inputs)
-        every = torch.ones_like(inputs["input_ids"])
-        loss = of_all(self.gap(found, inputs), inputs, lambda: task.matched(inputs, every)[0])
+        every = partial(torch.ones_like, inputs["input_ids"])
+        loss = of_all(self.gap(found, inputs), inputs, lambda: task.matched(inputs, every())[0])
         if self.wanted.cross_entropy:
             text = of_all(task.loss(found, inputs), inputs, lambda: task.counted(found, inputs))
             loss = loss + self.wanted.cross_entropy * text

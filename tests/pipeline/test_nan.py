@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from distill.errors import UserError
 from distill.pipeline import distil
+from distill.stages.callbacks import NumberGuard
 
 from .conftest import Compose
 from .test_stages import Run
@@ -110,6 +112,26 @@ def test_a_gradient_that_is_infinite_stops_as_well(run: Run):
     parameter = next(run.student.mixers[1].parameters())
     spoil = before_step(stage, lambda: parameter.register_hook(lambda gradient: gradient + torch.inf))
     assert "mixers.1." in stopped(run, spoil, "attention")
+
+
+def test_gradients_of_float16_are_the_scalers_affair():
+    """It skips their step. What was looked at is not looked at again."""
+    module = torch.nn.Linear(1, 1)
+    for parameter in module.parameters():
+        parameter.grad = torch.full_like(parameter, torch.inf)
+    module.losses = {"logits": torch.ones(())}
+    guard = NumberGuard("logits", Path("nowhere"))
+
+    def step(**precision: Any) -> None:
+        trainer: Any = SimpleNamespace(precision_plugin=SimpleNamespace(**precision), global_step=0)
+        guard.on_train_batch_start(trainer, module, {}, 0)
+        guard.on_before_backward(trainer, module, torch.ones(()))
+        guard.on_before_optimizer_step(trainer, module, None)
+
+    step(scaler=object())
+    assert not guard.seen
+    with pytest.raises(UserError, match="gradient of weight is not a number"):
+        step()
 
 
 def test_a_whole_run_that_diverges_is_stopped(small: Compose, tmp_path: Path):
