@@ -20,7 +20,7 @@ from .errors import UserError
 
 #: What a launcher leaves in the environment: torchrun, and srun, which a script of several tasks is not yet.
 LAUNCHERS = ("TORCHELASTIC_RUN_ID", "SLURM_STEP_NUM_TASKS")
-#: What a process finds in its environment that is to end with the one that has started it.
+#: Where a process finds in its environment the id of the one that has started it, which it is to end with.
 CHILD = "DISTILL_CHILD"
 #: Of Linux: the signal that a process gets when its parent ends.
 PR_SET_PDEATHSIG = 1
@@ -33,8 +33,11 @@ PAUSE = 0.1
 def end_with_parent() -> None:
     """Has SIGTERM come when the process that has started this one as its CHILD ends, be it by SIGKILL: nobody would be
     left to end this one. On Linux alone."""
-    if os.environ.pop(CHILD, None) and sys.platform == "linux":
+    if (parent := os.environ.pop(CHILD, None)) and sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != int(parent):
+            # It has ended before this was asked for.
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def launched() -> bool:
@@ -64,7 +67,7 @@ def launch(count: int, command: Sequence[str]) -> int:
     the others are given a while, and then killed.
     """
     alike = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "TORCHELASTIC_RUN_ID": "distill"}
-    alike |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "GROUP_RANK": "0", CHILD: "1"}
+    alike |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "GROUP_RANK": "0", CHILD: str(os.getpid())}
     threads = {"OMP_NUM_THREADS": str(max(1, cpu_cores() // count))}
     processes: list[subprocess.Popen] = []
     with sigterm_for(processes) as asked:

@@ -1,5 +1,6 @@
 """Runs the jobs of a sweep, each in a process of its own: one that is killed or crashes takes no other along."""
 
+import os
 import signal
 import sys
 import time
@@ -40,7 +41,7 @@ def launch(jobs: Sequence[Job], config: DictConfig, at_a_time: int) -> None:
             job.directory.mkdir(parents=True, exist_ok=True)
             print(f"{job} in {job.directory}: {told}", flush=True)
             code = processes.run(
-                of_job(job, config), place | {"PYTHONUNBUFFERED": "1", CHILD: "1"}, job.directory / LOG
+                of_job(job, config), place | {"PYTHONUNBUFFERED": "1", CHILD: str(os.getpid())}, job.directory / LOG
             )
         finally:
             free.put(place)

@@ -7,6 +7,8 @@ from typing import Any, BinaryIO, ClassVar
 
 import torch
 
+from distill.launch import CHILD
+
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(
     [
@@ -45,7 +47,8 @@ def enter(arguments: list[str], environment: dict[str, str], log: str) -> None:
     from distill.__main__ import main
 
     os.setpgid(0, 0)
-    os.environ |= environment
+    # Its parent is the process that has imported everything.
+    os.environ |= environment | {CHILD: str(os.getppid())}
     output = os.open(log, os.O_WRONLY | os.O_APPEND)
     for each in (sys.stdout, sys.stderr):
         os.dup2(output, each.fileno())

@@ -78,13 +78,22 @@ def test_what_a_job_started_ends_with_it(tmp_path: Path):
 def test_who_is_started_ends_with_who_has_started_it():
     """Even where that one can say nothing any more."""
     waits = "from distill.launch import end_with_parent; end_with_parent(); print('there', flush=True); time.sleep(60)"
-    starts = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]]).wait()"
+    starts = (
+        f"import os, subprocess, sys; os.environ[{CHILD!r}] = str(os.getpid()); "
+        "subprocess.Popen([sys.executable, '-c', sys.argv[1]]).wait()"
+    )
     command = [sys.executable, "-c", starts, f"import time; {waits}"]
-    with subprocess.Popen(command, env=os.environ | {CHILD: "1"}, stdout=subprocess.PIPE) as parent:
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None and parent.stdout.readline() == b"there\n"
         parent.kill()
         # The end of what is said is that of the child, too.
         assert parent.stdout.read() == b""
+
+
+def test_who_is_started_ends_where_that_one_has_ended_already():
+    waits = "from distill.launch import end_with_parent; end_with_parent(); import time; time.sleep(60)"
+    done = subprocess.run([sys.executable, "-c", waits], env=os.environ | {CHILD: "1"}, check=False, timeout=30)
+    assert done.returncode == -signal.SIGTERM
 
 
 def test_output_is_added_and_the_environment_too(tmp_path: Path):
