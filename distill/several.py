@@ -1,6 +1,7 @@
 """What the door does for a run of several processes. One alone has nobody to ask, and imports no torch to find out."""
 
 import os
+import signal
 import sys
 from datetime import datetime
 
@@ -12,6 +13,9 @@ from .config import Config, flat
 from .launch import launch, launched
 from .sweep.command import flags, of_a_job, of_a_run, quoted
 from .sweep.job import of_a_sweep
+
+#: Exit codes of what Ctrl-C or SIGTERM has ended.
+ASKED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
 def join() -> None:
@@ -68,6 +72,6 @@ def launch_all(run_dir: str, count: int) -> None:
     if of_a_sweep():
         typed += of_a_job(hydra.job.num, hydra.sweep.dir, hydra.runtime.output_dir)
     code = launch(count, ["-m", "distill", *flags(hydra), *typed, f"run_dir={quoted(run_dir)}"])
-    # Of several jobs in one process the others go on.
-    if code and (code != 2 or hydra.mode == RunMode.RUN):
+    # Of several jobs in one process the others go on, unless they, too, were asked to end.
+    if code and (hydra.mode == RunMode.RUN or code in ASKED):
         sys.exit(code)

@@ -6,15 +6,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from hydra.types import RunMode
 from safetensors.torch import load_file
 
-from distill import ranks
+from distill import ranks, several
 from distill.__main__ import main
 from distill.checks import check
 from distill.config import Config
@@ -272,6 +274,80 @@ def test_losses_of_texts_that_are_padded_are_those_of_all(teachers: dict[str, Pa
         assert code == 0, said
         assert found[0] == pytest.approx(expected, rel=2e-5)
         assert found[1] == [f"stage pretrain, step 4: the loss of next token is not a number; {CURE}"]
+
+
+def spoiled(arguments: list[str], stage: type[Any], what: str, by: tuple[int, ...]) -> str:
+    """Why a run ends of which the third loss, or its gradient, is not a number in some processes."""
+    ranks.join()
+    config, compute, computed = ranks.together(compose(*arguments)), stage.compute, []
+
+    def spoil(self: Any, inputs: Any) -> Any:
+        found = compute(self, inputs)
+        if len(computed) < 3:
+            computed.append(torch.is_grad_enabled())
+        if len(computed) < 3 or ranks.rank() not in by:
+            return found
+        if what == "loss":
+            return found._replace(
+                total=found.total * torch.nan, parts={k: v * torch.nan for k, v in found.parts.items()}
+            )
+        total = found.total * 1
+        total.register_hook(lambda gradient: gradient * torch.nan)
+        return found._replace(total=total)
+
+    stage.compute = spoil
+    with pytest.raises(UserError) as stopped:
+        distil(config)
+    return str(stopped.value).split(";")[0]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "stage", "what", "by", "where"),
+    [
+        ("ddp", LogitsStage, "loss", (1,), "loss of logits"),
+        ("fsdp", AttentionStage, "loss", (1,), "loss of layer 0"),
+        ("fsdp", LogitsStage, "loss", (0, 1), "loss of logits"),
+        ("fsdp", LogitsStage, "gradient", (1,), "gradient of student.lm.transformer.wte.weight"),
+    ],
+)
+def test_a_number_that_is_none_is_told_of_by_all(
+    strategy: str, stage: Any, what: str, by: Any, where: str, words: Words, tmp_path: Path
+):
+    arguments = words(
+        tmp_path / "run", f"trainer.strategy={strategy}", "mixer.split=even", "stages.attention.max_steps=3"
+    )
+    done = together(spoiled, tmp_path, (arguments, stage, what, by))
+    name = "attention" if stage is AttentionStage else "logits"
+    said = [f"stage {name}, step 3: the {where} is not a number"] * 2
+    assert [code for code, _, _ in done] == [0, 0] and [found for _, found, _ in done] == said, done
+
+
+def test_what_has_no_gradient_is_left_as_it_is(words: Words, teachers: dict[str, Path], tmp_path: Path):
+    """Attention that ignores its queries, of a model that makes them by weights of their own."""
+    arguments = words("-", f"teacher.path={teachers['llama']}", "mixer.split=even", "mixer=uniform")
+    arguments = [each for each in arguments if not each.startswith(("run_dir", "mixer.features", "mixer=exp"))]
+    distil(compose(*arguments, f"run_dir={tmp_path / 'one'}"))
+    done = together(typed, tmp_path, (*arguments, f"run_dir={tmp_path / 'two'}"))
+    assert [code for code, _, _ in done] == [0, 0] and not any("broadcast" in said for _, _, said in done), done
+    one, two = (load_file(tmp_path / name / "student/model.safetensors") for name in ("one", "two"))
+    for name, each in one.items():
+        torch.testing.assert_close(two[name], each, rtol=1e-5, atol=1e-5 * each.abs().max().item(), msg=name)
+
+
+@pytest.mark.parametrize(("mode", "code", "ends"), [
+    (RunMode.RUN, 1, True), (RunMode.MULTIRUN, 1, False), (RunMode.MULTIRUN, 137, False), (RunMode.MULTIRUN, 143, True),
+])  # fmt: skip
+def test_a_job_of_several_devices_that_fails_ends_no_others(
+    mode: RunMode, code: int, ends: bool, monkeypatch: pytest.MonkeyPatch
+):
+    hydra = SimpleNamespace(mode=mode, overrides=SimpleNamespace(task=[], hydra=[]))
+    monkeypatch.setattr(several, "HydraConfig", SimpleNamespace(get=lambda: hydra))
+    monkeypatch.setattr(several, "flags", lambda given: [])
+    monkeypatch.setattr(several, "of_a_run", lambda given: [])
+    monkeypatch.setattr(several, "of_a_sweep", lambda: False)
+    monkeypatch.setattr(several, "launch", lambda *given: code)
+    with pytest.raises(SystemExit) if ends else nullcontext():
+        several.launch_all("somewhere", 2)
 
 
 def test_a_process_that_fails_ends_the_others(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
