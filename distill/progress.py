@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from . import ranks
-from .whole import whole
+from .whole import vouch, vouched, whole
 
 #: What the names of weights begin with, and those of what chance has come to.
 WEIGHT, CHANCE = "weight.", "chance."
@@ -41,20 +41,18 @@ class Progress:
         self.folder.mkdir(exist_ok=True)
         with whole(self.file(name)) as file:
             save_file(weights | chance(), file, {TOLD: json.dumps(told)})
+        vouch(self.file(name))
 
     def restore(self, name: str, stage: nn.Module) -> dict[str, Any] | None:
         """Gives the stage the weights that it was left with, and returns what was told; None where it is not finished,
         or what it left is damaged."""
         file = self.file(name)
-        if not ranks.told(self.resumes and file.is_file()):
-            return None
-        try:
-            with safe_open(file, "pt") as opened:
-                header = opened.metadata()
-            found = load_file(file)
-        except SafetensorError:
+        if not ranks.told(self.resumes and not ranks.rank() and file.is_file() and vouched(file)):
             # Then the stage is gone through again.
             return None
+        with safe_open(file, "pt") as opened:
+            header = opened.metadata()
+        found = load_file(file)
         weights = {key.removeprefix(WEIGHT): each for key, each in found.items() if key.startswith(WEIGHT)}
         stage.load_state_dict(weights)
         take_chance(found)

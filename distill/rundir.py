@@ -30,6 +30,8 @@ from .whole import whole
 TEXTS = "texts"
 #: Keys that may differ where a run is resumed.
 FREE = ("resume", "run_dir", "checkpoint_minutes")
+#: How often a lock that is taken is tried, and seconds in between.
+LOOKS, PAUSE = 10, 0.05
 
 
 class RunDirectory:
@@ -135,10 +137,14 @@ class RunDirectory:
         """Has this directory to itself until `release`, or until the process ends, however that is."""
         handle = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o666)
         self.release = weakref.finalize(self, os.close, handle)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InUse(f"run_dir={self.path}: another run is writing to it; wait for it, or choose another") from error
+        for _ in range(LOOKS):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                # Who only looks whether there is a run has it for a moment.
+                time.sleep(PAUSE)
+        raise InUse(f"run_dir={self.path}: another run is writing to it; wait for it, or choose another")
 
     def told(self, stage: str) -> dict[str, Any]:
         """What is remembered of a stage that is finished."""

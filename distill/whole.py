@@ -1,8 +1,10 @@
-"""Files and folders that are whole or not there, whenever it is that a run is killed."""
+"""Files and folders that are whole or not there, whenever it is that a run is killed, and files that are as written."""
 
 import errno
+import hashlib
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +35,29 @@ def whole(path: Path) -> Iterator[Path]:
         settle(each)
     unfinished.replace(path)
     settle(path.parent)
+
+
+def vouch(path: Path) -> None:
+    """Leaves PATH.sha256, by which `vouched` tells what was written from all else."""
+    with whole(voucher(path)) as file:
+        file.write_text(sha256(path), encoding="utf-8")
+
+
+def vouched(path: Path) -> bool:
+    """Whether it is what was written; a warning says that it is not."""
+    good = voucher(path).is_file() and voucher(path).read_text(encoding="utf-8") == sha256(path)
+    if not good:
+        warnings.warn(f"{path} is not what was written, and is not gone on from", stacklevel=3)
+    return good
+
+
+def voucher(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def remove(path: Path) -> None:

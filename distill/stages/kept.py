@@ -1,10 +1,8 @@
 """Checkpoints of a stage that was not finished: whole, vouched for by a hash, and with all that it goes on from."""
 
-import hashlib
 import re
 import signal
 import time
-import warnings
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -19,7 +17,7 @@ from .. import ranks
 from ..data import Corpus
 from ..progress import chance, take_chance
 from ..task import Batch
-from ..whole import whole
+from ..whole import vouch, vouched, voucher, whole
 
 #: Checkpoints of a stage that are kept, so that there is one where another is damaged.
 KEPT = 2
@@ -37,8 +35,7 @@ class CheckedIO(TorchCheckpointIO):
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole(path) as file:
             torch.save(checkpoint, file)
-        with whole(voucher(path)) as file:
-            file.write_text(sha256(path), encoding="utf-8")
+        vouch(path)
 
     def remove_checkpoint(self, path: Any) -> None:
         voucher(Path(path)).unlink(missing_ok=True)
@@ -54,9 +51,8 @@ def newest(folder: Path, name: str, steps: int) -> tuple[Path | None, int]:
     for step, path in found(folder, name):
         if step >= steps:
             continue
-        if voucher(path).is_file() and voucher(path).read_text(encoding="utf-8") == sha256(path):
+        if vouched(path):
             return path, step
-        warnings.warn(f"{path} is not what was written, and is not gone on from", stacklevel=2)
     return None, 0
 
 
@@ -65,15 +61,6 @@ def found(folder: Path, name: str) -> list[tuple[int, Path]]:
     called = re.compile(re.escape(name) + STEP)
     there = {int(said[1]): path for path in folder.glob("*.ckpt") if (said := called.fullmatch(path.name))}
     return sorted(there.items(), reverse=True)
-
-
-def voucher(path: Path) -> Path:
-    return path.with_name(f"{path.name}.sha256")
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Batches:

@@ -33,7 +33,7 @@ from distill.report.compare.rows import Row
 from distill.report.compare.tables import goal_table
 from distill.report.quantities import number
 from distill.report.section import Section, Table
-from distill.stages.kept import sha256, voucher
+from distill.whole import sha256, voucher
 
 TITLE = "Runs that are killed"
 #: All that `make run` does, in half a minute.
