@@ -20,6 +20,7 @@ from .errors import InUse, UserError
 from .exported import inherit
 from .folders import folder
 from .launch import end_with_parent, to_launch
+from .ranges import check_ranges
 from .several import agree, join, launch_all, now, speaks, together
 from .sweep.command import quoted
 from .sweep.job import leave_word, of_a_sweep, share_group
@@ -60,6 +61,8 @@ def run(composed: DictConfig) -> None:
         if of_a_sweep():
             share_group(composed.logger)
         config = read(composed)
+        # Before torch is there, in this process and in those that it starts.
+        check_ranges(config)
         if count := to_launch(config.trainer):
             return launch_all(config.run_dir, count)
         # Imported late: torch and transformers take seconds, and --help or a mistyped key need neither.
@@ -142,6 +145,8 @@ def main() -> None:
     register_recipes()
     # Otherwise Hydra prints a page of its own about an error and exits with 1.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    # Hydra takes keys from one place only: after what is no key.
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda each: each not in ("-m", "--multirun"))
     try:
         join()
         hydra.main(version_base="1.3", config_path=str(folder("conf")), config_name="config")(run)()

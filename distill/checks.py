@@ -8,6 +8,7 @@ from .allocation import check_split
 from .errors import UserError
 from .flexformer.options import check_options
 from .mixer import matches_maps, swapped_options
+from .ranges import check_ranges
 from .report.sections import check as check_sections
 from .stages.fit import STRATEGIES
 from .stages.logits import TRAIN
@@ -23,30 +24,6 @@ CHOICES = {
     "stages.logits.train": tuple(TRAIN),
     "trainer.strategy": tuple(STRATEGIES),
 }
-#: Keys that count something, and their least value.
-LEAST = {
-    **{f"stages.{stage}.max_steps": 0 for stage in ("pretrain", "attention", "logits", "finetune")},
-    **{f"stages.{stage}.batch_size": 1 for stage in ("pretrain", "attention", "logits", "finetune")},
-    "stages.allocation.max_steps": 1,
-    "stages.attention.queries": 1,
-    "stages.logits.lora.rank": 1,
-    "stages.logits.top_k": 1,
-    "measure.batch_size": 1,
-    "measure.fidelity_blocks": 1,
-    "measure.transfer.max_steps": 1,
-    "measure.transfer.seeds": 1,
-    "measure.transfer.blocks": 1,
-    "measure.contribution.blocks": 1,
-    "measure.cost.longest": 64,
-    **{f"measure.length.{key}": 1 for key in ("times", "blocks", "prompts", "new_tokens")},
-    "measure.length.sequences": 2,
-    "measure.map_tokens": 1,
-    "data.workers": 0,
-    "trainer.log_every_n_steps": 1,
-    "trainer.accumulate_grad_batches": 1,
-    "trainer.devices": 1,
-    "trainer.num_nodes": 1,
-}
 
 
 def check(wanted: config.Config) -> None:
@@ -54,12 +31,7 @@ def check(wanted: config.Config) -> None:
     for key, known in CHOICES.items():
         if (value := look_up(wanted, key)) not in known:
             raise UserError(f"{key}={value} is unknown; known: {', '.join(known)}")
-    for key, least in LEAST.items():
-        if (number := look_up(wanted, key)) is not None and (not isinstance(number, int) or number < least):
-            raise UserError(f"{key}={number} must be a whole number of at least {least}")
-    for key in ("stages.logits.temperature", "checkpoint_minutes"):
-        if (value := look_up(wanted, key)) <= 0:
-            raise UserError(f"{key}={value} must be above 0")
+    check_ranges(wanted)
     if not re.fullmatch(r"[1-9]\d*[KMGT]B", wanted.student.shard_size):
         raise UserError(f"student.shard_size={wanted.student.shard_size} must be a size, as 5GB or 500MB")
     check_cache(wanted)

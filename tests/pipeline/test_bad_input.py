@@ -65,6 +65,17 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "binary file": (["data.path={texts}/binary.txt"], ["binary.txt", "text"]),
     "too little text": (["data.path={texts}/short.txt"], ["short", "data.context=32", "more text"]),
     "validation": (["data.validation=/no/such/text"], ["data.validation=/no/such/text", "give"]),
+    "context of nothing": (["data.context=0"], ["data.context=0", "at least 2"]),
+    "seed": (["seed=-1"], ["seed=-1", "at least 0"]),
+    "seed of more bits": (["seed=4294967296"], ["seed=4294967296", "from 0 to 4294967295"]),
+    "learning rate": (["stages.logits.mixer_learning_rate=-1"], ["stages.logits.mixer_learning_rate=-1", "0 or more"]),
+    "learning rate that is none": (
+        ["stages.logits.learning_rate=nan"],
+        ["stages.logits.learning_rate=nan", "0 or more"],
+    ),
+    "warm-up": (["stages.logits.warmup=7"], ["stages.logits.warmup=7", "from 0 to 1"]),
+    "clipping": (["trainer.gradient_clip_val=-1"], ["trainer.gradient_clip_val=-1", "0 or more"]),
+    "temperature that is none": (["stages.logits.temperature=nan"], ["stages.logits.temperature=nan", "above 0"]),
     "blocks": (["data.validation_blocks=0"], ["data.validation_blocks=0", "at least 1"]),
     "loss": (["stages.attention.loss=nope"], ["stages.attention.loss=nope", "kl", "output", "both"]),
     "train": (["stages.logits.train=nope"], ["stages.logits.train=nope", "all", "lora", "mixers"]),
@@ -143,8 +154,7 @@ def refusal(
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
 
     def say(*overrides: str) -> str:
-        flags = [each for each in overrides if each == "-m"]
-        monkeypatch.setattr(sys, "argv", ["distill", *flags, *arguments, *overrides[len(flags) :]])
+        monkeypatch.setattr(sys, "argv", ["distill", *arguments, *overrides])
         with pytest.raises(SystemExit) as left:
             main()
         said = capfd.readouterr().err.splitlines()
