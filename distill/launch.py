@@ -26,6 +26,8 @@ CHILD = "DISTILL_CHILD"
 PR_SET_PDEATHSIG = 1
 #: Seconds in which the others may end once one has failed; then they are killed.
 GRACE = 15
+#: Seconds in which a signal that comes again is the same: a terminal sends it to all, and one of them may pass it on.
+AT_ONCE = 0.3
 #: Seconds between two looks at the processes.
 PAUSE = 0.1
 

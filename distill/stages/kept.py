@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from .. import ranks
 from ..data import Corpus
+from ..launch import AT_ONCE
 from ..progress import chance, take_chance
 from ..task import Batch
 from ..whole import vouch, vouched, voucher, whole
@@ -97,7 +98,7 @@ class Keep(Callback):
 
     def __init__(self, name: str, folder: Path, steps: int, minutes: float):
         self.name, self.folder, self.steps, self.seconds = name, folder, steps, 60 * minutes
-        self.quarter, self.asked = max(1, steps // 4), 0
+        self.quarter, self.asked, self.noted = max(1, steps // 4), 0, 0.0
         self.before: Any = None
 
     def on_train_start(self, trainer: Trainer, module: Any) -> None:
@@ -106,7 +107,8 @@ class Keep(Callback):
         self.before = signal.signal(signal.SIGINT, self.note)
 
     def note(self, number: int, frame: Any) -> None:
-        if self.asked and number == signal.SIGINT:
+        before, self.noted = self.noted, time.monotonic()
+        if self.asked and number == signal.SIGINT and self.noted - before >= AT_ONCE:
             raise KeyboardInterrupt
         self.asked = self.asked or number
 

@@ -4,18 +4,23 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from math import inf
 from pathlib import Path
 from types import FrameType
+
+from ..launch import AT_ONCE
 
 
 class Processes:
     """asked: the signal that asked this process to end. Then those that run are asked, too, and no other is started;
-    a second one does not wait for them."""
+    a second one does not wait for them, unless it comes AT_ONCE."""
 
     def __init__(self) -> None:
         self.asked: signal.Signals | None = None
+        self.last = -inf
         self.running: set[subprocess.Popen[bytes]] = set()
         # Held while one is started, or it could be missed when all are asked.
         self.lock = threading.RLock()
@@ -48,6 +53,9 @@ class Processes:
         return code
 
     def ask(self, number: int, frame: FrameType | None = None) -> None:
+        before, self.last = self.last, time.monotonic()
+        if self.last - before < AT_ONCE:
+            return
         with self.lock:
             passed_on = signal.SIGKILL if self.asked else signal.SIGTERM
             self.asked = signal.Signals(number)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from distill.launch import CHILD
+from distill.launch import AT_ONCE, CHILD
 from distill.sweep import places
 from distill.sweep.processes import Processes
 
@@ -56,6 +56,10 @@ def test_a_second_signal_does_not_wait(tmp_path: Path):
     thread.start()
     once(said(tmp_path / "log", "there"))
     processes.ask(signal.SIGTERM)
+    # As from a terminal, and from who passes on what that has sent to all.
+    processes.ask(signal.SIGTERM)
+    time.sleep(2 * AT_ONCE)
+    assert not codes
     processes.ask(signal.SIGTERM)
     thread.join()
     assert codes == [-signal.SIGKILL]
