@@ -87,7 +87,10 @@ class RunDirectory:
         try:
             then = OmegaConf.load(self.path / "config.yaml")
         except (OSError, YAMLError) as error:
-            raise UserError(f"run_dir={self.path} cannot be resumed: {reason(error)}; choose another") from error
+            file = self.path / "config.yaml"
+            raise UserError(
+                f"run_dir={self.path} cannot be resumed: {file}: {reason(error)}; choose another"
+            ) from error
         both = then, OmegaConf.create(asdict(self.config))
         before, now = (dict(flat(OmegaConf.to_container(each))) for each in both)
         for key in sorted(before.keys() | now.keys()):

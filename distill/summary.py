@@ -48,7 +48,9 @@ def summary(run: RunDirectory, student: Path) -> str:
 
 
 def cell(value: float | None, width: int, digits: int) -> str:
-    return f"{'–' if value is None else format(value, f'.{digits}f'):>{width}}"
+    text = "–" if value is None else format(value, f".{digits}f")
+    # So that there is room before it.
+    return f"{text if len(text) < width or not width else format(value, '.2e'):>{width}}"
 
 
 def percent(value: float | None) -> str:

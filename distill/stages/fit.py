@@ -25,6 +25,7 @@ from ..errors import UserError
 from ..flexformer.attempt import taken
 from ..progress import chance
 from ..rundir import RunDirectory
+from ..sweep.command import quoted
 from .callbacks import Meter, NumberGuard, ProgressBar, Redraw
 from .kept import Batches, Chance, CheckedIO, Keep, found, newest
 from .sharded import Sharded, gather, twin
@@ -107,7 +108,7 @@ def fit(stage: Stage, name: str, wanted: Wanted, corpus: Corpus, config: Config,
                 trained, Batches(corpus, last * each, wanted.batch_size, config.seed, step * each), ckpt_path=begun
             )
         except SIGTERMException as leaves:
-            raise left(name, trainer.global_step, keep.asked) from leaves
+            raise left(name, trainer.global_step, keep.asked, run) from leaves
         finally:
             stage.steps.end()
             keep.stop()
@@ -117,15 +118,15 @@ def fit(stage: Stage, name: str, wanted: Wanted, corpus: Corpus, config: Config,
     run.seconds[name] += meter.before
     run.progress.keep(name, stage, run.told(name) | {"tokens": meter.tokens})
     if asked := ranks.most(keep.asked):
-        raise left(name, last, asked)
+        raise left(name, last, asked, run)
     return meter.tokens
 
 
-def left(name: str, step: int, asked: int) -> SystemExit:
+def left(name: str, step: int, asked: int, run: RunDirectory) -> SystemExit:
     """Says so; with the exit code that a shell gives what a signal has ended."""
     if not ranks.rank():
         ended = f"stage {name} ended after step {step}, as {signal.Signals(asked).name} asked"
-        print(f"distill: {ended}; resume=true goes on with it", file=sys.stderr)
+        print(f"distill: {ended}; run_dir={quoted(run.path)} resume=true goes on with it", file=sys.stderr)
     return SystemExit(128 + asked)
 
 

@@ -28,7 +28,7 @@ from distill.report.verdict import _right
 from distill.rundir import RunDirectory
 from distill.scratch import train_tokenizer
 from distill.student import build_student
-from distill.summary import summary
+from distill.summary import cell, summary
 from distill.task import TASKS
 
 from . import test_teacher, tiny
@@ -369,6 +369,10 @@ def test_everything_tells_the_scores(run: Path):
     assert "AutoModelForSequenceClassification" in card and "same label" in card
     assert "of its teacher's accuracy" in report and "Right answers, and what is kept" in report
     assert "After stage 2" in report and "Fine-tuning, the text's own targets" in report and "Texts read" in report
+
+
+def test_columns_of_the_summary_stay_apart():
+    assert [cell(value, 10, 2) for value in (None, 52.284, 1.25e20)] == ["         –", "     52.28", "  1.25e+20"]
 
 
 def test_the_summary_tells_the_scores(run: Path):

@@ -113,7 +113,8 @@ def test_a_run_that_is_asked_to_end_goes_on_and_ends_as_that_of_one_device(words
     assert begun.returncode == 143 and "Traceback" not in said
     told = [line.rpartition("distill: ")[2] for line in said.splitlines() if "distill: " in line]
     step = lines(path)[-1]["step"]
-    assert told == [f"stage attention ended after step {step}, as SIGTERM asked; resume=true goes on with it"]
+    cure = f"{command[-2]} resume=true goes on with it"
+    assert told == [f"stage attention ended after step {step}, as SIGTERM asked; {cure}"]
     assert step < STEPS and (path / "checkpoints" / f"attention-step={step}.ckpt").exists()
 
     done = together(typed, tmp_path, (*command, "trainer.devices=2"))

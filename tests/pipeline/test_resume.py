@@ -188,7 +188,7 @@ def test_a_run_is_resumed_as_it_began(wanted: Callable[[Path, bool], Config], tm
     with pytest.raises(UserError, match=r"already holds a run; .*go on with resume=true"):
         distil(replace(config, resume=False))
     (tmp_path / "run" / "config.yaml").write_text("{")
-    with pytest.raises(UserError, match=r"^run_dir=\S+ cannot be resumed: "):
+    with pytest.raises(UserError, match=r"^run_dir=\S+ cannot be resumed: \S+/config\.yaml: "):
         distil(config)
 
 
@@ -361,7 +361,8 @@ def test_a_run_that_is_asked_to_end_keeps_what_there_is(
         run.fit(stage, "attention")
     run.directory.release()
     assert left.value.code == 128 + by and len(calls) == last and signal.getsignal(signal.SIGINT) == before
-    said = f"distill: stage attention ended after step {last}, as {by.name} asked; resume=true goes on with it"
+    cure = f"run_dir={run.directory.path} resume=true goes on with it"
+    said = f"distill: stage attention ended after step {last}, as {by.name} asked; {cure}"
     assert said in capsys.readouterr().err.splitlines()[-1]
     assert (run.directory.checkpoints / f"attention-step={last}.ckpt").exists() == (last < STEPS)
     assert run.directory.progress.file("attention").exists() == (last == STEPS)

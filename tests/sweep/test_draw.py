@@ -6,6 +6,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from distill.errors import UserError
+from distill.plugins.hydra_plugins.distill_sweeps import Grid
 from distill.sweep.draw import drawn
 
 TYPED = [
@@ -50,6 +51,13 @@ def test_a_rerun_draws_the_same_jobs_and_a_longer_one_begins_with_them():
 def test_no_job_is_drawn_twice():
     jobs = draws(12, typed=["mixer=elu,t2r", "seed=0,1"])
     assert len(jobs) == 4 and len({tuple(job) for job in jobs}) == 4
+
+
+def test_a_grid_has_each_combination_once():
+    parsed = OverridesParser.create().parse_overrides(["features=16,16,8", "seed=0,1"])
+    assert Grid().jobs(parsed) == [
+        ["features=16", "seed=0"], ["features=16", "seed=1"], ["features=8", "seed=0"], ["features=8", "seed=1"],
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("typed", ["rate=tag(log, interval(0, 1))", "rate=interval(1, 1)"])

@@ -79,7 +79,8 @@ class Grid(Listed):
     """Every combination of values."""
 
     def jobs(self, overrides: Sequence[Override]) -> list[list[str]]:
-        return [list(each) for each in itertools.product(*map(choices, overrides))]
+        # What is named twice is done once.
+        return [list(each) for each in dict.fromkeys(itertools.product(*map(choices, overrides)))]
 
 
 class Random(Listed):
