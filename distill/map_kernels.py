@@ -41,7 +41,7 @@ def features_kernel(
     d, f = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_F)
     x = rows(given + head * N * D, tl.load(positions + row, mask=row < R, other=0), N, d, D)
     omega, bias_of = basis(frequency, bias, own, f, d, F, D, False)
-    made = features(x, omega, bias_of, scale, MODE)
+    made, _ = features(x, omega, bias_of, scale, MODE)
     inside = (row < R)[:, None] & (f < F)[None, :]
     tl.store(phi + (head * R + row)[:, None] * F + f[None, :], narrow(made, phi.dtype.element_ty), mask=inside)
     found = polynomial(x, linear + own * D, quadratic + own * D, d, scale, D, DEGREE)

@@ -20,7 +20,7 @@ except ImportError:  # Caught, or transformers would ask everybody for it who lo
     raise
 
 from .linear_kernels import before, near_logits, read_sums, write_sums
-from .linear_rows import basis, features_again, numbers, real
+from .linear_rows import basis, features_of, numbers, real
 from .tiles import LOG2_E, held_as, narrow, power, product, spots, summed, tokens, within
 
 
@@ -96,7 +96,9 @@ def query_gradient_kernel(
     by_score *= shares(weight[None, :], opening[:, None], n[None, :] <= n[:, None])
     # One tile as wide as there are features after another: more do not fit into registers.
     omega, level = basis(key_frequency, key_bias, head, f, d, F, D, GIVEN)
-    phi = features_again(y, omega, level, key_frequency, key_norms, place, n, held, SKIP, N, f, scale, F, GIVEN, MODE)
+    phi = features_of(
+        y, omega, level, key_frequency, key_norms, place, n, held, SKIP, N, f, scale, F, GIVEN, MODE, False
+    )
     by_phi = product(by_score, phi, MODE)
     state, ones = read_sums(sums, place * CHUNKS + chunk, f, v, F, V)
     by_phi += product(asked.to(tl.float32) * power(peak + opening)[:, None], tl.trans(state), MODE)
@@ -105,7 +107,7 @@ def query_gradient_kernel(
     ones = ones * power(peak - top) + part_ones * power(part_top - top)
     by_phi -= (delta * power(top + opening))[:, None] * ones[None, :]
     omega, level = basis(query_frequency, query_bias, asker, f, d, F, D, GIVEN)
-    phi = features_again(x, omega, level, query_frequency, query_norms, row, n, N, 0, N, f, scale, F, GIVEN, MODE)
+    phi = features_of(x, omega, level, query_frequency, query_norms, row, n, N, 0, N, f, scale, F, GIVEN, MODE, False)
     if GIVEN:
         by_x = tl.zeros((C, BLOCK_D), tl.float32)
         spot = by_frequency + at[:, None] * F + f[None, :]
@@ -163,8 +165,8 @@ def later_kernel(
             asker = row % (K * G)
             x, asked = tokens(query, batch, asker, n, N, d, D), tokens(given, batch, asker, n, N, v, V)
             omega, level = basis(query_frequency, query_bias, asker, f, d, F, D, GIVEN)
-            phi = features_again(
-                x, omega, level, query_frequency, query_norms, row, n, N, 0, N, f, scale, F, GIVEN, MODE
+            phi = features_of(
+                x, omega, level, query_frequency, query_norms, row, n, N, 0, N, f, scale, F, GIVEN, MODE, False
             )
             phi, share = held_as(phi, MODE), power(top + numbers(opened, row, n, N, float("-inf")))
             state += product(tl.trans(phi), asked.to(tl.float32) * share[:, None], MODE)
@@ -197,8 +199,8 @@ def key_gradient_kernel(
         tops += place * (CHUNKS + 1)
         highest = tl.load(tops + chunk + 1)
         omega, level = basis(key_frequency, key_bias, head, f, d, F, D, GIVEN)
-        psi = features_again(
-            y, omega, level, key_frequency, key_norms, place, n, held, SKIP, N, f, scale, F, GIVEN, MODE
+        psi = features_of(
+            y, omega, level, key_frequency, key_norms, place, n, held, SKIP, N, f, scale, F, GIVEN, MODE, False
         )
         psi = held_as(psi, MODE)
         by_phi = tl.zeros((C, BLOCK_F), tl.float32)
@@ -209,9 +211,10 @@ def key_gradient_kernel(
             opening, delta = numbers(opened, row, n, N, float("-inf")), numbers(inner, row, n, N, 0.0)
             share = shares(weight[:, None], opening[None, :], n[:, None] <= n[None, :])
             query_omega, query_level = basis(query_frequency, query_bias, asker, f, d, F, D, GIVEN)
-            phi = features_again(
-                x, query_omega, query_level, query_frequency, query_norms, row, n, N, 0, N, f, scale, F, GIVEN, MODE
-            )
+            phi = features_of(
+                x, query_omega, query_level, query_frequency, query_norms, row, n, N, 0, N, f, scale, F, GIVEN, MODE,
+                False,
+            )  # fmt: skip
             phi = held_as(phi, MODE)
             by_worth += product(product(psi, tl.trans(phi), MODE) * share, asked, MODE)
             by_score = (product(worth, tl.trans(asked), MODE) - delta[None, :]) * share

@@ -23,7 +23,7 @@ try:
 except ImportError:  # Caught, or transformers would ask everybody for it who loads a checkpoint.
     raise
 
-from .linear_rows import NO_KEYS, basis, features_again, first_features, gates, key_weight, numbers, real
+from .linear_rows import NO_KEYS, basis, features_of, gates, key_weight, numbers, real
 from .tiles import LOG2_E, held_as, log2, narrow, power, product, rows, spots, summed, tokens, within
 
 
@@ -75,7 +75,7 @@ def sums_kernel(
         there = real(present + batch * held, n, N, SKIP, PADDED)
         weight = key_weight(x, there, linear, quadratic, place, head, n - SKIP, held, d, scale, D, DEGREE, GIVEN)
         tl.store(weights + place * N + n, weight, mask=n < N)
-        phi = first_features(x, omega, level, frequency, norms, place, n, held, SKIP, N, f, scale, F, GIVEN, MODE)
+        phi = features_of(x, omega, level, frequency, norms, place, n, held, SKIP, N, f, scale, F, GIVEN, MODE, True)
         worth = tokens(value, batch, head, n - SKIP, held, v, V)
         state, ones, peak = taken_in(state, ones, peak, held_as(phi, MODE), weight, worth, MODE)
     spot = place * tl.num_programs(0) + part
@@ -141,11 +141,13 @@ def output_kernel(
         tl.store(tops + 1, tl.load(part_tops + part + place + 1))
     shift, decay = shifted(weight, n, top)
     omega, level = basis(key_frequency, key_bias, head, f, d, F, D, GIVEN)
-    psi = features_again(y, omega, level, key_frequency, key_norms, place, n, held, SKIP, N, f, scale, F, GIVEN, MODE)
+    psi = features_of(
+        y, omega, level, key_frequency, key_norms, place, n, held, SKIP, N, f, scale, F, GIVEN, MODE, False
+    )
     psi = held_as(psi, MODE)
     x = tokens(query, batch, asker, n, N, d, D)
     omega, level = basis(query_frequency, query_bias, asker, f, d, F, D, GIVEN)
-    phi = first_features(x, omega, level, query_frequency, query_norms, row, n, N, 0, N, f, scale, F, GIVEN, MODE)
+    phi = features_of(x, omega, level, query_frequency, query_norms, row, n, N, 0, N, f, scale, F, GIVEN, MODE, True)
     state, ones = read_sums(sums, place * CHUNKS + chunk, f, v, F, V)
     part_state, part_ones = read_sums(part_sums, part, f, v, F, V)
     state = state.to(tl.float32) * power(peak - top) + part_state.to(tl.float32) * power(part_top - top)

@@ -29,11 +29,17 @@ def basis(frequency, bias, head, f, d, F: tl.constexpr, D: tl.constexpr, GIVEN: 
 
 
 @triton.jit
+def logits(x, omega, level, scale, MODE: tl.constexpr):
+    """Ω x + b of rows x, to the base 2: (C, F)."""
+    return product(x, tl.trans(omega), MODE) * (scale * LOG2_E) + level[None, :]
+
+
+@triton.jit
 def features(x, omega, level, scale, MODE: tl.constexpr):
-    """softmax(Ω x + b) of rows x: (C, F); and the logarithm of what they were divided by, to the base 2: (C,)."""
-    logits = product(x, tl.trans(omega), MODE) * (scale * LOG2_E) + level[None, :]
-    most = tl.max(logits, 1)
-    weights = tl.exp2(logits - most[:, None])
+    """softmax(Ω x + b) of rows x: (C, F); and the logarithm of what they are divided by, to the base 2: (C,)."""
+    found = logits(x, omega, level, scale, MODE)
+    most = tl.max(found, 1)
+    weights = tl.exp2(found - most[:, None])
     total = tl.sum(weights, 1)
     return weights * (1.0 / total)[:, None], most + log2(total)
 
@@ -60,33 +66,21 @@ def real(present, j, end, SKIP: tl.constexpr, PADDED: tl.constexpr):
 
 
 @triton.jit
-def first_features(
+def features_of(
     x, omega, level, given, norms, place, n, count, skip, N, f, scale, F: tl.constexpr, GIVEN: tl.constexpr,
-    MODE: tl.constexpr,
+    MODE: tl.constexpr, FIRST: tl.constexpr,
 ):  # fmt: skip
     """φ of tokens n, x, see `basis`, or as it is GIVEN, the `count` at `place` from token `skip` on: (C, F).
 
-    norms (·, N) become the logarithms that `features` finds, for `features_again`.
+    norms (·, N) become what `features` finds beside them, where they are made FIRST; an exponential is enough then.
     """
     if GIVEN:
         phi = rows(given + place * count * F, n - skip, count, f, F).to(tl.float32)
-    else:
+    elif FIRST:
         phi, norm = features(x, omega, level, scale, MODE)
         tl.store(norms + place * N + n, norm, mask=n < N)
-    return phi
-
-
-@triton.jit
-def features_again(
-    x, omega, level, given, norms, place, n, count, skip, N, f, scale, F: tl.constexpr, GIVEN: tl.constexpr,
-    MODE: tl.constexpr,
-):  # fmt: skip
-    """As `first_features`, by an exponential alone: nothing is to be found over all features of a token."""
-    if GIVEN:
-        phi = rows(given + place * count * F, n - skip, count, f, F).to(tl.float32)
     else:
-        logits = product(x, tl.trans(omega), MODE) * (scale * LOG2_E) + level[None, :]
-        phi = tl.exp2(logits - numbers(norms, place, n, N, float("inf"))[:, None])
+        phi = tl.exp2(logits(x, omega, level, scale, MODE) - numbers(norms, place, n, N, float("inf"))[:, None])
     return phi
 
 
