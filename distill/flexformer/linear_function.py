@@ -95,6 +95,8 @@ class Attention(torch.autograd.Function):
         )  # fmt: skip
         ctx.sizes, ctx.grouped, ctx.end = sizes, grouped, end
         ctx.mark_non_differentiable(after, last)
+        # Or noughts would be made for these two on every way back.
+        ctx.set_materialize_grads(False)
         return out, after, last
 
     @staticmethod
