@@ -84,7 +84,10 @@ def launch(count: int, command: Sequence[str]) -> int:
             end(processes)
         for each in processes:
             each.wait()
-    if code < 0 and not asked:
+    if code and asked:
+        # However they took it.
+        return 128 + asked[-1]
+    if code < 0:
         print(f"distill: {signal.Signals(-code).name} has ended one of {count} processes", file=sys.stderr)
     return code if code >= 0 else 128 - code
 

@@ -41,7 +41,7 @@ class Progress:
         self.folder.mkdir(exist_ok=True)
         with whole(self.file(name)) as file:
             save_file(weights | chance(), file, {TOLD: json.dumps(told)})
-        vouch(self.file(name))
+            vouch(self.file(name), file)
 
     def restore(self, name: str, stage: nn.Module) -> dict[str, Any] | None:
         """Gives the stage the weights that it was left with, and returns what was told; None where it is not finished,

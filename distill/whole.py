@@ -37,15 +37,15 @@ def whole(path: Path) -> Iterator[Path]:
     settle(path.parent)
 
 
-def vouch(path: Path) -> None:
-    """Leaves PATH.sha256, by which `vouched` tells what was written from all else."""
+def vouch(path: Path, written: Path) -> None:
+    """Leaves PATH.sha256, by which `vouched` tells what is about to become `path` from all else."""
     with whole(voucher(path)) as file:
-        file.write_text(sha256(path), encoding="utf-8")
+        file.write_text(sha256(written), encoding="ascii")
 
 
 def vouched(path: Path) -> bool:
     """Whether it is what was written; a warning says that it is not."""
-    good = voucher(path).is_file() and voucher(path).read_text(encoding="utf-8") == sha256(path)
+    good = voucher(path).is_file() and voucher(path).read_bytes() == sha256(path).encode()
     if not good:
         warnings.warn(f"{path} is not what was written, and is not gone on from", stacklevel=3)
     return good

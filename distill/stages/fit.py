@@ -1,6 +1,7 @@
 """Running a stage: the Trainer from the configuration, with what every stage wants beside it."""
 
 import logging
+import shlex
 import signal
 import sys
 import warnings
@@ -96,7 +97,6 @@ def fit(stage: Stage, name: str, wanted: Wanted, corpus: Corpus, config: Config,
             ".*in eval mode",
             # Its new name is not in every PyTorch that this runs on.
             ".*broadcast_buffers",
-            "find_unused_parameters=True was specified",
         ):
             warnings.filterwarnings("ignore", harmless)
         taken.clear()
@@ -125,8 +125,9 @@ def fit(stage: Stage, name: str, wanted: Wanted, corpus: Corpus, config: Config,
 def left(name: str, step: int, asked: int, run: RunDirectory) -> SystemExit:
     """Says so; with the exit code that a shell gives what a signal has ended."""
     if not ranks.rank():
+        where = shlex.quote(f"run_dir={quoted(run.path)}")
         ended = f"stage {name} ended after step {step}, as {signal.Signals(asked).name} asked"
-        print(f"distill: {ended}; run_dir={quoted(run.path)} resume=true goes on with it", file=sys.stderr)
+        print(f"distill: {ended}; {where} resume=true goes on with it", file=sys.stderr)
     return SystemExit(128 + asked)
 
 

@@ -29,14 +29,14 @@ STEP = r"-step=(\d+)\.ckpt"
 
 
 class CheckedIO(TorchCheckpointIO):
-    """Writes NAME.ckpt and, once that is on disk, NAME.ckpt.sha256."""
+    """Writes NAME.ckpt, and NAME.ckpt.sha256 that vouches for it."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole(path) as file:
             torch.save(checkpoint, file)
-        vouch(path)
+            vouch(path, file)
 
     def remove_checkpoint(self, path: Any) -> None:
         voucher(Path(path)).unlink(missing_ok=True)
@@ -88,7 +88,7 @@ class Batches:
 class Keep(Callback):
     """Keeps the newest states of a stage: every quarter of it, once so many minutes are over, and where Ctrl-C asks a
     run to end, or SIGTERM, as clusters do before they kill it; then it leaves, but from the last step, of which there
-    has to be a record. A second Ctrl-C does not wait.
+    has to be a record. A second Ctrl-C does not wait, unless it comes AT_ONCE.
 
     asked: the number of the signal, 0 while there is none.
 
@@ -107,10 +107,11 @@ class Keep(Callback):
         self.before = signal.signal(signal.SIGINT, self.note)
 
     def note(self, number: int, frame: Any) -> None:
-        before, self.noted = self.noted, time.monotonic()
-        if self.asked and number == signal.SIGINT and self.noted - before >= AT_ONCE:
+        now = time.monotonic()
+        if self.asked and number == signal.SIGINT and now - self.noted >= AT_ONCE:
             raise KeyboardInterrupt
-        self.asked = self.asked or number
+        if not self.asked:
+            self.asked, self.noted = number, now
 
     def stop(self) -> None:
         """Ctrl-C is again what it was; SIGTERM is Lightning's affair."""

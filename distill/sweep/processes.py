@@ -53,9 +53,9 @@ class Processes:
         return code
 
     def ask(self, number: int, frame: FrameType | None = None) -> None:
-        before, self.last = self.last, time.monotonic()
-        if self.last - before < AT_ONCE:
+        if (now := time.monotonic()) - self.last < AT_ONCE:
             return
+        self.last = now
         with self.lock:
             passed_on = signal.SIGKILL if self.asked else signal.SIGTERM
             self.asked = signal.Signals(number)

@@ -177,6 +177,12 @@ def test_a_mistake_is_named_and_nothing_is_written(name: str, refusal: Said, tex
     assert list(tmp_path.iterdir()) == [] and sorted(texts.iterdir()) == before
 
 
+def test_numbers_out_of_range_are_refused_before_processes_are_started(refusal: Said, monkeypatch: pytest.MonkeyPatch):
+    """Which would each take seconds to find out."""
+    monkeypatch.setattr("distill.__main__.launch_all", lambda *given: pytest.fail("it has started them"))
+    assert "seed=-1 must be" in refusal("trainer.devices=2", "seed=-1")
+
+
 def test_a_directory_that_holds_a_run_is_left_as_it_is(refusal: Said, tmp_path: Path):
     (tmp_path / "run" / "student").mkdir(parents=True)
     for name in ("config.yaml", "metrics.jsonl", "student/config.json"):

@@ -1,6 +1,7 @@
 """Several devices train the student that one would, and leave what one would; here they are two processes."""
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -113,7 +114,7 @@ def test_a_run_that_is_asked_to_end_goes_on_and_ends_as_that_of_one_device(words
     assert begun.returncode == 143 and "Traceback" not in said
     told = [line.rpartition("distill: ")[2] for line in said.splitlines() if "distill: " in line]
     step = lines(path)[-1]["step"]
-    cure = f"{command[-2]} resume=true goes on with it"
+    cure = f"{shlex.quote(command[-2])} resume=true goes on with it"
     assert told == [f"stage attention ended after step {step}, as SIGTERM asked; {cure}"]
     assert step < STEPS and (path / "checkpoints" / f"attention-step={step}.ckpt").exists()
 
@@ -362,6 +363,12 @@ def test_a_process_that_fails_ends_the_others(capfd: pytest.CaptureFixture[str],
     deaf = "if first: signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)\n"
     asks = "import os, sys, time, signal; first = os.environ['RANK'] == '0'\n" + deaf
     assert launch(2, ["-c", asks + "os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)"]) == 128 + signal.SIGTERM
+    # Whatever they make of it.
+    cross = "import signal, sys; signal.signal(signal.SIGTERM, lambda *given: sys.exit(1))\n"
+    assert (
+        launch(2, ["-c", cross + asks.partition(deaf)[0] + "os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)"])
+        == 143
+    )
     assert launch(2, ["-c", "pass"]) == 0 and time.monotonic() - started < 10
 
 

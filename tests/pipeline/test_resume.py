@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from distill import checkpoint, pipeline
 from distill.config import Config
 from distill.errors import UserError
+from distill.launch import AT_ONCE
 from distill.pipeline import PIPELINES, distil
 from distill.progress import Progress
 from distill.rundir import RunDirectory
@@ -147,16 +148,23 @@ def test_a_run_that_is_killed_again_and_again(
     assert capsys.readouterr().out == f"{tmp_path / 'run'} is finished: nothing is left to resume\n"
 
 
-@pytest.mark.parametrize("damage", [lambda found: found[:-100], lambda found: found[:-9] + b"!" + found[-8:]])
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("logits.safetensors", lambda found: found[:-100]),
+        ("logits.safetensors", lambda found: found[:-9] + b"!" + found[-8:]),
+        ("logits.safetensors.sha256", lambda found: b"\xff" + found[1:]),
+    ],
+)
 def test_a_stage_whose_record_is_damaged_is_gone_through_again(
-    damage: Callable[[bytes], bytes], wanted: Callable[[Path, bool], Config], whole_run: Path, tmp_path: Path
+    file: str, damage: Callable[[bytes], bytes], wanted: Callable[[Path, bool], Config], whole_run: Path, tmp_path: Path
 ):
     config = wanted(tmp_path / "run", True)
     kill(config, "while the student is written")
-    record = tmp_path / "run" / "progress" / "logits.safetensors"
+    record = tmp_path / "run" / "progress" / file
     record.write_bytes(damage(record.read_bytes()))
-    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
-        file.write('{"stage": "logits", "st')
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as log:
+        log.write('{"stage": "logits", "st')
     with pytest.warns(match="logits.safetensors is not what was written"):
         same(distil(config), whole_run)
 
@@ -328,7 +336,7 @@ def test_what_was_kept_before_stays_until_there_is_more(tmp_path: Path, small: C
     paths = [run.checkpoints / f"logits-step={step}.ckpt" for step in (4, 6, 8)]
     for path in paths:
         path.write_text(path.name)
-        vouch(path)
+        vouch(path, path)
     paths[-1].write_text("damaged")
     with pytest.warns(match="step=8.ckpt is not what was written"):
         assert go_on("logits", run, 9) == (paths[1], 6)
@@ -368,6 +376,19 @@ def test_a_run_that_is_asked_to_end_keeps_what_there_is(
     assert run.directory.progress.file("attention").exists() == (last == STEPS)
     found, again, _ = fitted(config, "attention")
     assert all(torch.equal(found[name], each) for name, each in expected.items()) and again == lines
+
+
+def test_a_second_ctrl_c_does_not_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """But one that comes at once, and again, however often a terminal sends it."""
+    now = 9.0
+    monkeypatch.setattr(kept, "time", SimpleNamespace(monotonic=lambda: now))
+    keeper = kept.Keep("attention", tmp_path, 40, 1)
+    for now in (9.0, 9.0 + AT_ONCE / 2, 9.0 + 0.9 * AT_ONCE):  # noqa: B007
+        keeper.note(signal.SIGINT, None)
+    assert keeper.asked == signal.SIGINT
+    now = 9.0 + 1.1 * AT_ONCE
+    with pytest.raises(KeyboardInterrupt):
+        keeper.note(signal.SIGINT, None)
 
 
 def test_a_stage_keeps_what_there_is_every_so_many_minutes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
