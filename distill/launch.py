@@ -63,7 +63,7 @@ def to_launch(trainer: dict[str, Any]) -> int:
 
 def launch(count: int, command: Sequence[str]) -> int:
     """Runs `python …` once for each of `count` devices of this machine; returns the exit code of the first that failed,
-    0 where none has.
+    0 where none has. Where a signal had asked this process to end it is 128 and the number of that, as a shell has it.
 
     SIGTERM is passed on, and all end after the same step. Where one process has ended unfinished, for whatever reason,
     the others are given a while, and then killed.

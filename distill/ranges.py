@@ -1,8 +1,7 @@
-"""Numbers that a run may be told. Read without torch, which takes seconds to be there."""
+"""Numbers that a run may be told. Read without torch, which takes seconds to be there; `checks` is all else."""
 
 from dataclasses import asdict
 from math import inf
-from typing import Any
 
 from . import config
 from .errors import UserError
@@ -54,12 +53,10 @@ def check_ranges(wanted: config.Config) -> None:
             raise UserError(f"{key}={number} must be a whole number of at least {least}")
     for key, value in values.items():
         most = next((most for name, most in MOST.items() if key.endswith(name)), None)
-        if most is not None and value is not None and not (number_like(value) and 0 <= value <= most):
+        if most is None or value is None:
+            continue
+        if not isinstance(value, int | float) or not 0 <= value <= most or value == inf:
             raise UserError(f"{key}={value} must be " + ("0 or more" if most == inf else f"from 0 to {most}"))
     for key in ABOVE:
         if not values[key] > 0:
             raise UserError(f"{key}={values[key]} must be above 0")
-
-
-def number_like(value: Any) -> bool:
-    return isinstance(value, int | float) and value < inf

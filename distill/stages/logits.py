@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -44,8 +43,9 @@ class LogitsStage(Stage):
     def compute(self, inputs: Inputs) -> Loss:
         task = self.teacher.task
         found = task.predict(self.student, inputs)
-        every = partial(torch.ones_like, inputs["input_ids"])
-        loss = of_all(self.gap(found, inputs), inputs, lambda: task.matched(inputs, every())[0])
+        loss = of_all(
+            self.gap(found, inputs), inputs, lambda: task.matched(inputs, torch.ones_like(inputs["input_ids"]))[0]
+        )
         if self.wanted.cross_entropy:
             text = of_all(task.loss(found, inputs), inputs, lambda: task.counted(found, inputs))
             loss = loss + self.wanted.cross_entropy * text
