@@ -180,7 +180,7 @@ def bench_layer(given: argparse.Namespace, command: str) -> Path:
     from ..flexformer.feature_map import HeadShape
     from ..measure.origin import hardware
     from ..mixer import named_options
-    from . import attention, maploss, stage1, step
+    from . import attention, by_kernel, maploss, stage1, step
     from .layer import Layer, copied_per_second, multiplied_per_second, time_ways
     from .layer_table import ATTENTION, MAP_LOSS, STAGE_1, STEP, TITLE, rows, section
     from .table import save, writable
@@ -216,7 +216,10 @@ def bench_layer(given: argparse.Namespace, command: str) -> Path:
         rates = multiplied_per_second(device), copied_per_second(device)
         floors = {length: timed.floor(layer, length, *rates) for length in given.lengths}
         told = command, f"{hardware(device)}, {given.precision} precision", git_commit()
-        return save(given.out, rows(layer, goals, found, floors, timed.errors(layer), *told), TITLE, section)
+        made = rows(layer, goals, found, floors, timed.errors(layer), *told)
+        if timed is attention:
+            made += by_kernel.rows(layer, found, rates, *told)
+        return save(given.out, made, TITLE, section)
     except OSError as error:
         raise UserError(f"--out {given.out} cannot be written: {reason(error)}") from error
 

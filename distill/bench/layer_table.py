@@ -8,6 +8,7 @@ from ..report.compare.rows import Row
 from ..report.compare.tables import goal_table
 from ..report.quantities import DASH, number, size, times
 from ..report.section import Section, Table
+from . import by_kernel
 from .layer import Layer, Measured
 
 TITLE = "Speed of the kernels"
@@ -87,6 +88,8 @@ def section(name: str, there: list[Row]) -> Section:
     goals, tables = goal_table(there), []
     for what in dict.fromkeys(found[0] for row in there if (found := place_of(row))):
         tables += [timing_table(what, there), *([error_table(what, there)] if what in ERRORS else [])]
+    kernels = by_kernel.table(there)
+    tables += [kernels] if kernels.rows else []
     return Section(
         title=name,
         intro="A layer forwards and backwards; of decoding a step forwards, of 8 texts; of stage 1 a step. On a GPU as "

@@ -1,0 +1,165 @@
+"""Linear attention kernel by kernel: what each takes on a GPU, and the least that it could for what it moves, for its
+products and for its instructions. Where it takes more than any of these, it waits for what its programs did before.
+"""
+
+import re
+from typing import Any, NamedTuple
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from ..flexformer.engine import CHUNK
+from ..flexformer.levels import fused
+from ..measure.steps import Step
+from ..report.compare.case import Case, mixer_words, parse
+from ..report.compare.rows import Row
+from ..report.quantities import number
+from ..report.section import Table
+from .attention import batch, ways
+from .layer import Layer, Measured
+
+#: Steps that are looked at, after so many others.
+STEPS, WARM = 5, 3
+#: Instructions that a multiprocessor begins at once, of a warp each.
+AT_ONCE = 4
+#: The way that has kernels, and how their names end.
+KERNELS, KERNEL = "linear, kernels", "_kernel"
+#: What is found of a kernel, and the column that it stands in.
+METRICS = {
+    "kernel_ms": ("ms", "ms"),
+    "moved_ms": ("ms", "What it moves, ms"),
+    "multiplied_ms": ("ms", "Its products, ms"),
+    "issued_ms": ("ms", "Its instructions, ms"),
+    "registers": ("of a thread", "Registers"),
+    "spilled_bytes": ("bytes of a thread", "Spilled, bytes"),
+}
+
+
+class Chunk(NamedTuple):
+    """What a kernel has to do with a chunk of tokens of a head: of a query's, or of a key's and of all that ask it.
+
+    numbers: read and written once; products: multiplications, each with its addition; once: whether a program is done
+    then, so that all of its instructions are for that chunk.
+    """
+
+    of_queries: bool
+    numbers: int
+    products: int
+    once: bool
+
+
+def chunks(layer: Layer) -> dict[str, Chunk]:
+    """By kernel, see `linear_kernels` and `linear_gradients`."""
+    group, width, features = layer.shape.heads // layer.shape.kv_heads, layer.shape.head_dim, layer.feature_dim
+    tokens, sums = CHUNK * width, features * (width + 1)
+    mapped, scored, compared = CHUNK * features * width, CHUNK * CHUNK * width, CHUNK * CHUNK * features
+    kept = (2 * tokens + sums) // group
+    return {
+        "sums": Chunk(False, 2 * tokens + sums, 2 * mapped, False),
+        "output": Chunk(True, 2 * tokens + kept, 3 * mapped + scored + compared, True),
+        "query_gradient": Chunk(True, 4 * tokens + kept, 6 * mapped + scored + compared, True),
+        "later": Chunk(False, 2 * group * tokens + sums, 2 * group * mapped, False),
+        "key_gradient": Chunk(
+            False,
+            (4 + 2 * group) * tokens + sums,
+            5 * mapped + group * (mapped + 2 * scored + 2 * compared),
+            True,
+        ),
+    }
+
+
+def rows(
+    layer: Layer, found: list[Measured], rates: tuple[float, float], command: str, hardware: str, commit: str | None
+) -> list[Row]:
+    """Of the longest texts that were `found` to have room; none where it is not known here what kernels do: only where
+    they make the features, and have no window to go through.
+
+    rates: operations of a product and bytes a second, see `layer`.
+    """
+    lengths, mixer = [each.length for each in found if each.way == KERNELS], layer.mixer()
+    if not lengths or not fused(mixer) or mixer.width:
+        return []
+    words = mixer_words(layer.name, layer.options, layer.feature_dim)
+    made = []
+    for name, values in measured(layer, max(lengths), *rates).items():
+        domain = f"{name} of attention at {max(lengths)} tokens, {hardware}"
+        case = str(Case(words, f"{layer.shape.heads} heads of {layer.shape.head_dim}", domain))
+        made += [
+            Row(case, metric, value, None, [0], METRICS[metric][0], None, command, hardware, commit)
+            for metric, value in values.items()
+        ]
+    return made
+
+
+def measured(layer: Layer, length: int, multiplied: float, copied: float) -> dict[str, dict[str, float]]:
+    """By kernel, the longest first, as `METRICS` name it; of the scan only what it takes."""
+    # Not everywhere is there Triton.
+    from ..flexformer import linear_function
+
+    kernels = {name: getattr(linear_function, f"{name}{KERNEL}") for name in chunks(layer)}
+    for each in kernels.values():
+        # Of what was built for other lengths nothing is told.
+        each.device_caches.clear()
+    step = ways(layer)[KERNELS](length)
+    assert step is not None
+    made = {name: {"kernel_ms": 1e3 * seconds} for name, seconds in profiled(step).items()}
+    texts = batch(layer, length) * -(-length // CHUNK)
+    for name, chunk in chunks(layer).items():
+        built = compiled(kernels[name])
+        there = 1e3 * texts * (layer.shape.heads if chunk.of_queries else layer.shape.kv_heads)
+        made[name] |= {
+            "moved_ms": there * chunk.numbers * layer.dtype.itemsize / copied,
+            "multiplied_ms": there * chunk.products * 2 / multiplied,
+            **({"issued_ms": there * issued(built)} if chunk.once else {}),
+            "registers": built.n_regs,
+            "spilled_bytes": built.n_spills,
+        }
+    return made
+
+
+def table(there: list[Row]) -> Table:
+    values = {
+        (*found.groups(), row.metric): row.value
+        for row in there
+        if (found := re.match(r"(\w+) of attention at (\d+) tokens", parse(row.case).domain))
+    }
+    kernels = dict.fromkeys((name, length) for name, length, _ in values)
+    lines = [
+        [name, f"{int(length):,}", *(number(values.get((name, length, each))) for each in METRICS)]
+        for name, length in kernels
+    ]
+    columns = ["Kernel", "Tokens", *(column for _, column in METRICS.values())]
+    return Table("Attention by kernel, a step: what it takes, and the least that each part of it would", columns, lines)
+
+
+def profiled(step: Step) -> dict[str, float]:
+    """Seconds of a step by kernel of linear attention, the longest first."""
+    for _ in range(WARM):
+        step()
+    with profile(activities=[ProfilerActivity.CUDA]) as found:
+        for _ in range(STEPS):
+            step()
+        torch.cuda.synchronize()
+    taken = {each.key: each.device_time_total / 1e6 / STEPS for each in found.key_averages()}
+    ours = (name for name in sorted(taken, key=taken.__getitem__, reverse=True) if name.endswith(KERNEL))
+    return {name.removesuffix(KERNEL): taken[name] for name in ours}
+
+
+def compiled(kernel: Any) -> Any:
+    """What Triton built of it last."""
+    *_, built = kernel.device_caches[torch.cuda.current_device()][0].values()
+    return built
+
+
+def issued(built: Any) -> float:
+    """Seconds in which a GPU begins all instructions of a program of `built`, where there is always one to begin."""
+    from triton.runtime import driver
+
+    there = driver.active.utils.get_device_properties(torch.cuda.current_device())
+    a_second = AT_ONCE * there["multiprocessor_count"] * there["sm_clock_rate"] * 1e3
+    return instructions(built.asm["sass"]) * built.metadata.num_warps / a_second
+
+
+def instructions(assembly: str) -> int:
+    """Of a thread of a program without loops; NOPs are what it is filled up with."""
+    return sum(";" in line and "NOP" not in line for line in assembly.splitlines())
