@@ -1,0 +1,67 @@
+"""Sums of parts, one after another, against float64: more parts than are loaded at once, and one without keys."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from distill.flexformer.linear_function import scan
+from distill.flexformer.linear_rows import NO_KEYS
+from flexformer.interpreted import DEVICE, close
+
+PLACES, F, V = 3, 5, 3
+NUMBERS = F * V + F
+SETTINGS = {"F": F, "V": V}
+
+
+def drawn(parts: int) -> tuple[Tensor, Tensor]:
+    """Sums of parts and the largest weights in them, one of which has no keys."""
+    torch.manual_seed(parts)
+    sums, peaks = torch.randn(PLACES, parts, NUMBERS), 5 * torch.randn(PLACES, parts)
+    peaks[1, parts // 2] = NO_KEYS.value
+    sums[1, parts // 2] = 0.0
+    return sums.to(DEVICE), peaks.to(DEVICE)
+
+
+def by_feature(sums: Tensor) -> Tensor:
+    """Of rows of sums, of values first and then of features alone: (·, F, V + 1), as a memory has them."""
+    values, ones = sums.split([F * V, F], -1)
+    return torch.cat([values.unflatten(-1, (F, V)), ones[..., None]], -1)
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+@pytest.mark.parametrize("parts", [1, 16, 37])
+def test_of_all_parts_before_each(parts: int, goes_on: bool):
+    sums, peaks = drawn(parts)
+    before, before_top = torch.randn_like(sums[:, 0]), torch.randn(PLACES, 1, device=DEVICE)
+    after, last = torch.empty(PLACES, F, V + 1, device=DEVICE), torch.empty(PLACES, 1, device=DEVICE)
+    tops = torch.empty(PLACES, parts + 1, device=DEVICE)
+    remembered = by_feature(before).contiguous() if goes_on else after
+    found = scan(
+        sums, tops, SETTINGS, torch.float32, goes_on, peaks, remembered, before_top if goes_on else last, after, last
+    )
+    state, top = before.double(), before_top.double()
+    if not goes_on:
+        state, top = torch.zeros_like(state), torch.full_like(top, NO_KEYS.value)
+    for part in range(parts):
+        close(found[:, part], state, 1e-6)
+        torch.testing.assert_close(tops[:, part], top[:, 0].float())
+        higher = torch.maximum(top, peaks[:, part, None])
+        state = state * (top - higher).exp() + sums[:, part] * (peaks[:, part, None] - higher).exp()
+        top = higher
+    close(after, by_feature(state), 1e-6)
+    torch.testing.assert_close(last, top.float())
+    torch.testing.assert_close(tops[:, parts], last[:, 0])
+
+
+@pytest.mark.parametrize("parts", [1, 16, 37])
+def test_of_all_parts_after_each(parts: int):
+    sums, peaks = drawn(parts)
+    first = torch.full((PLACES, 1), NO_KEYS.value, device=DEVICE)
+    tops = torch.cat([first, peaks], 1).cummax(1).values
+    found = scan(sums, tops, SETTINGS, torch.float32, False)
+    state = torch.zeros_like(sums[:, 0]).double()
+    for part in reversed(range(parts)):
+        close(found[:, part], state, 1e-6)
+        # Their own are at the level before them already.
+        lower, top = tops[:, part, None].double(), tops[:, part + 1, None].double()
+        state = state * (lower - top).exp() + sums[:, part]
