@@ -14,8 +14,8 @@ from .parameters import apart, zeros
 from .precision import mode
 from .tiles import LEAST, block, cdiv, placed
 
-#: The most chunks to a part, which one program goes through, and how many such programs a multiprocessor is to have.
-SPAN, PROGRAMS = 16, 4
+#: The most chunks to a part, which one program goes through, and how many such programs a multiprocessor has room for.
+SPAN, PROGRAMS = 16, 2
 #: Of a scan, numbers that a program has.
 SCANNED = 512
 #: Warps: as few as have registers for a tile of so many numbers, since more make the same twice.
@@ -143,10 +143,10 @@ class Attention(torch.autograd.Function):
 
 
 def spanned(chunks: int, device: torch.device) -> int:
-    """Of so many chunks, how many to a part: the more, the more there are for every multiprocessor."""
+    """Of so many chunks, how many to a part: as few as leave no part waiting for a multiprocessor, up to SPAN."""
     # Interpreted, programs come one after another.
     there = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-    return min(max(chunks // (there * PROGRAMS), 1), SPAN)
+    return min(cdiv(chunks, there * PROGRAMS), SPAN)
 
 
 def in_pieces(x: Tensor) -> Tensor:
