@@ -16,8 +16,8 @@ from .tiles import LEAST, block, cdiv, placed
 
 #: The most chunks to a part, which one program goes through, and how many such programs a multiprocessor has room for.
 SPAN, PROGRAMS = 16, 2
-#: Of a scan, numbers that a program has.
-SCANNED = 512
+#: Of a scan, numbers that a program has, and of how many parts at once: where there are few, and where there are more.
+SCANNED, SCANNED_PARTS = 512, (4, 16)
 #: Warps: as few as have registers for a tile of so many numbers, since more make the same twice.
 FEW, MANY, SMALL = 4, 8, 8192
 #: Registers of a thread, where a third program of FEW warps on a multiprocessor is worth more than what does not fit.
@@ -171,11 +171,11 @@ def scan(
 ) -> Tensor:
     """Of all parts before each, and, without what is only needed for that, of all after each: see `scan_kernel`."""
     places, parts, numbers = sums.shape
-    found = torch.empty_like(sums, dtype=dtype)
+    found, (few, many) = torch.empty_like(sums, dtype=dtype), SCANNED_PARTS
     # In the place of what is not read stands something.
     scan_kernel[(cdiv(numbers, SCANNED), places)](
         sums, found, tops, *(forwards or [tops] * 5), parts, F=settings["F"], V=settings["V"],
-        REVERSE=not forwards, GOES_ON=goes_on, BLOCK=SCANNED,
+        REVERSE=not forwards, GOES_ON=goes_on, BLOCK=SCANNED, AT_ONCE=few if parts <= few else many,
     )  # fmt: skip
     return found
 

@@ -9,9 +9,6 @@ except ImportError:  # Caught, or transformers would ask everybody for it who lo
 from .linear_rows import NO_KEYS
 from .tiles import narrow, power
 
-#: Parts that a program loads at once: what it waits for is then there for so many.
-AT_ONCE: tl.constexpr = tl.constexpr(16)
-
 
 @triton.jit
 def joined(found, top, own, reach, taken):
@@ -28,13 +25,14 @@ def joined(found, top, own, reach, taken):
 def scan_kernel(
     sums, scanned, tops, peaks, before, before_top, after, last,
     PARTS, F: tl.constexpr, V: tl.constexpr, REVERSE: tl.constexpr, GOES_ON: tl.constexpr, BLOCK: tl.constexpr,
+    AT_ONCE: tl.constexpr,
 ):  # fmt: skip
     """Grid (blocks of F·V + F numbers, B·K): of sums (B·K, PARTS, ·) of parts those of all before each (scanned).
 
     With e^{w_j − t}, t the largest w_j before the part, which becomes its column of tops (B·K, PARTS + 1). Where a text
     GOES_ON, what came before is in `before` (B, K, F, V + 1); all there is at its end goes to `after`, and the largest
     w_j to `last`. REVERSE: of all parts after each, with e^{m − s_i}, see `linear_gradients`; tops are read, and −m is
-    the level, which grows from the end on.
+    the level, which grows from the end on. Parts are loaded AT_ONCE, since one after another each would be waited for.
     """
     place = tl.program_id(1).to(tl.int64)
     X: tl.constexpr = F * V + F

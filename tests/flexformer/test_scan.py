@@ -29,7 +29,7 @@ def by_feature(sums: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("goes_on", [False, True])
-@pytest.mark.parametrize("parts", [1, 16, 37])
+@pytest.mark.parametrize("parts", [1, 4, 16, 37])
 def test_of_all_parts_before_each(parts: int, goes_on: bool):
     sums, peaks = drawn(parts)
     before, before_top = torch.randn_like(sums[:, 0]), torch.randn(PLACES, 1, device=DEVICE)
@@ -53,7 +53,7 @@ def test_of_all_parts_before_each(parts: int, goes_on: bool):
     torch.testing.assert_close(tops[:, parts], last[:, 0])
 
 
-@pytest.mark.parametrize("parts", [1, 16, 37])
+@pytest.mark.parametrize("parts", [1, 4, 16, 37])
 def test_of_all_parts_after_each(parts: int):
     sums, peaks = drawn(parts)
     first = torch.full((PLACES, 1), NO_KEYS.value, device=DEVICE)

@@ -40,8 +40,8 @@ KERNELS: list[tuple[Any, ...]] = [
     (map_gradients.key_kernel, MAP | HALF),
     (map_gradients.query_kernel, MAP | FULL),
     (map_gradients.key_kernel, MAP | FULL),
-    (linear_scan.scan_kernel, LINEAR | HALF),
-    (linear_scan.scan_kernel, LINEAR | HALF | {"REVERSE": True, "GOES_ON": False}),
+    (linear_scan.scan_kernel, LINEAR | HALF | {"AT_ONCE": 16}),
+    (linear_scan.scan_kernel, LINEAR | HALF | {"REVERSE": True, "GOES_ON": False, "AT_ONCE": 4}),
     *(
         (kernel, LINEAR | HALF | more, PLACED)
         for kernel in (
