@@ -31,7 +31,7 @@ METRICS = {
     "multiplied_ms": ("ms", "Its products, ms"),
     "issued_ms": ("ms", "Its instructions, ms"),
     "registers": ("of a thread", "Registers"),
-    "spilled_bytes": ("bytes of a thread", "Spilled, bytes"),
+    "spilled": ("numbers of a thread", "Spilled"),
 }
 
 
@@ -112,7 +112,7 @@ def measured(layer: Layer, length: int, multiplied: float, copied: float) -> dic
             "multiplied_ms": there * chunk.products * 2 / multiplied,
             **({"issued_ms": there * issued(built)} if chunk.once else {}),
             "registers": built.n_regs,
-            "spilled_bytes": built.n_spills,
+            "spilled": built.n_spills,
         }
     return made
 
