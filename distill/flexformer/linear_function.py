@@ -14,7 +14,8 @@ from .parameters import apart, zeros
 from .precision import mode
 from .tiles import LEAST, block, cdiv, placed
 
-#: The most chunks to a part, which one program goes through, and how many such programs a multiprocessor has room for.
+#: The most chunks to a part, which one program goes through, and how many such programs of FEW warps a multiprocessor
+#: has room for.
 SPAN, PROGRAMS = 16, 2
 #: Of a scan, numbers that a program has, and of how many parts at once: where there are few, and where there are more.
 SCANNED, SCANNED_PARTS = 512, (4, 16)
@@ -61,7 +62,7 @@ class Attention(torch.autograd.Function):
         settings = constants(query, sizes, features, head_dim, width)
         settings |= {"SKIP": 0 if before else sizes.width, "PADDED": present is not None}
         grouped = settings | {"G": heads // kv_heads}
-        span = spanned(chunks * places, query.device)
+        span = spanned(chunks, places, settings["num_warps"], query.device)
         parts, end = cdiv(chunks, span), (length, kv_heads, span, chunks)
         # In the place of what there is not stands something that is not read.
         present = query if present is None else present.contiguous()
@@ -142,11 +143,12 @@ class Attention(torch.autograd.Function):
         return by_query, by_key, by_value, *by, None, None, None
 
 
-def spanned(chunks: int, device: torch.device) -> int:
-    """Of so many chunks, how many to a part: as few as leave no part waiting for a multiprocessor, up to SPAN."""
+def spanned(chunks: int, places: int, warps: int, device: torch.device) -> int:
+    """Of so many chunks in each of B·K places, how many to a part: as few as leave none waiting, up to SPAN."""
     # Interpreted, programs come one after another.
     there = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-    return min(cdiv(chunks, there * PROGRAMS), SPAN)
+    parts = there * PROGRAMS * FEW // warps // places
+    return min(cdiv(chunks, max(parts, 1)), SPAN)
 
 
 def in_pieces(x: Tensor) -> Tensor:

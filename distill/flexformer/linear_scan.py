@@ -14,9 +14,9 @@ from .tiles import narrow, power
 def joined(found, top, own, reach, taken):
     """What is `found`, at level `top`, with the parts that are `taken`, each its `own` at its `reach`.
 
-    Σ e^{level − t} of all, and t, the highest level.
+    Σ e^{level − t} of all, and t, the highest level. Of others not even what is infinite comes in.
     """
-    reach = tl.where(taken, reach, float("-inf"))
+    own, reach = tl.where(taken[:, None], own, 0.0), tl.where(taken, reach, float("-inf"))
     level = tl.maximum(top, tl.max(reach, 0))
     return found * power(top - level) + tl.sum(own * power(reach - level)[:, None], 0), level
 

@@ -58,7 +58,7 @@ def summed_kernel(x, weight, out, SIZE: tl.constexpr):
 @pytest.fixture(autouse=True)
 def short_parts(monkeypatch: pytest.MonkeyPatch):
     """A text of three chunks has two parts."""
-    monkeypatch.setattr(linear_function, "spanned", lambda chunks, device: 2)
+    monkeypatch.setattr(linear_function, "spanned", lambda *given: 2)
 
 
 def tracked(*args: Any) -> list[Tensor]:
@@ -141,10 +141,12 @@ def test_sums_over_rows_are_as_exact_as_their_weights():
 def test_parts_are_counted_by_what_goes_through_them(monkeypatch: pytest.MonkeyPatch):
     """Of grouped queries by their keys."""
     shape, options = CASES["grouped queries"]
-    counted: list[int] = []
-    monkeypatch.setattr(linear_function, "spanned", lambda chunks, device: counted.append(chunks) or 1)
+    counted: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        linear_function, "spanned", lambda chunks, places, *given: counted.append((chunks, places)) or 1
+    )
     linear.launched(made(shape, options), *text(shape, 70), SCALING, None, None)
-    assert counted == [2 * 2 * shape.kv_heads]
+    assert counted == [(2, 2 * shape.kv_heads)]
 
 
 def test_gradients_lie_as_what_they_are_for():
@@ -155,9 +157,15 @@ def test_gradients_lie_as_what_they_are_for():
     assert linear_function.lying_as(over_another).stride(-1) == 1
 
 
-def test_parts_are_no_longer_than_there_is_time_for():
-    found = [SPANNED(chunks, torch.device("cpu")) for chunks in (1, 12, 13, 10**6)]
-    assert linear_function.PROGRAMS == 2 and found == [1, 6, 7, linear_function.SPAN]
+def test_parts_are_no_longer_than_there_is_time_for(monkeypatch: pytest.MonkeyPatch):
+    """With room for two programs of four warps on each of ten multiprocessors."""
+    many = SimpleNamespace(multi_processor_count=10)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: many)
+    assert linear_function.PROGRAMS == 2 and linear_function.FEW == 4
+    cases = ((1, 1, 4), (40, 1, 4), (41, 1, 4), (40, 1, 8), (16, 8, 4), (9, 30, 4), (10**6, 1, 4))
+    found = [SPANNED(*case, torch.device("cuda")) for case in cases]
+    assert found == [1, 2, 3, 4, 8, 9, linear_function.SPAN]
+    assert SPANNED(3, 1, 4, torch.device("cpu")) == 2
 
 
 @pytest.mark.parametrize("name", ["plain", "window"])

@@ -65,3 +65,17 @@ def test_of_all_parts_after_each(parts: int):
         # Their own are at the level before them already.
         lower, top = tops[:, part, None].double(), tops[:, part + 1, None].double()
         state = state * (lower - top).exp() + sums[:, part]
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_what_is_infinite_stays_where_it_is(reverse: bool):
+    """A part that overflows makes none wrong that is asked before it."""
+    sums, peaks = drawn(8)
+    sums[:, 5] = torch.inf
+    tops = torch.empty(PLACES, 9, device=DEVICE)
+    others = torch.empty(PLACES, F, V + 1, device=DEVICE), torch.empty(PLACES, 1, device=DEVICE)
+    if reverse:
+        tops = torch.cat([peaks[:, :1], peaks], 1).cummax(1).values
+    found = scan(sums, tops, SETTINGS, torch.float32, False, *([] if reverse else [peaks, *others, *others]))
+    untouched = found[:, 5:] if reverse else found[:, :6]
+    assert untouched.isfinite().all() and not found.isfinite().all()
