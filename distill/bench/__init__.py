@@ -2,5 +2,6 @@
 
 `__main__` → `serving` (a step, a text, a step of training) → `faster` (what is done to a step) → `table` (rows, a page,
 a figure);
-`__main__` → `attention`, `maploss`, `step`, `stage1` (the ways) → `layer` (what is timed) → `layer_table`.
+`__main__` → `attention`, `maploss`, `step`, `stage1` (the ways) → `layer` (what is timed) → `by_kernel` (what
+kernels of attention take, one by one) → `layer_table`.
 """

@@ -216,10 +216,10 @@ def bench_layer(given: argparse.Namespace, command: str) -> Path:
         rates = multiplied_per_second(device), copied_per_second(device)
         floors = {length: timed.floor(layer, length, *rates) for length in given.lengths}
         told = command, f"{hardware(device)}, {given.precision} precision", git_commit()
-        made = rows(layer, goals, found, floors, timed.errors(layer), *told)
+        page = save(given.out, rows(layer, goals, found, floors, timed.errors(layer), *told), TITLE, section)
         if timed is attention:
-            made += by_kernel.rows(layer, found, rates, *told)
-        return save(given.out, made, TITLE, section)
+            save(given.out, by_kernel.rows(layer, found, rates, *told), TITLE, section)
+        return page
     except OSError as error:
         raise UserError(f"--out {given.out} cannot be written: {reason(error)}") from error
 

@@ -21,6 +21,8 @@ TOKENS = {"cuda": 65536, "cpu": 2048}
 CHECKED = 512
 #: The longest text that a way is timed with, tokens: the compiler takes minutes over the scan of a longer one.
 LONGEST = {"linear, compiled": 1024}
+#: The way that has kernels.
+KERNELS = "linear, kernels"
 #: Outputs (B, H, N, D).
 Attention = Callable[[Mixer, Heads], Tensor]
 
@@ -61,7 +63,7 @@ def attentions(layer: Layer) -> dict[str, Attention]:
         found["linear, compiled"] = torch.compile(plain, dynamic=False)
     mixer, heads = layer.mixer(), layer.heads(1)
     if has_kernels(mixer, heads.query, heads.value):
-        found["linear, kernels"] = kernels
+        found[KERNELS] = kernels
     if public.takes(mixer, heads):
         found["linear, flash-linear-attention"] = public.attention
     return found

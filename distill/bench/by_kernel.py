@@ -1,5 +1,5 @@
-"""Linear attention kernel by kernel: what each takes on a GPU, and the least that it could for what it moves, for its
-products and for its instructions. Where it takes more than any of these, it waits for what its programs did before.
+"""Linear attention kernel by kernel: what each takes on a GPU, and what it would for what it moves, for its products or
+for its instructions alone. Where all of these are less, none of these rates is what holds it up.
 """
 
 import re
@@ -13,33 +13,35 @@ from ..flexformer.levels import fused
 from ..measure.steps import Step
 from ..report.compare.case import Case, mixer_words, parse
 from ..report.compare.rows import Row
-from ..report.quantities import number
+from ..report.quantities import count, number
 from ..report.section import Table
-from .attention import batch, ways
+from .attention import KERNELS, batch, ways
 from .layer import Layer, Measured
 
 #: Steps that are looked at, after so many others.
 STEPS, WARM = 5, 3
 #: Instructions that a multiprocessor begins at once, of a warp each.
 AT_ONCE = 4
-#: The way that has kernels, and how their names end.
-KERNELS, KERNEL = "linear, kernels", "_kernel"
-#: What is found of a kernel, and the column that it stands in.
+#: How the names of kernels end.
+KERNEL = "_kernel"
+#: Of a number that kernels read or write, all but the sums of whole parts: bfloat16.
+BYTES = torch.bfloat16.itemsize
+#: What is found of a kernel: its unit, the column that it stands in, and how it is written there.
 METRICS = {
-    "kernel_ms": ("ms", "ms"),
-    "moved_ms": ("ms", "What it moves, ms"),
-    "multiplied_ms": ("ms", "Its products, ms"),
-    "issued_ms": ("ms", "Its instructions, ms"),
-    "registers": ("of a thread", "Registers"),
-    "spilled": ("numbers of a thread", "Spilled"),
+    "kernel_ms": ("ms", "ms", number),
+    "moved_ms": ("ms", "What it moves, ms", number),
+    "multiplied_ms": ("ms", "Its products, ms", number),
+    "issued_ms": ("ms", "Its instructions, ms", number),
+    "registers": ("of a thread", "Registers", count),
+    "spilled": ("numbers of a thread", "Spilled", count),
 }
 
 
 class Chunk(NamedTuple):
     """What a kernel has to do with a chunk of tokens of a head: of a query's, or of a key's and of all that ask it.
 
-    numbers: read and written once; products: multiplications, each with its addition; once: whether a program is done
-    then, so that all of its instructions are for that chunk.
+    numbers: read and written once, but for those that several programs share; products: multiplications, each with its
+    addition, but for what sums rows; once: whether a program is done then, and goes through each instruction once.
     """
 
     of_queries: bool
@@ -63,7 +65,7 @@ def chunks(layer: Layer) -> dict[str, Chunk]:
             False,
             (4 + 2 * group) * tokens + sums,
             5 * mapped + group * (mapped + 2 * scored + 2 * compared),
-            True,
+            group == 1,
         ),
     }
 
@@ -102,19 +104,30 @@ def measured(layer: Layer, length: int, multiplied: float, copied: float) -> dic
         each.device_caches.clear()
     step = ways(layer)[KERNELS](length)
     assert step is not None
-    made = {name: {"kernel_ms": 1e3 * seconds} for name, seconds in profiled(step).items()}
-    texts = batch(layer, length) * -(-length // CHUNK)
-    for name, chunk in chunks(layer).items():
-        built = compiled(kernels[name])
-        there = 1e3 * texts * (layer.shape.heads if chunk.of_queries else layer.shape.kv_heads)
-        made[name] |= {
-            "moved_ms": there * chunk.numbers * layer.dtype.itemsize / copied,
-            "multiplied_ms": there * chunk.products * 2 / multiplied,
-            **({"issued_ms": there * issued(built)} if chunk.once else {}),
-            "registers": built.n_regs,
-            "spilled": built.n_spills,
-        }
+    made = {}
+    for name, seconds in profiled(step).items():
+        made[name] = {"kernel_ms": 1e3 * seconds}
+        if chunk := chunks(layer).get(name):
+            built, programs = compiled(kernels[name]), chunks_of(layer, length, chunk)
+            made[name] |= floors(chunk, programs, multiplied, copied)
+            if chunk.once:
+                made[name]["issued_ms"] = 1e3 * programs * issued(built)
+            made[name] |= {"registers": built.n_regs, "spilled": built.n_spills}
     return made
+
+
+def chunks_of(layer: Layer, length: int, chunk: Chunk) -> int:
+    """How many of these there are."""
+    heads = layer.shape.heads if chunk.of_queries else layer.shape.kv_heads
+    return batch(layer, length) * -(-length // CHUNK) * heads
+
+
+def floors(chunk: Chunk, programs: int, multiplied: float, copied: float) -> dict[str, float]:
+    """What so many take at least, milliseconds, at these rates of operations and of bytes a second."""
+    return {
+        "moved_ms": 1e3 * programs * chunk.numbers * BYTES / copied,
+        "multiplied_ms": 1e3 * programs * chunk.products * 2 / multiplied,
+    }
 
 
 def table(there: list[Row]) -> Table:
@@ -125,10 +138,14 @@ def table(there: list[Row]) -> Table:
     }
     kernels = dict.fromkeys((name, length) for name, length, _ in values)
     lines = [
-        [name, f"{int(length):,}", *(number(values.get((name, length, each))) for each in METRICS)]
+        [
+            name,
+            f"{int(length):,}",
+            *(written(values.get((name, length, metric))) for metric, (_, _, written) in METRICS.items()),
+        ]
         for name, length in kernels
     ]
-    columns = ["Kernel", "Tokens", *(column for _, column in METRICS.values())]
+    columns = ["Kernel", "Tokens", *(column for _, column, _ in METRICS.values())]
     return Table("Attention by kernel, a step: what it takes, and the least that each part of it would", columns, lines)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from distill.bench import attention, by_kernel, maploss, public, stage1, step
+from distill.bench import attention, maploss, public, stage1, step
 from distill.bench.__main__ import main
 from distill.bench.layer import Layer, Measured, time_ways
 from distill.bench.layer_table import ATTENTION, MAP_LOSS, STAGE_1, rows, section
@@ -106,43 +106,6 @@ def test_the_floor_of_attention_is_products_or_memory():
     moved = (5 * 2 + 6 * 1) * 16 * 4 * tokens
     assert attention.floor(LAYER, 64, 1.0, 1e9) == products
     assert attention.floor(LAYER, 64, 1e9, 1.0) == moved
-
-
-def test_what_kernels_have_to_do():
-    """Of 64 tokens of 16 numbers: what is read and written, and what is multiplied, one product after another."""
-    tokens, sums = 64 * 16, 16 * 17
-    features, pairs = 64 * 16 * 16, 64 * 64 * 16
-    alone = by_kernel.chunks(Layer(HeadShape(2, 2, 16), OPTIONS, CPU))
-    assert alone["sums"][1:3] == (2 * tokens + sums, features + features)
-    assert alone["output"][1:3] == (4 * tokens + sums, 2 * features + features + 2 * pairs)
-    assert alone["query_gradient"][1:3] == (6 * tokens + sums, (2 + 2 + 1 + 1) * features + 2 * pairs)
-    assert alone["later"][1:3] == alone["sums"][1:3]
-    assert alone["key_gradient"][1:3] == (6 * tokens + sums, (2 + 2 + 1 + 1) * features + 4 * pairs)
-    # Two queries to a key: what is the key's is there once, what is theirs twice.
-    shared = by_kernel.chunks(Layer(HeadShape(4, 2, 16), OPTIONS, CPU))
-    assert shared["output"][1] == 2 * tokens + (2 * tokens + sums) // 2 and shared["output"][2] == alone["output"][2]
-    assert shared["key_gradient"][1] - alone["key_gradient"][1] == 2 * tokens
-    assert shared["key_gradient"][2] - alone["key_gradient"][2] == features + 4 * pairs
-
-
-def test_kernels_are_told_of_beside_what_they_would_take_at_least(monkeypatch: pytest.MonkeyPatch):
-    there = {"later": {"kernel_ms": 0.25, "moved_ms": 0.1, "registers": 255.0}, "scan": {"kernel_ms": 0.06}}
-    monkeypatch.setattr(by_kernel, "measured", lambda layer, length, *rates: there)
-    found = [Measured("linear, kernels", n, 0.02, 7) for n in (4096, 1024)]
-    told = (1e12, 1e12), "c", "one GPU", "abc"
-    layer = Layer(HeadShape(2, 1, 16), OPTIONS, CPU)
-    made = by_kernel.rows(layer, found, *told)
-    (table,) = [each for each in section("speed", made).tables if each.caption.startswith("Attention by kernel")]
-    assert [line[:4] for line in table.rows] == [["later", "4,096", "0.250", "0.100"], ["scan", "4,096", "0.0600", "–"]]
-    assert table.columns[2:4] == ["ms", "What it moves, ms"] and table.rows[0][6] == "255"
-    # Of what is computed by others, or has loops of its own, nothing is known.
-    assert not by_kernel.rows(layer, [Measured("linear, plain", 64, 0.02, 7)], *told)
-    assert not by_kernel.rows(LAYER, found, *told)
-
-
-def test_instructions_are_those_of_a_thread():
-    assembly = "Function:sums_kernel\n--:-:-:Y:2\tMOV R1, R2;\n.L_1:\n01:-:-:-:1\t@P0 EXIT;\n--:-:-:-:0\tNOP;"
-    assert by_kernel.instructions(assembly) == 2
 
 
 def test_a_way_that_has_no_memory_is_left_out_from_there_on():

@@ -1,0 +1,88 @@
+"""The benchmark of an attention layer, kernel by kernel: what each has to do, and what is told of it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from distill.bench import by_kernel
+from distill.bench.__main__ import main
+from distill.bench.attention import KERNELS
+from distill.bench.by_kernel import Chunk
+from distill.bench.layer import Layer, Measured
+from distill.bench.layer_table import section
+from distill.flexformer.feature_map import HeadShape
+from distill.mixer import bare
+
+CPU = torch.device("cpu")
+OPTIONS = bare("exponential", features=32, frequency_scale=0.3, key_weight="quadratic")
+TOLD = (1e12, 1e12), "c", "one GPU", "abc"
+THERE = {
+    "later": {"kernel_ms": 0.25, "moved_ms": 0.1, "registers": 255.0, "spilled": 40.0},
+    "scan": {"kernel_ms": 0.06},
+}
+
+
+def layer(heads: int, kv_heads: int, **more: Any) -> Layer:
+    return Layer(HeadShape(heads, kv_heads, 16), OPTIONS | more, CPU)
+
+
+def test_what_kernels_have_to_do():
+    """Of 64 tokens of 16 numbers and 32 features: what is read and written, and multiplied, product by product."""
+    tokens, sums = 64 * 16, 32 * 17
+    mapped, scored, compared = 64 * 16 * 32, 64 * 64 * 16, 64 * 64 * 32
+    assert by_kernel.chunks(layer(2, 2)) == {
+        "sums": Chunk(False, 2 * tokens + sums, mapped + mapped, False),
+        "output": Chunk(True, 4 * tokens + sums, 2 * mapped + mapped + compared + scored, True),
+        "query_gradient": Chunk(True, 6 * tokens + sums, (2 + 2 + 1 + 1) * mapped + scored + compared, True),
+        "later": Chunk(False, 2 * tokens + sums, mapped + mapped, False),
+        "key_gradient": Chunk(False, 6 * tokens + sums, (2 + 2 + 1 + 1) * mapped + 2 * compared + 2 * scored, True),
+    }
+    # Two queries to a key: what is the key's is there once, what is theirs twice.
+    shared = by_kernel.chunks(layer(4, 2))
+    assert shared["output"] == Chunk(True, 2 * tokens + (2 * tokens + sums) // 2, 3 * mapped + compared + scored, True)
+    assert shared["later"] == Chunk(False, 4 * tokens + sums, 4 * mapped, False)
+    assert shared["key_gradient"] == Chunk(False, 8 * tokens + sums, 7 * mapped + 4 * compared + 4 * scored, False)
+
+
+def test_floors_are_of_all_programs():
+    """A text of 70 tokens has two chunks of each head that asks, or is asked; of bfloat16, and two operations each."""
+    shared, texts = layer(4, 2), 2048 // 70
+    chunks = by_kernel.chunks(shared)
+    assert by_kernel.chunks_of(shared, 70, chunks["output"]) == texts * 2 * 4
+    assert by_kernel.chunks_of(shared, 70, chunks["sums"]) == texts * 2 * 2
+    found = by_kernel.floors(Chunk(True, 100, 30, True), 7, 3e3, 4e3)
+    assert found == {"moved_ms": pytest.approx(1e3 * 7 * 200 / 4e3), "multiplied_ms": pytest.approx(1e3 * 7 * 60 / 3e3)}
+
+
+def test_they_are_told_of_at_the_longest_texts(monkeypatch: pytest.MonkeyPatch):
+    lengths: list[int] = []
+    monkeypatch.setattr(by_kernel, "measured", lambda layer, length, *rates: lengths.append(length) or THERE)
+    found = [Measured(KERNELS, n, 0.02, 7) for n in (4096, 1024)] + [Measured("linear, plain", 8192, 0.02, 7)]
+    made = by_kernel.rows(layer(2, 1), found, *TOLD)
+    (table,) = [each for each in section("speed", made).tables if each.caption.startswith("Attention by kernel")]
+    assert lengths == [4096] and table.columns[2:4] == ["ms", "What it moves, ms"]
+    assert table.rows == [
+        ["later", "4,096", "0.250", "0.100", "–", "–", "255", "40"],
+        ["scan", "4,096", "0.0600", "–", "–", "–", "–", "–"],
+    ]
+    # Of what is computed by others, or has loops of its own, nothing is known.
+    assert not by_kernel.rows(layer(2, 1), found[2:], *TOLD)
+    assert not by_kernel.rows(layer(2, 1, window=3), found, *TOLD)
+
+
+def test_the_benchmark_of_attention_tells_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(by_kernel, "KERNELS", "linear, plain")
+    monkeypatch.setattr(by_kernel, "measured", lambda *given: THERE)
+    options = ["--heads", "2", "--kv-heads", "1", "--head-dim", "16", "--features", "16", "--device", "cpu"]
+    assert main(["attention", *options, "--lengths", "32", "--out", str(tmp_path / "speed")]) == 0
+    cases = [row["case"] for row in json.loads((tmp_path / "speed.json").read_text()) if row["metric"] == "kernel_ms"]
+    assert sum("later of attention at 32 tokens" in case for case in cases) == 1
+    assert "Attention by kernel" in (tmp_path / "speed.md").read_text()
+
+
+def test_instructions_are_those_of_a_thread():
+    assembly = "Function:sums_kernel\n--:-:-:Y:2\tMOV R1, R2;\n.L_1:\n01:-:-:-:1\t@P0 EXIT;\n--:-:-:-:0\tNOP;"
+    assert by_kernel.instructions(assembly) == 2
