@@ -151,7 +151,8 @@ def main() -> None:
         join()
         hydra.main(version_base="1.3", config_path=str(folder("conf")), config_name="config")(run)()
     except HydraException as error:
-        sys.exit(fail(explain(error, known_keys())))
+        of_job = "".join(f" ({note})" for note in getattr(error, "__notes__", []))
+        sys.exit(fail(explain(error, known_keys()) + of_job))
     except UserError as error:
         # Of a sweep as a whole, or of what has launched this.
         sys.exit(fail(str(error)))

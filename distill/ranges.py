@@ -34,6 +34,8 @@ LEAST = {
     "trainer.devices": 1,
     "trainer.num_nodes": 1,
 }
+#: What does without such a number.
+WITHOUT = {"stages.allocation.max_steps": "mixer.split=even does without the stage"}
 #: What the names of other keys end with, and their largest value; the least is 0.
 MOST = {
     **dict.fromkeys(("learning_rate", "weight_decay", "cross_entropy", "negative", "gradient_clip_val"), inf),
@@ -50,7 +52,8 @@ def check_ranges(wanted: config.Config) -> None:
     values = dict(config.flat(asdict(wanted)))
     for key, least in LEAST.items():
         if (number := values[key]) is not None and (not isinstance(number, int) or number < least):
-            raise UserError(f"{key}={number} must be a whole number of at least {least}")
+            cure = f"; {WITHOUT[key]}" if key in WITHOUT else ""
+            raise UserError(f"{key}={number} must be a whole number of at least {least}{cure}")
     for key, value in values.items():
         most = next((most for name, most in MOST.items() if key.endswith(name)), None)
         if most is None or value is None:

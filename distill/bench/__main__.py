@@ -66,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
         student.add_argument(
             "--teacher", metavar="DIR", help="its teacher, by default where it was when it was distilled"
         )
-        common(student, [1024, 2048, 4096, 8192, 16384], "serving")
+        common(student, [1024, 2048, 4096, 8192, 16384], "serving", "OUT.json, OUT.md, OUT-*.svg")
         student.add_argument("--batches", type=counts, default=[1, 8], help="rows decoded at a time, 1,8")
         student.add_argument(
             "--dtype", choices=DTYPES, default="float32", help="of weights and keys; a state is float32 (%(default)s)"
@@ -77,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
         "attention": "one layer, forwards and backwards",
         "maploss": "the loss of stage 1, of one layer, forwards and backwards",
         "step": "one layer, a step of decoding",
-        "stage1": "a step of stage 1, of a model of twelve layers,",
+        "stage1": "a step of stage 1, of a model of twelve layers",
     }
     for name, told in layers.items():
         layer = commands.add_parser(name, help=f"{told}, of random numbers")
@@ -88,7 +88,7 @@ def parser() -> argparse.ArgumentParser:
             metavar="NAME",
             help="of conf/mixer/, as it is drawn (%(default)s)",
         )
-        common(layer, [1024, 4096, 16384, 65536], "speed")
+        common(layer, [1024, 4096, 16384, 65536], "speed", "OUT.json, OUT.md")
         layer.add_argument(
             "--dtype", choices=DTYPES, default="float32", help="of queries, keys and values (%(default)s)"
         )
@@ -111,13 +111,11 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def common(made: argparse.ArgumentParser, lengths: list[int], out: str) -> None:
+def common(made: argparse.ArgumentParser, lengths: list[int], out: str, files: str) -> None:
     told = ",".join(map(str, lengths))
     made.add_argument("--lengths", type=counts, default=lengths, metavar="N,N", help=f"tokens ({told})")
     made.add_argument("--device", help="cpu, cuda (a GPU, if there is one)")
-    made.add_argument(
-        "--out", type=Path, metavar="OUT", default=Path(out), help="OUT.json, OUT.md, OUT-*.svg (%(default)s)"
-    )
+    made.add_argument("--out", type=Path, metavar="OUT", default=Path(out), help=f"{files} (%(default)s)")
 
 
 def counts(text: str) -> list[int]:

@@ -9,7 +9,7 @@ from ..report.compare.tables import goal_table
 from ..report.quantities import DASH, number, size, times
 from ..report.section import Section, Table
 from . import by_kernel
-from .attention import KERNELS
+from .attention import KERNELS, TOKENS
 from .layer import Layer, Measured
 
 TITLE = "Speed of the kernels"
@@ -93,10 +93,12 @@ def section(name: str, there: list[Row]) -> Section:
     tables += [kernels] if kernels.rows else []
     return Section(
         title=name,
-        intro="A layer forwards and backwards; of decoding a step forwards, of 8 texts; of stage 1 a step. On a GPU as "
-        "CUDA graphs, and the memory of one step by itself. Floor: what its products, made once, take at the rate of a "
-        "large matrix product on the same machine, or what reading and writing take at that of a large copy, "
-        f"whichever is more. {'; '.join(dict.fromkeys(row.command or '' for row in there))}",
+        intro=f"A layer forwards and backwards, of {TOKENS['cuda']:,} tokens in all on a GPU, {TOKENS['cpu']:,} on a "
+        "CPU, in texts of so many; its loss, of one text; of decoding a step forwards, of 8 texts; of stage 1 "
+        "a step. On a GPU as CUDA graphs, and the memory of one step by itself. Floor: what its products, "
+        "made once, take at the rate of a large matrix product on the same machine, or what reading and "
+        "writing take at that of a large copy, whichever is more. "
+        f"{'; '.join(dict.fromkeys(row.command or '' for row in there))}",
         data={},
         tables=[*([goals] if goals.rows else []), *tables],
     )

@@ -132,7 +132,7 @@ class NumberGuard(Callback):
         kept = next((str(path) for _, path in found(self.checkpoints, self.name)), "none was written yet")
         raise UserError(
             f"stage {self.name}, step {trainer.global_step + 1}: the {where} is not a number; "
-            f"lower the learning rate (last good checkpoint: {kept})"
+            f"begin again with a lower learning rate, in another directory (last good checkpoint: {kept})"
         )
 
 

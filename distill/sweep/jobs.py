@@ -8,6 +8,7 @@ from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from omegaconf import DictConfig, open_dict
 
 from ..errors import UserError
@@ -50,7 +51,12 @@ def place(loader: ConfigLoader, config: DictConfig, given: Sequence[Sequence[str
     """
     jobs: list[Job] = []
     for number, overrides in enumerate(given):
-        composed = loader.load_sweep_config(config, list(overrides))
+        try:
+            composed = loader.load_sweep_config(config, list(overrides))
+        except HydraException as error:
+            told = differing([Job(i, Path(), list(each)) for i, each in enumerate(given)])
+            error.add_note(f"job {number}: {told[number]}")
+            raise
         with open_dict(composed.hydra.job):
             composed.hydra.job.id = composed.hydra.job.num = number
         # Where a directory's name says ${hydra:…}, this is what is looked at.
@@ -86,8 +92,12 @@ def begin(sweep: Sweep) -> None:
     try:
         sweep.folder.mkdir(parents=True, exist_ok=True)
         before = read(sweep.folder) if (sweep.folder / LIST).exists() else sweep
-        if not all(map(goes_on, before.jobs, sweep.jobs)) or len(sweep.jobs) < len(before.jobs):
-            raise UserError(f"{named} holds a sweep of other jobs; choose another, or go on with {before.command}")
+        begun = [job.directory for job, now in zip(before.jobs, sweep.jobs, strict=False) if not goes_on(job, now)]
+        if begun or len(sweep.jobs) < len(before.jobs):
+            anew = f", or delete {begun[0]}, and that job begins anew" if begun else ""
+            raise UserError(
+                f"{named} holds a sweep of other jobs; choose another, or go on with {before.command}{anew}"
+            )
         with whole(sweep.folder / LIST) as file:
             file.write_text(json.dumps(content(sweep), indent=1) + "\n", encoding="utf-8")
     except OSError as error:

@@ -38,6 +38,10 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "type of a mixer's value": (["mixer.features=many"], ["mixer.features=many", "int"]),
     "batch of nothing": (["stages.logits.batch_size=0"], ["stages.logits.batch_size=0", "at least 1"]),
     "steps below nought": (["stages.attention.max_steps=-1"], ["stages.attention.max_steps=-1", "at least 0"]),
+    "no allocation": (
+        ["stages.allocation.max_steps=0"],
+        ["max_steps=0", "at least 1; mixer.split=even"],
+    ),
     "no queries": (["stages.attention.queries=0"], ["stages.attention.queries=0", "at least 1"]),
     "temperature": (["stages.logits.temperature=0"], ["stages.logits.temperature=0", "above 0"]),
     "checkpoints all the time": (["checkpoint_minutes=0"], ["checkpoint_minutes=0", "above 0"]),
@@ -303,6 +307,10 @@ NO_SWEEP: dict[str, tuple[list[str], list[str]]] = {
     "half a job": (["run_dir=null", "hydra.launcher.at_a_time=1.5"], ["hydra.launcher.at_a_time=1.5", "whole"]),
     "joblib": (["hydra/launcher=joblib"], ["hydra/launcher=joblib", "pip install 'distill[joblib]'"]),
     "slurm": (["hydra/launcher=submitit_slurm"], ["submitit_slurm", "pip install 'distill[slurm]'"]),
+    "a key of some mixers": (
+        ["run_dir=null", "mixer=hedgehog,retnet", "mixer.features=16"],
+        ["mixer.features is no key of the mixer", "(job 1: mixer=retnet)"],
+    ),
     "launcher": (["hydra/launcher=nope"], ["hydra/launcher=nope", "unknown", "basic, processes"]),
 }
 

@@ -52,7 +52,7 @@ WANTED = [
 ]
 #: Its loss asks the other device how large outputs are: on GPUs in the middle of a graph.
 SIGNED = ["mixer=stationary-signed", "mixer.features=12"]
-CURE = "lower the learning rate (last good checkpoint: none was written yet)"
+CURE = "begin again with a lower learning rate, in another directory (last good checkpoint: none was written yet)"
 Words = Callable[..., list[str]]
 
 
