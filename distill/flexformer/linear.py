@@ -13,7 +13,9 @@ from .parameters import parameters
 from .precision import held_type, mode
 
 try:
-    from .linear_function import Attention, Sizes
+    from .linear_function import Attention
+    from .linear_layout import Sizes
+    from .linear_operator import attention as operator
     from .tiles import block
 
     built = True
@@ -38,9 +40,10 @@ def has_kernels(mixer: Any, query: Tensor, value: Tensor, memory: Memory | None 
         built
         and possible(WHAT)
         and query.is_cuda
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
+        and not exported()
         and query.dtype != torch.float64
+        # Which products of float32 are wanted cannot be asked there.
+        and not (query.dtype == torch.float32 and torch.compiler.is_compiling())
         and mode(query) == "bf16"
         and roomy(query.device)
         and not (memory is not None and torch.is_grad_enabled())
@@ -53,12 +56,23 @@ def has_kernels(mixer: Any, query: Tensor, value: Tensor, memory: Memory | None 
     )
 
 
+def exported() -> bool:
+    """Whether what is computed is written down, to be run where there may be no kernels.
+
+    Of what it compiles, too, PyTorch 2.11 says `is_exporting`.
+    """
+    compiler = torch.compiler
+    return torch.jit.is_tracing() or (compiler.is_compiling() and not compiler.is_dynamo_compiling())
+
+
 def through_kernels(
     mixer: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float, padding: Tensor | None, memory: Memory | None
 ) -> tuple[Tensor, Memory] | None:
     """What `Mixer.forward` does with q (B, H, N, D), k and v (B, K, N, D). None where the kernels cannot be built."""
-    with torch.cuda.device_of(query):
-        return attempt(WHAT, lambda: launched(mixer, query, key, value, scaling, padding, memory))
+    if torch.compiler.is_compiling():
+        # An operator of what the compiler captures, which it neither looks into nor can go on without.
+        return launched(mixer, query, key, value, scaling, padding, memory)
+    return attempt(WHAT, lambda: launched(mixer, query, key, value, scaling, padding, memory))
 
 
 def launched(
@@ -77,7 +91,8 @@ def launched(
     before = None if memory is None else (memory.sums, memory.maximum)
     given = told(mixer, query, keys, scaling, present, memory) if sizes.given else parameters(mixer)
     inputs = (each.to(held) for each in (query, keys, values))
-    out, sums, maximum = Attention.apply(*inputs, *given, present, before, sizes)
+    attention = operator if torch.compiler.is_compiling() else Attention.apply
+    out, sums, maximum = attention(*inputs, *given, present, before, sizes)
     return out.to(value.dtype), Memory(sums, maximum, *recent(mixer.width, keys, values, real, present, memory))
 
 

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from distill.flexformer import attempt, linear, linear_function
+from distill.flexformer import attempt, linear, linear_layout
 from distill.flexformer import mixer as mixer_module
 from distill.flexformer.attempt import SHARED
 from distill.flexformer.feature_map import HeadShape
@@ -45,7 +45,7 @@ SCALING = 0.25
 #: A chunk and a half.
 LENGTH = 96
 #: What a test replaces.
-SPANNED = linear_function.spanned
+SPANNED = linear_layout.spanned
 
 
 @triton.jit
@@ -58,7 +58,7 @@ def summed_kernel(x, weight, out, SIZE: tl.constexpr):
 @pytest.fixture(autouse=True)
 def short_parts(monkeypatch: pytest.MonkeyPatch):
     """A text of three chunks has two parts."""
-    monkeypatch.setattr(linear_function, "spanned", lambda *given: 2)
+    monkeypatch.setattr(linear_layout, "spanned", lambda *given: 2)
 
 
 def tracked(*args: Any) -> list[Tensor]:
@@ -142,9 +142,7 @@ def test_parts_are_counted_by_what_goes_through_them(monkeypatch: pytest.MonkeyP
     """Of grouped queries by their keys."""
     shape, options = CASES["grouped queries"]
     counted: list[tuple[int, int]] = []
-    monkeypatch.setattr(
-        linear_function, "spanned", lambda chunks, places, *given: counted.append((chunks, places)) or 1
-    )
+    monkeypatch.setattr(linear_layout, "spanned", lambda chunks, places, *given: counted.append((chunks, places)) or 1)
     linear.launched(made(shape, options), *text(shape, 70), SCALING, None, None)
     assert counted == [(2, 2 * shape.kv_heads)]
 
@@ -152,19 +150,19 @@ def test_parts_are_counted_by_what_goes_through_them(monkeypatch: pytest.MonkeyP
 def test_gradients_lie_as_what_they_are_for():
     """But their numbers of a token of a head lie side by side, as kernels write them."""
     turned = torch.empty(2, 5, 3, 16).transpose(1, 2)
-    assert linear_function.lying_as(turned).stride() == turned.stride()
+    assert linear_layout.lying_as(turned).stride() == turned.stride()
     over_another = torch.empty(40).as_strided((2, 3, 5, 16), (0, 0, 1, 1))
-    assert linear_function.lying_as(over_another).stride(-1) == 1
+    assert linear_layout.lying_as(over_another).stride(-1) == 1
 
 
 def test_parts_are_no_longer_than_there_is_time_for(monkeypatch: pytest.MonkeyPatch):
     """With room for two programs of four warps on each of ten multiprocessors."""
     many = SimpleNamespace(multi_processor_count=10)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: many)
-    assert linear_function.PROGRAMS == 2 and linear_function.FEW == 4
+    assert linear_layout.PROGRAMS == 2 and linear_layout.FEW == 4
     cases = ((1, 1, 4), (40, 1, 4), (41, 1, 4), (40, 1, 8), (16, 8, 4), (9, 30, 4), (10**6, 1, 4))
     found = [SPANNED(*case, torch.device("cuda")) for case in cases]
-    assert found == [1, 2, 3, 4, 8, 9, linear_function.SPAN]
+    assert found == [1, 2, 3, 4, 8, 9, linear_layout.SPAN]
     assert SPANNED(3, 1, 4, torch.device("cpu")) == 2
 
 
@@ -286,6 +284,10 @@ def test_texts_that_there_are_kernels_for(monkeypatch: pytest.MonkeyPatch):
         with monkeypatch.context() as changed:
             changed.setattr(owner, name, lambda: True)
             assert not chosen(plain)
+    for name in ("is_compiling", "is_dynamo_compiling"):
+        monkeypatch.setattr(torch.compiler, name, lambda: True)
+    # The compiler cannot be told which products of float32 are wanted.
+    assert chosen(plain) and not chosen(plain, on_gpu(dtype=torch.float32))
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="kernels are chosen on a GPU")
@@ -363,7 +365,7 @@ def test_at_the_sizes_of_a_model(name: str, window: int, dtype: torch.dtype, mon
     torch.set_float32_matmul_precision("medium")
     if not window:
         # Parts as they are.
-        monkeypatch.setattr(linear_function, "spanned", SPANNED)
+        monkeypatch.setattr(linear_layout, "spanned", SPANNED)
     for _ in range(3):
         # Numbers of float32 are rounded first.
         check(name, 5e-2 if dtype == torch.float32 else 2e-2, length, dtype=dtype)

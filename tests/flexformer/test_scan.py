@@ -36,9 +36,8 @@ def test_of_all_parts_before_each(parts: int, goes_on: bool):
     after, last = torch.empty(PLACES, F, V + 1, device=DEVICE), torch.empty(PLACES, 1, device=DEVICE)
     tops = torch.empty(PLACES, parts + 1, device=DEVICE)
     remembered = by_feature(before).contiguous() if goes_on else after
-    found = scan(
-        sums, tops, SETTINGS, torch.float32, goes_on, peaks, remembered, before_top if goes_on else last, after, last
-    )
+    found, started = torch.empty_like(sums), (remembered, before_top if goes_on else last)
+    scan(sums, found, tops, SETTINGS, goes_on, peaks, *started, after, last)
     state, top = before.double(), before_top.double()
     if not goes_on:
         state, top = torch.zeros_like(state), torch.full_like(top, NO_KEYS.value)
@@ -58,7 +57,8 @@ def test_of_all_parts_after_each(parts: int):
     sums, peaks = drawn(parts)
     first = torch.full((PLACES, 1), NO_KEYS.value, device=DEVICE)
     tops = torch.cat([first, peaks], 1).cummax(1).values
-    found = scan(sums, tops, SETTINGS, torch.float32, False)
+    found = torch.empty_like(sums)
+    scan(sums, found, tops, SETTINGS, False)
     state = torch.zeros_like(sums[:, 0]).double()
     for part in reversed(range(parts)):
         close(found[:, part], state, 1e-6)
@@ -76,6 +76,7 @@ def test_what_is_infinite_stays_where_it_is(reverse: bool):
     others = torch.empty(PLACES, F, V + 1, device=DEVICE), torch.empty(PLACES, 1, device=DEVICE)
     if reverse:
         tops = torch.cat([peaks[:, :1], peaks], 1).cummax(1).values
-    found = scan(sums, tops, SETTINGS, torch.float32, False, *([] if reverse else [peaks, *others, *others]))
+    found = torch.empty_like(sums)
+    scan(sums, found, tops, SETTINGS, False, *([] if reverse else [peaks, *others, *others]))
     untouched = found[:, 5:] if reverse else found[:, :6]
     assert untouched.isfinite().all() and not found.isfinite().all()
