@@ -71,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
         student.add_argument(
             "--dtype", choices=DTYPES, default="float32", help="of weights and keys; a state is float32 (%(default)s)"
         )
-        student.add_argument("--compile", action="store_true", help="decode: let the compiler fuse both steps")
+        student.add_argument("--compile", action="store_true", help="decode, train: let the compiler fuse both steps")
         student.add_argument("--graphs", action="store_true", help="decode, train: capture both steps as CUDA graphs")
     layers = {
         "attention": "one layer, forwards and backwards",
@@ -138,8 +138,8 @@ def bench(given: argparse.Namespace, command: str) -> Path:
     source = provenance(str(given.checkpoint), "")
     writable(given.out)
     device = named_device(given.device)
-    if given.compile and given.what != "decode":
-        raise UserError("--compile: only steps of decoding are compiled; leave it out")
+    if given.compile and given.what == "prefill":
+        raise UserError("--compile: only steps of decoding and of training are compiled; leave it out")
     if given.graphs and given.what == "prefill":
         raise UserError("--graphs: only steps of decoding and of training are captured; leave it out")
     if given.graphs and device.type != "cuda":
@@ -154,7 +154,7 @@ def bench(given: argparse.Namespace, command: str) -> Path:
     timed: dict[str, Callable[[dict[str, Any], list[int], list[int]], list[Timing]]] = {
         "decode": partial(time_decode, faster=list(ways.values())),
         "prefill": time_prefill,
-        "train": partial(time_train, graphs=given.graphs),
+        "train": partial(time_train, graphs=given.graphs, compiled=given.compile),
     }
     found = timed[given.what](models, lengths, given.batches)
     mixer = source["mixer"]

@@ -11,7 +11,7 @@ import torch
 from ..errors import UserError
 from ..measure.steps import STEP_OF, WHO, Step, tokens
 from ..measure.turns import in_turn, while_there_is_room
-from ..stages.graphs import BEFORE, Inputs, Loss, Steps
+from ..stages.graphs import BEFORE, Inputs, Loss, Steps, one_text_a_row
 
 #: Rounds that are timed, after so many to warm up.
 TURNS = 15, 3
@@ -66,12 +66,14 @@ def time_prefill(models: dict[str, Any], lengths: list[int], batches: list[int])
     return time_whole("prefill", reading, models, lengths, batches, 1)
 
 
-def time_train(models: dict[str, Any], lengths: list[int], batches: list[int], graphs: bool) -> list[Timing]:
+def time_train(
+    models: dict[str, Any], lengths: list[int], batches: list[int], graphs: bool, compiled: bool
+) -> list[Timing]:
     """A text of each length read whole, and the gradients of its loss for all weights: all but the optimizer's part.
 
-    graphs: as CUDA graphs, as a run takes its steps.
+    graphs: as CUDA graphs, as a run takes its steps. compiled: what the compiler fuses of both models.
     """
-    return time_whole("train", partial(training, graphs=graphs), models, lengths, batches, STEPS)
+    return time_whole("train", partial(training, graphs=graphs, compiled=compiled), models, lengths, batches, STEPS)
 
 
 def time_whole(
@@ -96,9 +98,11 @@ def reading(model: Any, batch: int, length: int) -> Step:
     return lambda: model(input_ids=ids, use_cache=True, logits_to_keep=1)
 
 
-def training(model: Any, batch: int, length: int, graphs: bool) -> Step:
+def training(model: Any, batch: int, length: int, graphs: bool, compiled: bool = False) -> Step:
+    called = torch.compile(model, dynamic=False) if compiled else model
+
     def compute(inputs: Inputs) -> Loss:
-        return Loss(model(**inputs, labels=inputs["input_ids"], use_cache=False).loss, {})
+        return Loss(called(**inputs, labels=inputs["input_ids"], use_cache=False).loss, {})
 
     inputs, steps = {"input_ids": tokens(model, batch, length)}, Steps(compute, model.parameters)
     steps.graphs = graphs
@@ -108,8 +112,10 @@ def training(model: Any, batch: int, length: int, graphs: bool) -> Step:
         steps(inputs).total.backward()  # type: ignore[no-untyped-call]
 
     if graphs:
-        for _ in range(BEFORE + 1):
-            step()
+        # What is compiled before a graph is made has to be what it is made of: the compiler waits for the GPU.
+        with one_text_a_row():
+            for _ in range(BEFORE + 1):
+                step()
         if steps.graph is None:
             raise UserError(f"--graphs: a step of {batch} × {length:,} tokens makes no CUDA graph here; leave it out")
     return step

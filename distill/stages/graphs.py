@@ -189,9 +189,18 @@ def waiting_refused() -> Iterator[None]:
 def one_text_a_row() -> Iterator[None]:
     """Inside, transformers takes every row for one text: it would look at positions for several to a row, which waits
     for the GPU, and while a graph is made it would write masks that hide what is hidden anyway, and slow attention."""
-    whole = patch.object(masking_utils, "find_packed_sequence_indices", lambda positions: None, create=True)
-    with whole, patch.object(masking_utils, "is_tracing", lambda tensor=None: False, create=True):
+    whole = patch.object(masking_utils, "find_packed_sequence_indices", none_packed, create=True)
+    with whole, patch.object(masking_utils, "is_tracing", untraced, create=True):
         yield
+
+
+# The same each time, or what was compiled with them would be compiled anew.
+def none_packed(positions: Tensor) -> None:
+    return None
+
+
+def untraced(tensor: Tensor | None = None) -> bool:
+    return False
 
 
 def shapes_of(inputs: Inputs) -> dict[str, tuple[torch.Size, torch.dtype]]:

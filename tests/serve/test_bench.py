@@ -1,6 +1,7 @@
 """Timings become rows, and rows a table with goals."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,16 @@ def test_a_step_of_training_is_to_be_faster_at_two_lengths():
     assert not any(row.goal for row in made(found, "2 CPU cores").values())
 
 
-def test_a_step_of_training_reaches_all_weights(checkpoint: Path):
-    student = load_decoder(checkpoint, "float32", "cpu")
-    serving.training(student, 1, 8, False)()
-    assert all(each.grad is not None for each in student.parameters())
+def test_a_step_of_training_reaches_all_weights(checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
+    """Compiled, too, and then they are the same."""
+    student, by = load_decoder(checkpoint, "float32", "cpu"), []
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        serving.training(student, 1, 8, False, compiled)()
+        assert all(each.grad is not None for each in student.parameters())
+        by.append([each.grad.clone() for each in student.parameters()])
+    torch.testing.assert_close(*by)
 
 
 def test_a_table_keeps_what_was_not_measured_anew(tmp_path: Path):
@@ -141,7 +148,7 @@ def test_mistakes_are_one_line(checkpoint: Path, tmp_path: Path, capsys: pytest.
         (["decode", str(checkpoint), "--graphs", "--device", "cpu"], "--graphs"),
         # No build of PyTorch is for these and for a CPU alone.
         (["decode", str(checkpoint), "--device", "xpu", "--teacher", "pocket"], "--device xpu: "),
-        (["prefill", str(checkpoint), "--compile", "--device", "cpu"], "only steps of decoding are compiled"),
+        (["prefill", str(checkpoint), "--compile", "--device", "cpu"], "only steps of decoding and of training are"),
         (["decode", str(checkpoint), "--device", "cpu", "--teacher", str(tmp_path / "none")], "cannot be loaded"),
     ):
         assert main(arguments) == 2
