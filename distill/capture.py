@@ -6,6 +6,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -68,10 +69,15 @@ def capture(layers: int | None = None) -> Iterator[Captured]:
         _captured.reset(token)
 
 
+def _listening() -> Captured | None:
+    """Whoever captures: nobody from what is compiled, where it could not be asked."""
+    return None if torch.compiler.is_compiling() else _captured.get()
+
+
 def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    captured = _captured.get()
+    captured = _listening()
     if captured is not None:
         scaling = kwargs.get("scaling")
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -85,7 +91,7 @@ def _attention(
 
 def _mask(*args: Any, local_size: int | None = None, **kwargs: Any) -> Tensor | None:
     """SDPA's masks. Some families have their windows in these alone."""
-    captured = _captured.get()
+    captured = _listening()
     if captured is not None and local_size is not None:
         captured.windows.add(local_size)
     return ALL_MASK_ATTENTION_FUNCTIONS["sdpa"](*args, local_size=local_size, **kwargs)

@@ -39,6 +39,8 @@ def check(wanted: config.Config) -> None:
     if wanted.teacher.quantization is not None and (wanted.goal == "teacher" or wanted.measure.teacher_tuned):
         raise UserError("teacher.quantization: such weights cannot be trained; leave it out, or measure.teacher_tuned")
     check_devices(wanted)
+    if wanted.compile and wanted.trainer["strategy"] == "fsdp":
+        raise UserError("compile=true: trainer.strategy=fsdp has no layer whole to compile; leave one of them out")
     try:
         check_options(swapped_options(wanted.mixer), TASKS[wanted.task].causal)
     except ValueError as error:

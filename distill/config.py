@@ -235,6 +235,7 @@ class Config:
     resume: bool
     matmul_precision: str
     cuda_graphs: bool
+    compile: bool
     checkpoint_minutes: float
     teacher: Teacher
     student: Student

@@ -11,7 +11,7 @@ import torch
 from ..errors import UserError
 from ..measure.steps import STEP_OF, WHO, Step, tokens
 from ..measure.turns import in_turn, while_there_is_room
-from ..stages.graphs import BEFORE, Inputs, Loss, Steps, one_text_a_row
+from ..stages.graphs import BEFORE, Inputs, Loss, Steps
 
 #: Rounds that are timed, after so many to warm up.
 TURNS = 15, 3
@@ -112,10 +112,8 @@ def training(model: Any, batch: int, length: int, graphs: bool, compiled: bool =
         steps(inputs).total.backward()  # type: ignore[no-untyped-call]
 
     if graphs:
-        # What is compiled before a graph is made has to be what it is made of: the compiler waits for the GPU.
-        with one_text_a_row():
-            for _ in range(BEFORE + 1):
-                step()
+        for _ in range(BEFORE + 1):
+            step()
         if steps.graph is None:
             raise UserError(f"--graphs: a step of {batch} × {length:,} tokens makes no CUDA graph here; leave it out")
     return step

@@ -13,7 +13,7 @@ SHARED = 232448
 _given_up: set[str] = set()
 #: By what is done, the ways that were taken since somebody cleared them, in their order.
 taken: dict[str, list[str]] = {}
-KERNELS, PYTORCH = "kernels", "PyTorch"
+LINEAR, KERNELS, PYTORCH = "linear attention", "kernels", "PyTorch"
 
 
 def roomy(device: torch.device) -> bool:

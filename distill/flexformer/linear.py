@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .attempt import attempt, possible, roomy
+from .attempt import LINEAR, attempt, possible, roomy
 from .levels import fused, leveled, levels
 from .memory import Memory
 from .normaliser import RowSum
@@ -26,8 +26,6 @@ except (ImportError, OSError):  # No Triton for this machine, or no source for i
 MOST, DEEPEST, LARGEST = 256, 128, 16384
 #: Of features that are given, what has been held to float64 on a GPU.
 MOST_GIVEN, DEEPEST_GIVEN = 128, 64
-#: What the kernels are for.
-WHAT = "linear attention"
 
 
 def has_kernels(mixer: Any, query: Tensor, value: Tensor, memory: Memory | None = None) -> bool:
@@ -38,12 +36,10 @@ def has_kernels(mixer: Any, query: Tensor, value: Tensor, memory: Memory | None 
     """
     return (
         built
-        and possible(WHAT)
+        and possible(LINEAR)
         and query.is_cuda
         and not exported()
         and query.dtype != torch.float64
-        # Which products of float32 are wanted cannot be asked there.
-        and not (query.dtype == torch.float32 and torch.compiler.is_compiling())
         and mode(query) == "bf16"
         and roomy(query.device)
         and not (memory is not None and torch.is_grad_enabled())
@@ -72,7 +68,7 @@ def through_kernels(
     if torch.compiler.is_compiling():
         # An operator of what the compiler captures, which it neither looks into nor can go on without.
         return launched(mixer, query, key, value, scaling, padding, memory)
-    return attempt(WHAT, lambda: launched(mixer, query, key, value, scaling, padding, memory))
+    return attempt(LINEAR, lambda: launched(mixer, query, key, value, scaling, padding, memory))
 
 
 def launched(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .attempt import KERNELS, LINEAR, tell
 from .linear_function import Kept, backwards, forwards, parted
 from .linear_layout import Sizes
 
@@ -28,6 +29,8 @@ def forwards_operator(
     width: int, degree: int, epsilon: float, scale: float, features_given: bool,
 ) -> list[Tensor]:  # fmt: skip
     """See `forwards`."""
+    # The mixer, which the compiler has looked into, cannot.
+    tell(LINEAR, KERNELS)
     sizes = Sizes(width, degree, epsilon, scale, features_given)
     return list(forwards(query, key, value, given, present, before, sizes))
 

@@ -7,14 +7,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from .attempt import KERNELS, PYTORCH, tell
+from .attempt import KERNELS, LINEAR, PYTORCH, tell
 from .bidirectional import everywhere
 from .decay import FORGOTTEN, build_decay
 from .delta import DELTA, Reading
 from .engine import NO_KEYS, SUMS, Features, State, Way
 from .feature_map import HeadShape
 from .key_weight import KeyWeight
-from .linear import WHAT as WHOLE
 from .linear import has_kernels, through_kernels
 from .memory import Memory
 from .normaliser import build_normaliser
@@ -104,7 +103,7 @@ class Mixer(TokenMixer):
             elif not one and has_kernels(self, query, value, memory):
                 done = through_kernels(self, query, key, value, scaling, padding, memory)
             if not torch.compiler.is_compiling():
-                tell(ONE if one else WHOLE, PYTORCH if done is None else KERNELS)
+                tell(ONE if one else LINEAR, PYTORCH if done is None else KERNELS)
             if done is not None:
                 return done
             path = (self.ways.recurrent if one else self.ways.chunked) if self.causal else everywhere

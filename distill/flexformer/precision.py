@@ -16,9 +16,15 @@ def scaled(x: Tensor, scaling: float) -> Tensor:
     return at_least_float32(x) * scaling**0.5
 
 
+@torch.compiler.assume_constant_result
+def products() -> str:
+    """What PyTorch is told of products of float32; the compiler, which cannot ask, takes what holds as it compiles."""
+    return torch.get_float32_matmul_precision()
+
+
 def mode(query: Tensor) -> str:
     """How kernels make products: as precise as what comes in, and as PyTorch is told to be."""
-    return MODES[torch.get_float32_matmul_precision()] if query.dtype == torch.float32 else "bf16"
+    return MODES[products()] if query.dtype == torch.float32 else "bf16"
 
 
 def held_type(query: Tensor) -> torch.dtype:

@@ -28,6 +28,7 @@ from ..progress import chance
 from ..rundir import RunDirectory
 from ..sweep.command import quoted
 from .callbacks import Meter, NumberGuard, ProgressBar, Redraw
+from .compiled import compiled
 from .kept import Batches, Chance, CheckedIO, Keep, found, newest
 from .sharded import Sharded, gather, twin
 from .stage import Stage, launches_alike
@@ -103,10 +104,10 @@ def fit(stage: Stage, name: str, wanted: Wanted, corpus: Corpus, config: Config,
         stage.steps.graphs = config.cuda_graphs and graphed(trainer) and launches_alike(stage)
         stage.steps.accumulates = trainer.accumulate_grad_batches > 1
         trained = twin(stage) if isinstance(trainer.strategy, Sharded) else stage
+        batches = Batches(corpus, last * each, wanted.batch_size, config.seed, step * each)
         try:
-            trainer.fit(
-                trained, Batches(corpus, last * each, wanted.batch_size, config.seed, step * each), ckpt_path=begun
-            )
+            with compiled(trained.models() if config.compile else ()):
+                trainer.fit(trained, batches, ckpt_path=begun)
         except SIGTERMException as leaves:
             raise left(name, trainer.global_step, keep.asked, run) from leaves
         finally:
@@ -169,9 +170,16 @@ def graphed(trainer: Trainer) -> bool:
 
 
 def device_of(config: Config) -> torch.device:
-    """The device that the configured Trainer trains on; UserError where Lightning refuses the configuration."""
+    """The device that the configured Trainer trains on; UserError where Lightning refuses the configuration, or it is
+    one that models cannot be compiled for."""
     try:
         trainer = make_trainer(config, logger=False, enable_checkpointing=False, enable_progress_bar=False)
     except (HydraException, MisconfigurationException, ValueError) as error:
         raise UserError(f"trainer: {str(error.__cause__ or error).splitlines()[0]}") from error
-    return trainer.strategy.root_device
+    device = trainer.strategy.root_device
+    if config.compile and device.type != "cuda":
+        # Of the code that it makes for processors some writes past its end: pytorch/pytorch#196681.
+        raise UserError(
+            f"compile=true: PyTorch's compiler is trusted on GPUs alone, and this is {device}; leave it out"
+        )
+    return device

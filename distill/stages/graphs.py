@@ -3,7 +3,7 @@
 import gc
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -52,26 +52,28 @@ class Steps:
         self.alike, self.shapes = 0, shapes_of({})
 
     def __call__(self, inputs: Inputs) -> Loss:
-        if not self.graphs:
-            return self.compute(inputs)
-        loss = self.as_graph(inputs) if possible(WHAT) and inputs.keys() <= FIXED else None
-        tell(WHAT, ONE_BY_ONE if loss is None else GRAPH)
-        return self.compute(inputs) if loss is None else loss
+        whole = inputs.keys() <= FIXED
+        # Before there is a graph, too: what is compiled then is what it will be made of.
+        with one_text_a_row() if whole else nullcontext():
+            if not self.graphs:
+                return self.compute(inputs)
+            loss = self.as_graph(inputs) if whole and possible(WHAT) else None
+            tell(WHAT, ONE_BY_ONE if loss is None else GRAPH)
+            return self.compute(inputs) if loss is None else loss
 
     def as_graph(self, inputs: Inputs) -> Loss | None:
         """None where there is no graph of such inputs: not yet, or not at all."""
         shapes = shapes_of(inputs)
         self.alike = self.alike + 1 if shapes == self.shapes else 1
         self.shapes = shapes
-        with one_text_a_row():
-            if self.graph is None and self.alike > BEFORE:
-                try:
-                    self.graph = self.captured(inputs)
-                except Exception as problem:
-                    give_up(WHAT)
-                    told = reason(problem.__context__ if isinstance(problem.__context__, Exception) else problem)
-                    warnings.warn(f"steps are taken {ONE_BY_ONE}, since they make no CUDA graph: {told}", stacklevel=3)
-            return self.graph(inputs) if self.graph is not None and shapes == shapes_of(self.graph.inputs) else None
+        if self.graph is None and self.alike > BEFORE:
+            try:
+                self.graph = self.captured(inputs)
+            except Exception as problem:
+                give_up(WHAT)
+                told = reason(problem.__context__ if isinstance(problem.__context__, Exception) else problem)
+                warnings.warn(f"steps are taken {ONE_BY_ONE}, since they make no CUDA graph: {told}", stacklevel=3)
+        return self.graph(inputs) if self.graph is not None and shapes == shapes_of(self.graph.inputs) else None
 
     def captured(self, inputs: Inputs) -> "Graph":
         parameters = [each for each in self.parameters() if each.requires_grad]
@@ -188,7 +190,8 @@ def waiting_refused() -> Iterator[None]:
 @contextmanager
 def one_text_a_row() -> Iterator[None]:
     """Inside, transformers takes every row for one text: it would look at positions for several to a row, which waits
-    for the GPU, and while a graph is made it would write masks that hide what is hidden anyway, and slow attention."""
+    for the GPU, and while a graph is made, or compiled, it would write masks that hide what is hidden anyway, and slow
+    attention."""
     whole = patch.object(masking_utils, "find_packed_sequence_indices", none_packed, create=True)
     with whole, patch.object(masking_utils, "is_tracing", untraced, create=True):
         yield

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from .. import config
@@ -24,6 +25,9 @@ class LanguageStage(Stage):
         found = self.task.predict(self.model, inputs)
         loss = of_all(self.task.loss(found, inputs), inputs, lambda: self.task.counted(found, inputs))
         return Loss(loss, {self.task.predicted: loss.detach()})
+
+    def models(self) -> list[nn.Module]:
+        return [self.model]
 
     def configure_optimizers(self) -> Any:
         tokens, decay = embeddings(self.model), self.wanted.weight_decay

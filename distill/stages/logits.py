@@ -51,6 +51,10 @@ class LogitsStage(Stage):
             loss = loss + self.wanted.cross_entropy * text
         return Loss(loss, {"logits": loss.detach()})
 
+    def models(self) -> list[nn.Module]:
+        # A teacher whose predictions are remembered hardly runs.
+        return [self.student, *([self.teacher.model] if self.remembered is None else [])]
+
     def gap(self, found: Tensor, inputs: Inputs) -> Tensor:
         task = self.teacher.task
         if self.remembered is None:

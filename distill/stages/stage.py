@@ -42,6 +42,10 @@ class Stage(LightningModule):
     def compute(self, inputs: Inputs) -> Loss:
         """What a step minimises, by launching alone where it is to be a CUDA graph."""
 
+    def models(self) -> list[nn.Module]:
+        """Those that a step runs whole, which the compiler can fuse."""
+        return []
+
     def configure_model(self) -> None:
         if self.device_mesh is not None:
             # Here, since it needs a stage's own definition of what is a layer.

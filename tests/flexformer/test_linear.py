@@ -286,8 +286,7 @@ def test_texts_that_there_are_kernels_for(monkeypatch: pytest.MonkeyPatch):
             assert not chosen(plain)
     for name in ("is_compiling", "is_dynamo_compiling"):
         monkeypatch.setattr(torch.compiler, name, lambda: True)
-    # The compiler cannot be told which products of float32 are wanted.
-    assert chosen(plain) and not chosen(plain, on_gpu(dtype=torch.float32))
+    assert chosen(plain)
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="kernels are chosen on a GPU")
@@ -310,11 +309,11 @@ def test_kernels_that_cannot_be_built_are_told_of_once(monkeypatch: pytest.Monke
     mixer, given = made(shape, options), text(shape, 6)
     expected = mixer(*given, SCALING, path=mixer.ways.chunked)[0]
     monkeypatch.setattr(linear, "launched", broken)
-    monkeypatch.setattr(mixer_module, "has_kernels", lambda *given: attempt.possible(linear.WHAT))
+    monkeypatch.setattr(mixer_module, "has_kernels", lambda *given: attempt.possible(attempt.LINEAR))
     monkeypatch.setattr(attempt, "_given_up", set())
     with pytest.warns(UserWarning, match="PyTorch.*Failed to find C compiler"):
         assert torch.equal(mixer(*given, SCALING)[0], expected)
-    assert not attempt.possible(linear.WHAT) and torch.equal(mixer(*given, SCALING)[0], expected)
+    assert not attempt.possible(attempt.LINEAR) and torch.equal(mixer(*given, SCALING)[0], expected)
 
 
 @torch.no_grad()

@@ -51,6 +51,8 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "devices": (["trainer.devices=0"], ["trainer.devices=0", "at least 1"]),
     "nodes": (["trainer.num_nodes=2"], ["trainer.num_nodes=2", "torchrun or srun"]),
+    "compiled on a processor": (["compile=true"], ["compile=true", "cpu", "leave it out"]),
+    "compiled in parts": (["compile=true", "trainer.strategy=fsdp"], ["compile=true", "fsdp", "leave one"]),
     "strategy": (["trainer.strategy=ddp_spawn"], ["trainer.strategy=ddp_spawn", "auto, ddp, fsdp"]),
     "trainer": (["trainer.precision=nope"], ["trainer", "nope"]),
     "precision": (["matmul_precision=low"], ["matmul_precision=low", "highest", "medium"]),

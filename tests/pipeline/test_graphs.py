@@ -87,6 +87,18 @@ def test_the_first_steps_come_one_kernel_after_the_other(steps: Steps):
     assert totals(steps, *[tokens()] * 9) == [0] * 9 and steps.graph is None
 
 
+@pytest.mark.parametrize("more", [(), ("attention_mask",)])
+def test_what_is_computed_before_a_graph_is_what_it_is_made_of(steps: Steps, more: tuple[str, ...]):
+    """Or the compiler would make it anew, and waits for the GPU."""
+    seen, before = [], masking_utils.find_packed_sequence_indices
+    compute = steps.compute
+    steps.compute = lambda inputs: seen.append(masking_utils.find_packed_sequence_indices) or compute(inputs)
+    totals(steps, *[tokens() | {name: torch.ones(1, 4) for name in more}] * (BEFORE + 1))
+    # A mask may hide what begins another text.
+    assert set(seen) == {before if more else graphs.none_packed}
+    assert len(seen) == BEFORE + 1 and masking_utils.find_packed_sequence_indices is before
+
+
 def test_inputs_of_other_shapes_have_no_graph(steps: Steps):
     # Never alike often enough.
     assert totals(steps, *[tokens(4), tokens(4), tokens(5)] * 3) == [0] * 9
