@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from ..capture import Heads
 from ..flexformer.feature_map import HeadShape
@@ -74,7 +75,8 @@ def time_ways(
     left, steps, peaks = dict(ways), dict[int, dict[str, Step]](), dict[tuple[int, str], int | None]()
     for length in sorted(lengths):
         fitting = {}
-        for name, make in left.items():
+        # What is built for the first of a way can take a minute.
+        for name, make in tqdm(left.items(), f"{told}, first of {length:,} tokens", unit="way", leave=False):
             try:
                 step = make(length)
                 if step is None:
