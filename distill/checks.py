@@ -39,8 +39,6 @@ def check(wanted: config.Config) -> None:
     if wanted.teacher.quantization is not None and (wanted.goal == "teacher" or wanted.measure.teacher_tuned):
         raise UserError("teacher.quantization: such weights cannot be trained; leave it out, or measure.teacher_tuned")
     check_devices(wanted)
-    if wanted.compile and wanted.trainer["strategy"] == "fsdp":
-        raise UserError("compile=true: trainer.strategy=fsdp has no layer whole to compile; leave one of them out")
     try:
         check_options(swapped_options(wanted.mixer), TASKS[wanted.task].causal)
     except ValueError as error:
@@ -77,6 +75,8 @@ def check_devices(wanted: config.Config) -> None:
     asked = f"trainer.devices={devices}" + (f" trainer.num_nodes={nodes}" if nodes > 1 else "")
     if wanted.goal == "evaluate":
         raise UserError(f"{asked}: goal=evaluate trains nothing to share out; leave it out")
+    if wanted.compile and wanted.trainer["strategy"] == "fsdp":
+        raise UserError("compile=true: trainer.strategy=fsdp takes models apart; leave one of the two out")
     if TASKS[wanted.task].paired:
         raise UserError(f"{asked}: a text's partner is sought in its batch, which would be in parts; leave it out")
     for key in (f"stages.{name}.batch_size" for name in trained(wanted)):

@@ -34,7 +34,7 @@ from .remembered import Remembered
 from .report import render
 from .rundir import RunDirectory
 from .stages.attention import AttentionStage
-from .stages.fit import device_of, fit
+from .stages.fit import device_of, device_to_train_on, fit
 from .stages.language import LanguageStage
 from .stages.logits import LogitsStage
 from .student import start_student
@@ -47,7 +47,7 @@ from .weights import round_weights
 def distil(config: Config) -> Path:
     """Runs a recipe; returns the run directory with student/ and report/ in place."""
     check(config)
-    device = device_of(config)
+    device = device_to_train_on(config)
     run = RunDirectory(config)
     if run.finished:
         return run.already()

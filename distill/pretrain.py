@@ -18,7 +18,7 @@ from .measure.origin import hardware
 from .measure.perplexity import read_domains
 from .rundir import RunDirectory
 from .scratch import build_model, train_tokenizer
-from .stages.fit import device_of, fit
+from .stages.fit import device_to_train_on, fit
 from .stages.language import LanguageStage
 from .swappable import attention_layers
 from .task import TASKS
@@ -33,6 +33,7 @@ def train_teacher(config: Config) -> Path:
     """
     check(config)
     check_start(config)
+    device = device_to_train_on(config)
     wanted, run, task = config.teacher, RunDirectory(config), TASKS[config.task]
     if run.finished:
         return run.already()
@@ -58,7 +59,7 @@ def train_teacher(config: Config) -> Path:
 
     stage = LanguageStage(model, config.stages.pretrain, task)
     tokens = fit(stage, "pretrain", config.stages.pretrain, corpus, config, run)
-    computed_on = hardware(device_of(config))
+    computed_on = hardware(device)
     if not ranks.part():
         return run.path
     config = on_one_device(config)

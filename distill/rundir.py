@@ -29,7 +29,7 @@ from .whole import whole
 #: The measurement that says what the texts were.
 TEXTS = "texts"
 #: Keys that may differ where a run is resumed.
-FREE = ("resume", "run_dir", "checkpoint_minutes")
+FREE = ("resume", "run_dir", "checkpoint_minutes", "compile")
 #: How often a lock that is taken is tried, and seconds in between.
 LOOKS, PAUSE = 10, 0.05
 

@@ -1,5 +1,6 @@
-"""How a step of decoding is made faster without being another: compiled, and on a GPU captured as one graph."""
+"""How a step is made faster without being another: compiled, and on a GPU captured as one graph."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,11 +9,11 @@ import torch
 from ..measure.steps import Step
 
 
-def compiled(step: Step) -> Step:
-    """The step as the compiler fuses it, in one graph and for its own shapes alone."""
-    # Every step is a shape of its own, and all are the same lines of this file.
+def compiled(step: Callable[..., Any]) -> Callable[..., Any]:
+    """The step, or a model, as the compiler fuses it, in one graph and for its own shapes alone."""
+    # Every step is a shape of its own, and all are the same lines of a file.
     torch._dynamo.config.recompile_limit = 256  # type: ignore[attr-defined]
-    made: Step = torch.compile(step, fullgraph=True, dynamic=False)
+    made: Callable[..., Any] = torch.compile(step, fullgraph=True, dynamic=False)
     return made
 
 

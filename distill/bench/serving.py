@@ -12,6 +12,7 @@ from ..errors import UserError
 from ..measure.steps import STEP_OF, WHO, Step, tokens
 from ..measure.turns import in_turn, while_there_is_room
 from ..stages.graphs import BEFORE, Inputs, Loss, Steps
+from . import faster
 
 #: Rounds that are timed, after so many to warm up.
 TURNS = 15, 3
@@ -99,7 +100,7 @@ def reading(model: Any, batch: int, length: int) -> Step:
 
 
 def training(model: Any, batch: int, length: int, graphs: bool, compiled: bool = False) -> Step:
-    called = torch.compile(model, dynamic=False) if compiled else model
+    called = faster.compiled(model) if compiled else model
 
     def compute(inputs: Inputs) -> Loss:
         return Loss(called(**inputs, labels=inputs["input_ids"], use_cache=False).loss, {})

@@ -43,6 +43,24 @@ def watched() -> bool:
     return cuda and (torch.cuda.is_current_stream_capturing() or torch.cuda.get_sync_debug_mode() == 2)
 
 
+class NoKernels(RuntimeError):
+    """Kernels that were counted on cannot be used."""
+
+
+def required(what: str, work: Callable[[], Made]) -> Made:
+    """What `work` makes; NoKernels where its kernels cannot be built, and then `what` is left to PyTorch from then on:
+    in what is compiled, which nothing else can be put into, when it is compiled again."""
+    try:
+        return work()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as problem:
+        if watched():
+            raise
+        give_up(what)
+        raise NoKernels(f"kernels of {what} cannot be used here: {problem}") from problem
+
+
 def attempt(what: str, work: Callable[[], Made]) -> Made | None:
     """What `work` makes; None where its kernels cannot be built, and then `what` is left to PyTorch from then on."""
     try:

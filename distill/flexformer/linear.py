@@ -55,7 +55,7 @@ def has_kernels(mixer: Any, query: Tensor, value: Tensor, memory: Memory | None 
 def exported() -> bool:
     """Whether what is computed is written down, to be run where there may be no kernels.
 
-    Of what it compiles, too, PyTorch 2.11 says `is_exporting`.
+    But for what `torch.export` writes with strict=True: PyTorch 2.11 says `is_exporting` of what it compiles, too.
     """
     compiler = torch.compiler
     return torch.jit.is_tracing() or (compiler.is_compiling() and not compiler.is_dynamo_compiling())

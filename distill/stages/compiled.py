@@ -7,7 +7,8 @@ from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 
 from ..errors import UserError, reason
-from ..flexformer.attempt import tell
+from ..flexformer.attempt import LINEAR, PYTORCH, NoKernels, taken, tell
+from ..flexformer.mixer import Mixer
 
 #: What a run tells of its models.
 WHAT, COMPILER = "models", "the compiler"
@@ -17,7 +18,7 @@ WHAT, COMPILER = "models", "the compiler"
 def compiled(models: Iterable[nn.Module]) -> Iterator[None]:
     """Inside, to call one of `models` is to run what the compiler makes of it, which the first calls wait for.
 
-    Texts of the same length have their own; once there are others, one for all lengths. UserError where it makes none.
+    The first length has its own; once there is another, one serves most. UserError where the compiler makes none.
     """
     models = list(models)
     for model in models:
@@ -25,7 +26,10 @@ def compiled(models: Iterable[nn.Module]) -> Iterator[None]:
         tell(WHAT, COMPILER)
     try:
         yield
-    except TorchDynamoException as problem:
+        if LINEAR not in taken and any(isinstance(part, Mixer) for model in models for part in model.modules()):
+            # A mixer that the compiler has looked into cannot tell.
+            tell(LINEAR, PYTORCH)
+    except (TorchDynamoException, NoKernels) as problem:
         told = reason(getattr(problem, "inner_exception", problem))
         raise UserError(f"compile=true: the compiler fails here: {told}; leave it out") from problem
     finally:

@@ -170,16 +170,20 @@ def graphed(trainer: Trainer) -> bool:
 
 
 def device_of(config: Config) -> torch.device:
-    """The device that the configured Trainer trains on; UserError where Lightning refuses the configuration, or it is
-    one that models cannot be compiled for."""
+    """The device that the configured Trainer trains on; UserError where Lightning refuses the configuration."""
     try:
         trainer = make_trainer(config, logger=False, enable_checkpointing=False, enable_progress_bar=False)
     except (HydraException, MisconfigurationException, ValueError) as error:
         raise UserError(f"trainer: {str(error.__cause__ or error).splitlines()[0]}") from error
-    device = trainer.strategy.root_device
+    return trainer.strategy.root_device
+
+
+def device_to_train_on(config: Config) -> torch.device:
+    """As `device_of`; UserError, too, where models are to be compiled and it is none that this can be trusted on."""
+    device = device_of(config)
     if config.compile and device.type != "cuda":
         # Of the code that it makes for processors some writes past its end: pytorch/pytorch#196681.
         raise UserError(
-            f"compile=true: PyTorch's compiler is trusted on GPUs alone, and this is {device}; leave it out"
+            f"compile=true: PyTorch's compiler is trusted on CUDA alone, and this is {device.type}; leave it out"
         )
     return device

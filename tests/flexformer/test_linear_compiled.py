@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.flexformer import linear, linear_operator
+from distill.flexformer import attempt, linear, linear_operator
 from distill.flexformer import mixer as mixer_module
 from distill.flexformer.linear_layout import Sizes
 from distill.flexformer.parameters import parameters
@@ -23,6 +23,7 @@ def taken(mixer: Any, given: list[Tensor], call: Any) -> tuple[Tensor, ...]:
     """Outputs, memory, and the gradients of everything that has some."""
     inputs = [each.detach().requires_grad_() for each in given]
     out, memory = call(*inputs, SCALING)
+    assert not any(each.requires_grad for each in memory[:2])
     torch.manual_seed(1)
     learned = [*inputs, *(each for each in mixer.parameters() if each.requires_grad)]
     by = torch.autograd.grad(out, learned, torch.randn_like(out), allow_unused=True)
@@ -41,6 +42,45 @@ def test_it_is_the_same_in_one_graph(name: str, monkeypatch: pytest.MonkeyPatch)
     found = taken(mixer, given, torch.compile(mixer, fullgraph=True, dynamic=False, backend="aot_eager"))
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0 if DEVICE == "cpu" else 1e-2)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_padding_and_memory_go_into_the_graph(name: str, monkeypatch: pytest.MonkeyPatch):
+    shape, options = CASES[name]
+    mixer, given = made(shape, options), text(shape, 130, dtype=torch.bfloat16)
+    padding = torch.ones(2, 130, dtype=torch.long, device=DEVICE)
+    padding[0, :40] = padding[1, 100:] = 0
+    monkeypatch.setattr(mixer_module, "has_kernels", lambda *of: True)
+    compiled = torch.compile(mixer, fullgraph=True, dynamic=False, backend="aot_eager")
+    expected = taken(mixer, given, lambda *of: linear.launched(mixer, *of, padding, None))
+    found = taken(mixer, given, lambda *of: compiled(*of, padding))
+    first, rest = ([each[:, :, part] for each in given] for part in (slice(70), slice(70, None)))
+    with torch.no_grad():
+        _, memory = linear.launched(mixer, *first, SCALING, padding[:, :70], None)
+        begun = (SCALING, padding[:, 70:], memory)
+        out, after = linear.launched(mixer, *rest, *begun)
+        again, after_again = compiled(*rest, *begun)
+    for one, other in zip([*found, again, *after_again], [*expected, out, *after], strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0 if DEVICE == "cpu" else 1e-2)
+
+
+def test_kernels_that_fail_are_left_to_pytorch_next_time(monkeypatch: pytest.MonkeyPatch):
+    def refused(*of: Any, launched: bool = True) -> Any:
+        if launched:
+            raise ValueError("no such GPU")
+        return forwards(*of, launched=False)
+
+    shape, options = CASES["plain"]
+    mixer, given = made(shape, options), text(shape, 9, dtype=torch.bfloat16)
+    forwards = linear_operator.forwards
+    monkeypatch.setattr(attempt, "_given_up", set())
+    monkeypatch.setattr(mixer_module, "has_kernels", lambda *of: attempt.possible(attempt.LINEAR))
+    expected = mixer(*given, SCALING, path=mixer.ways.chunked)[0]
+    monkeypatch.setattr(linear_operator, "forwards", refused)
+    compiled = torch.compile(mixer, fullgraph=True, backend="aot_eager")
+    with pytest.raises(attempt.NoKernels, match="linear attention cannot be used here: no such GPU"):
+        compiled(*given, SCALING)
+    torch.testing.assert_close(compiled(*given, SCALING)[0], expected)
 
 
 def test_one_graph_serves_many_lengths(monkeypatch: pytest.MonkeyPatch):

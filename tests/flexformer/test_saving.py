@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from distill.flexformer.mixer import Mixer
 from distill.flexformer.model import FlexformerForCausalLM
@@ -60,6 +61,15 @@ def test_a_checkpoint_that_lacks_a_weight_is_refused(tmp_path: Path):
     save_file({each: weight for each, weight in weights.items() if each != name}, file, {"format": "pt"})
     with pytest.raises(ValueError, match=rf"has no {name}: .*trust_remote_code=True"):
         FlexformerForCausalLM.from_pretrained(tmp_path)
+
+
+def test_a_checkpoint_loads_from_a_folder_of_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Which transformers makes names of modules of: they are all there at once."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for name in ("a b", "x,y=1", "é@+", "v1.2"):
+        student("llama").save_pretrained(tmp_path / name)
+        again = AutoModelForCausalLM.from_pretrained(tmp_path / name, trust_remote_code=True)
+        assert type(again).__module__.startswith("transformers_modules")
 
 
 @pytest.mark.parametrize("asked", ["auto", torch.float32, torch.bfloat16, torch.float64])

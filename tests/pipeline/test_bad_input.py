@@ -52,7 +52,14 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "devices": (["trainer.devices=0"], ["trainer.devices=0", "at least 1"]),
     "nodes": (["trainer.num_nodes=2"], ["trainer.num_nodes=2", "torchrun or srun"]),
     "compiled on a processor": (["compile=true"], ["compile=true", "cpu", "leave it out"]),
-    "compiled in parts": (["compile=true", "trainer.strategy=fsdp"], ["compile=true", "fsdp", "leave one"]),
+    "compiled teacher on a processor": (
+        ["goal=teacher", "compile=true", "stages.pretrain.max_steps=2"],
+        ["compile=true", "cpu", "leave it out"],
+    ),
+    "compiled in parts": (
+        ["compile=true", "trainer.strategy=fsdp", "trainer.devices=2", "trainer.accelerator=cpu"],
+        ["compile=true", "fsdp", "leave one"],
+    ),
     "strategy": (["trainer.strategy=ddp_spawn"], ["trainer.strategy=ddp_spawn", "auto, ddp, fsdp"]),
     "trainer": (["trainer.precision=nope"], ["trainer", "nope"]),
     "precision": (["matmul_precision=low"], ["matmul_precision=low", "highest", "medium"]),

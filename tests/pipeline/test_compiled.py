@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from distill.errors import UserError
+from distill.flexformer.attempt import LINEAR, PYTORCH, NoKernels
 from distill.stages.compiled import COMPILER, WHAT, compiled
 from distill.stages.graphs import BEFORE, GRAPH
 from distill.stages.language import LanguageStage
@@ -69,6 +70,8 @@ def either(make: Any, path: Path, stage: str, *overrides: str) -> list[torch.Ten
         found.append(losses(run, stage))
         told = run.directory.ways[stage]
         assert (told.get(WHAT) == [COMPILER]) is wanted
+        if stage == "logits" and not torch.cuda.is_available():
+            assert told[LINEAR] == [PYTORCH]
     assert len(found[0]) == STEPS and found[0].unique().numel() == STEPS
     return found
 
@@ -96,6 +99,11 @@ def test_a_teacher_learns_the_same(small: Compose, teachers: dict[str, Path], tm
     found = either(lambda *given: Run(small(*given), teachers["gpt2"]), tmp_path, "pretrain")
     torch.testing.assert_close(*found, rtol=1e-5, atol=0)
     assert len(graphs) == 1
+
+
+def test_kernels_that_cannot_be_used_are_one_line(graphs: list[Any]):
+    with pytest.raises(UserError, match=r"^compile=true: .*: none here; leave it out$"), compiled([Twice()]):
+        raise NoKernels("none here")
 
 
 class Twice(nn.Module):

@@ -219,6 +219,7 @@ def test_what_the_processor_adds_leaves_shapes_as_they_are(small: Compose, teach
     run, batch = Run(small("stages.attention.queries=3"), teachers["gpt2"]), {"input_ids": ids()}
     remembered = Remembered(run.teacher, tmp_path, 8, "32-true")
     logits = LogitsStage(run.teacher, run.student, run.config.stages.logits, remembered)
+    assert logits.models() == [run.student]
     assert run.attention().inputs(batch).keys() == {"input_ids", "queries"}
     assert run.attention().inputs(batch).keys() | logits.inputs(batch).keys() == graphs.FIXED
 

@@ -193,6 +193,8 @@ def test_a_run_is_resumed_as_it_began(wanted: Callable[[Path, bool], Config], tm
     other = replace(config, stages=replace(config.stages, logits=replace(config.stages.logits, max_steps=4)))
     with pytest.raises(UserError, match=r"^stages\.logits\.max_steps=4: the run in run_dir=\S+ began with 3; resume"):
         distil(other)
+    # Nor does it matter how what is computed is made, or kept.
+    assert RunDirectory(replace(config, compile=True, checkpoint_minutes=7.0)).begun
     with pytest.raises(UserError, match=r"already holds a run; .*go on with resume=true"):
         distil(replace(config, resume=False))
     (tmp_path / "run" / "config.yaml").write_text("{")
