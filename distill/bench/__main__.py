@@ -67,11 +67,13 @@ def parser() -> argparse.ArgumentParser:
             "--teacher", metavar="DIR", help="its teacher, by default where it was when it was distilled"
         )
         common(student, [1024, 2048, 4096, 8192, 16384], "serving", "OUT.json, OUT.md, OUT-*.svg")
-        student.add_argument("--batches", type=counts, default=[1, 8], help="rows decoded at a time, 1,8")
+        student.add_argument("--batches", type=counts, default=[1, 8], help="texts at a time, 1,8")
         student.add_argument(
             "--dtype", choices=DTYPES, default="float32", help="of weights and keys; a state is float32 (%(default)s)"
         )
-        student.add_argument("--compile", action="store_true", help="decode, train: let the compiler fuse both steps")
+        student.add_argument(
+            "--compile", action="store_true", help="decode, and train on a GPU: let the compiler fuse both steps"
+        )
         student.add_argument("--graphs", action="store_true", help="decode, train: capture both steps as CUDA graphs")
     layers = {
         "attention": "one layer, forwards and backwards",
