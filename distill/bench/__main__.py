@@ -144,7 +144,7 @@ def bench(given: argparse.Namespace, command: str) -> Path:
         raise UserError("--compile: only steps of decoding and of training are compiled; leave it out")
     if given.compile and given.what == "train" and device.type != "cuda":
         # Some of the code that PyTorch makes for gradients on a processor writes past its end: pytorch/pytorch#196681.
-        raise UserError(f"--compile: steps of training are compiled on GPUs alone, and this is {device}; leave it out")
+        raise UserError(f"--compile: steps of training are compiled on CUDA alone, and this is {device}; leave it out")
     if given.graphs and given.what == "prefill":
         raise UserError("--graphs: only steps of decoding and of training are captured; leave it out")
     if given.graphs and device.type != "cuda":

@@ -62,14 +62,10 @@ def required(what: str, work: Callable[[], Made]) -> Made:
 
 
 def attempt(what: str, work: Callable[[], Made]) -> Made | None:
-    """What `work` makes; None where its kernels cannot be built, and then `what` is left to PyTorch from then on."""
+    """What `work` makes; None, and a warning, where its kernels cannot be built."""
     try:
-        return work()
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as problem:
-        if watched():
-            raise
-        give_up(what)
-        warnings.warn(f"{what} goes through PyTorch, since its kernels cannot be used here: {problem}", stacklevel=3)
+        return required(what, work)
+    except NoKernels as problem:
+        reason = problem.__cause__
+        warnings.warn(f"{what} goes through PyTorch, since its kernels cannot be used here: {reason}", stacklevel=3)
         return None
