@@ -14,3 +14,12 @@ def named_device(name: str | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {name}: there is none such here; give cpu, cuda or cuda:1") from error
     return found
+
+
+def compile_on(device: torch.device, key: str) -> None:
+    """UserError, which names the key, where gradients of what PyTorch's compiler makes cannot be trusted.
+
+    Some of its code for processors writes past its end: pytorch/pytorch#196681.
+    """
+    if device.type != "cuda":
+        raise UserError(f"{key}: PyTorch's compiler is trusted on CUDA alone, and this is {device.type}; leave it out")

@@ -130,7 +130,7 @@ def counts(text: str) -> list[int]:
 def bench(given: argparse.Namespace, command: str) -> Path:
     """Measures, and adds what was found to OUT.json; returns OUT.md."""
     from ..checkpoint import git_commit
-    from ..device import named_device
+    from ..device import compile_on, named_device
     from ..measure.origin import hardware
     from ..positions import within_positions
     from .faster import captured, compiled
@@ -142,9 +142,8 @@ def bench(given: argparse.Namespace, command: str) -> Path:
     device = named_device(given.device)
     if given.compile and given.what == "prefill":
         raise UserError("--compile: only steps of decoding and of training are compiled; leave it out")
-    if given.compile and given.what == "train" and device.type != "cuda":
-        # Some of the code that PyTorch makes for gradients on a processor writes past its end: pytorch/pytorch#196681.
-        raise UserError(f"--compile: steps of training are compiled on CUDA alone, and this is {device}; leave it out")
+    if given.compile and given.what == "train":
+        compile_on(device, "--compile")
     if given.graphs and given.what == "prefill":
         raise UserError("--graphs: only steps of decoding and of training are captured; leave it out")
     if given.graphs and device.type != "cuda":

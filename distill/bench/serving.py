@@ -99,7 +99,7 @@ def reading(model: Any, batch: int, length: int) -> Step:
     return lambda: model(input_ids=ids, use_cache=True, logits_to_keep=1)
 
 
-def training(model: Any, batch: int, length: int, graphs: bool, compiled: bool = False) -> Step:
+def training(model: Any, batch: int, length: int, graphs: bool, compiled: bool) -> Step:
     called = faster.compiled(model) if compiled else model
 
     def compute(inputs: Inputs) -> Loss:

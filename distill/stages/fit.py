@@ -22,6 +22,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from .. import ranks
 from ..config import Config
 from ..data import Corpus
+from ..device import compile_on
 from ..errors import UserError
 from ..flexformer.attempt import taken
 from ..progress import chance
@@ -181,9 +182,6 @@ def device_of(config: Config) -> torch.device:
 def device_to_train_on(config: Config) -> torch.device:
     """As `device_of`; UserError, too, where models are to be compiled and it is none that this can be trusted on."""
     device = device_of(config)
-    if config.compile and device.type != "cuda":
-        # Of the code that it makes for processors some writes past its end: pytorch/pytorch#196681.
-        raise UserError(
-            f"compile=true: PyTorch's compiler is trusted on CUDA alone, and this is {device.type}; leave it out"
-        )
+    if config.compile:
+        compile_on(device, "compile=true")
     return device

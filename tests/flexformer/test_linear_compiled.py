@@ -10,6 +10,7 @@ from distill.flexformer import attempt, linear, linear_operator
 from distill.flexformer import mixer as mixer_module
 from distill.flexformer.linear_layout import Sizes
 from distill.flexformer.parameters import parameters
+from distill.stages.fit import matmul_precision
 from flexformer.interpreted import DEVICE, made, text
 from flexformer.test_linear import CASES, SCALING
 
@@ -119,8 +120,14 @@ def test_that_there_are_kernels_is_seen_in_one_graph(name: str, monkeypatch: pyt
         there: Any = There(True, query.dtype, query.shape, query.device)
         return query + int(linear.has_kernels(mixer, there, value))
 
-    found = torch.compile(asked, fullgraph=True, backend="eager")(query, value)
-    assert torch.equal(found, query + 1)
+    asking = torch.compile(asked, fullgraph=True, backend="eager")
+    assert torch.equal(asking(query, value), query + 1)
+    # Of float32, only where its products are of bfloat16.
+    wide = query.float(), value.float()
+    with matmul_precision("medium"):
+        assert torch.equal(asking(*wide), wide[0] + 1)
+    with matmul_precision("highest"):
+        assert torch.equal(asking(*wide), wide[0])
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="kernels are chosen on a GPU")
