@@ -161,6 +161,7 @@ def bench(given: argparse.Namespace, command: str) -> Path:
         "train": partial(time_train, graphs=given.graphs, compiled=given.compile),
     }
     found = timed[given.what](models, lengths, given.batches)
+    told_of(found, lengths, given.batches)
     mixer = source["mixer"]
     features = models["student"].config.mixer.get("features")
     label = mixer_words(mixer["map"], mixer, features)
@@ -171,6 +172,16 @@ def bench(given: argparse.Namespace, command: str) -> Path:
         return save(given.out, made, TITLE, section)
     except OSError as error:
         raise UserError(f"--out {given.out} cannot be written: {reason(error)}") from error
+
+
+def told_of(found: list[Any], lengths: list[int], batches: list[int]) -> None:
+    """What there was no memory for is not left out without a word; UserError where that is all."""
+    there = {(each.batch, each.length) for each in found}
+    absent = [f"{batch} × {length:,}" for batch in batches for length in lengths if (batch, length) not in there]
+    if not there:
+        raise UserError("--lengths: there is no memory for the shortest; give shorter ones, or smaller --batches")
+    if absent:
+        print(f"distill: no memory for texts of {', '.join(absent)} tokens", file=sys.stderr)
 
 
 def bench_layer(given: argparse.Namespace, command: str) -> Path:

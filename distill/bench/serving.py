@@ -54,9 +54,10 @@ def time_decode_of(batch: int, models: dict[str, Any], lengths: list[int], faste
             made[who] = step, kept
         return made
 
-    made = while_there_is_room(sorted(lengths), both)
+    told = f"decode, batch {batch}"
+    made = while_there_is_room(sorted(lengths), both, told)
     steps = {length: {who: step for who, (step, _) in each.items()} for length, each in made.items()}
-    seconds = in_turn(steps, STEPS, models["teacher"].device, f"decode, batch {batch}", *TURNS)
+    seconds = in_turn(steps, STEPS, models["teacher"].device, told, *TURNS)
     kept = {length: {who: held for who, (_, held) in made[length].items()} for length in seconds}
     return [timing("decode", batch, length, taken, kept[length]) for length, taken in seconds.items()]
 
@@ -85,10 +86,13 @@ def time_whole(
     batches: list[int],
     times: int,
 ) -> list[Timing]:
+    def both(batch: int, length: int) -> dict[str, Step]:
+        return {who: make(models[who], batch, length) for who in WHO}
+
     found = []
     for batch in batches:
-        steps = {length: {who: make(models[who], batch, length) for who in WHO} for length in lengths}
         told = f"{what}, batch {batch}"
+        steps = while_there_is_room(sorted(lengths), partial(both, batch), told)
         for length, seconds in in_turn(steps, times, models["teacher"].device, told, *TURNS).items():
             found.append(timing(what, batch, length, seconds))
     return found

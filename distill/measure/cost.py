@@ -108,10 +108,15 @@ def costs(subject: Subject, lengths: list[int]) -> dict[str, dict[int, dict[str,
     watched = prefill if subject.device.type == "cuda" else {}
     peak = {n: {who: peak_bytes(reads[n][who], subject.device) for who in WHO} for n in watched}
     steps: dict[int, dict[str, tuple[Step, int]]] = {}
+    told = "cost of decoding"
     if subject.task.causal:
-        steps = while_there_is_room(list(prefill), lambda n: {who: STEP_OF[who](models[who], 1, n - 1) for who in WHO})
+
+        def both(length: int) -> dict[str, tuple[Step, int]]:
+            return {who: STEP_OF[who](models[who], 1, length - 1) for who in WHO}
+
+        steps = while_there_is_room(list(prefill), both, told)
     taken = {length: {who: step for who, (step, _) in by.items()} for length, by in steps.items()}
-    decode = in_turn(taken, DECODED, subject.device, "cost of decoding", *TURNS) if taken else {}
+    decode = in_turn(taken, DECODED, subject.device, told, *TURNS) if taken else {}
     # What is told is told of the same lengths; of reading alone, where nothing can be decoded.
     done = list(decode or prefill)
     return {

@@ -26,7 +26,7 @@ def in_turn(
             step()
         return {who: [] for who in steps[length]}
 
-    found = while_there_is_room(sorted(steps), tried)
+    found = while_there_is_room(sorted(steps), tried, told)
     for number in tqdm(range(warm + rounds), told, unit="round", leave=False):
         for length, seconds in found.items():
             for who in seconds:
@@ -36,10 +36,11 @@ def in_turn(
     return found
 
 
-def while_there_is_room(lengths: list[int], work: Callable[[int], Made]) -> dict[int, Made]:
+def while_there_is_room(lengths: list[int], work: Callable[[int], Made], told: str) -> dict[int, Made]:
     """What is made for each length, until there is no memory for one."""
     made: dict[int, Made] = {}
-    for length in lengths:
+    # What is built at its first use can take a minute.
+    for length in tqdm(lengths, f"{told}, first steps", unit="length", leave=False):
         try:
             made[length] = work(length)
         except RuntimeError as problem:

@@ -166,6 +166,27 @@ def test_mistakes_are_one_line(checkpoint: Path, tmp_path: Path, capsys: pytest.
         assert printed.startswith("distill: ") and said in printed
 
 
+@pytest.mark.parametrize(("least", "code"), [(32, 2), (64, 0)])
+def test_what_there_is_no_memory_for_is_told(
+    least: int, code: int, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):  # fmt: skip
+    make = serving.reading
+
+    def reading(model: Any, batch: int, length: int) -> Any:
+        if length >= least:
+            raise torch.OutOfMemoryError
+        return make(model, batch, length)
+
+    monkeypatch.setattr(serving, "reading", reading)
+    monkeypatch.setattr(serving, "TURNS", (3, 0))
+    command = ["prefill", str(checkpoint), "--lengths", "32,64", "--batches", "1", "--device", "cpu"]
+    assert main([*command, "--teacher", "pocket", "--out", str(tmp_path / "speed")]) == code
+    said = "no memory for texts of 1 × 64 tokens" if code == 0 else "--lengths: there is no memory for the shortest; "
+    assert f"distill: {said}" in capsys.readouterr().err
+    assert (tmp_path / "speed.json").exists() is (code == 0)
+
+
 @pytest.mark.parametrize("wrong", ["0", "8,-1", "two"])
 def test_numbers_are_above_nought(wrong: str, checkpoint: Path, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as ended:
