@@ -12,7 +12,8 @@ def named_device(name: str | None) -> torch.device:
         found = torch.device(name or there or "cpu")
         torch.empty(1, device=found)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name}: there is none such here; give cpu, cuda or cuda:1") from error
+        others = f" or {there.type}" if there else ""
+        raise UserError(f"--device {name}: there is none such here; give cpu{others}") from error
     return found
 
 

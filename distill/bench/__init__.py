@@ -5,3 +5,6 @@ a figure);
 `__main__` → `attention`, `maploss`, `step`, `stage1` (the ways) → `layer` (what is timed) → `by_kernel` (what
 kernels of attention take, one by one) → `layer_table`.
 """
+
+#: What one types.
+PROGRAM = "python -m distill.bench"

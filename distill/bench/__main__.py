@@ -16,8 +16,10 @@ from typing import Any
 from ..errors import UserError, exit_code, reason
 from ..exported import DTYPES, load_decoder, provenance
 from ..report.compare.case import mixer_words, teacher_name
+from . import PROGRAM
 
-PROGRAM = "python -m distill.bench"
+#: Tokens where a step of many would take a CPU minutes.
+ON_CPU = [256, 1024]
 #: Of one layer.
 SIZES = (
     ("--features", None, "features of the map, if not as conf/mixer/ has it"),
@@ -108,23 +110,30 @@ def parser() -> argparse.ArgumentParser:
     for option, usual, means in SEVERAL:
         several.add_argument(option, type=type(usual), default=usual, metavar="X", help=f"{means} (%(default)s)")
     several.add_argument(
-        "--out", type=Path, metavar="OUT", default=Path("devices"), help="OUT.json, OUT.md (%(default)s)"
+        "--out", type=stem, metavar="OUT", default=Path("devices"), help="OUT.json, OUT.md (%(default)s)"
     )
     return made
 
 
 def common(made: argparse.ArgumentParser, lengths: list[int], out: str, files: str) -> None:
-    told = ",".join(map(str, lengths))
-    made.add_argument("--lengths", type=counts, default=lengths, metavar="N,N", help=f"tokens ({told})")
+    usual, few = (",".join(map(str, each)) for each in (lengths, ON_CPU))
+    made.add_argument("--lengths", type=counts, metavar="N,N", help=f"tokens ({usual}; on a CPU {few})")
+    made.set_defaults(usual=lengths)
     made.add_argument("--device", help="cpu, cuda (a GPU, if there is one)")
-    made.add_argument("--out", type=Path, metavar="OUT", default=Path(out), help=f"{files} (%(default)s)")
+    made.add_argument("--out", type=stem, metavar="OUT", default=Path(out), help=f"{files} (%(default)s)")
+
+
+def stem(text: str) -> Path:
+    """OUT, of which somebody may have typed one of its files."""
+    path = Path(text)
+    return path.with_suffix("") if path.suffix in (".json", ".md") else path
 
 
 def counts(text: str) -> list[int]:
-    found = [int(part) for part in text.split(",")]
-    if min(found) < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be numbers of at least 1")
-    return found
+    parts = text.split(",")
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"{text} must be numbers of at least 1, as in 1024,4096")
+    return [int(part) for part in parts]
 
 
 def bench(given: argparse.Namespace, command: str) -> Path:
@@ -135,10 +144,10 @@ def bench(given: argparse.Namespace, command: str) -> Path:
     from ..positions import within_positions
     from .faster import captured, compiled
     from .serving import Timing, time_decode, time_prefill, time_train
-    from .table import TITLE, rows, save, section, writable
+    from .table import KINDS, TITLE, rows, save, section, writable
 
     source = provenance(str(given.checkpoint), "")
-    writable(given.out)
+    writable(given.out, KINDS)
     device = named_device(given.device)
     if given.compile and given.what == "prefill":
         raise UserError("--compile: only steps of decoding and of training are compiled; leave it out")
@@ -149,8 +158,9 @@ def bench(given: argparse.Namespace, command: str) -> Path:
     if given.graphs and device.type != "cuda":
         raise UserError(f"--graphs: CUDA graphs are for a GPU, and --device is {device.type}; leave it out")
     models = loaded(given, source, device)
-    longest = within_positions(models["teacher"], max(given.lengths) + 1) - 1
-    lengths = sorted(length for length in given.lengths if length <= longest)
+    wanted = lengths_of(given, device)
+    longest = within_positions(models["teacher"], max(wanted) + 1) - 1
+    lengths = sorted(length for length in wanted if length <= longest)
     if not lengths:
         raise UserError(f"--lengths: the teacher has positions for {longest + 1:,} tokens; give shorter ones")
     ways = {"compiled": compiled} if given.compile else {}
@@ -167,11 +177,17 @@ def bench(given: argparse.Namespace, command: str) -> Path:
     label = mixer_words(mixer["map"], mixer, features)
     teacher = teacher_name(source["teacher"]["name"])
     try:
-        where = ", ".join([hardware(device), *ways])
+        where = ", ".join([hardware(device), given.dtype, *ways])
         made = rows(found, label, teacher, command, where, git_commit(), device.type == "cuda")
         return save(given.out, made, TITLE, section)
     except OSError as error:
         raise UserError(f"--out {given.out} cannot be written: {reason(error)}") from error
+
+
+def lengths_of(given: argparse.Namespace, device: Any) -> list[int]:
+    """Those that were asked for, or what is usual on such a device."""
+    found: list[int] = given.lengths or (ON_CPU if device.type == "cpu" else given.usual)
+    return found
 
 
 def told_of(found: list[Any], lengths: list[int], batches: list[int]) -> None:
@@ -195,7 +211,7 @@ def bench_layer(given: argparse.Namespace, command: str) -> Path:
     from ..mixer import named_options
     from . import attention, by_kernel, maploss, stage1, step
     from .layer import Layer, copied_per_second, multiplied_per_second, time_ways
-    from .layer_table import ATTENTION, MAP_LOSS, STAGE_1, STEP, TITLE, rows, section
+    from .layer_table import ATTENTION, KINDS, MAP_LOSS, STAGE_1, STEP, TITLE, rows, section
     from .table import save, writable
 
     timed, goals = {
@@ -204,7 +220,7 @@ def bench_layer(given: argparse.Namespace, command: str) -> Path:
         "step": (step, STEP),
         "stage1": (stage1, STAGE_1),
     }[given.what]
-    writable(given.out)
+    writable(given.out, KINDS)
     shape = HeadShape(given.heads, given.kv_heads, given.head_dim)
     if min(shape) < 1 or given.heads % given.kv_heads:
         raise UserError(f"--heads {given.heads} must be a multiple of --kv-heads {given.kv_heads}, and all at least 1")
@@ -212,9 +228,9 @@ def bench_layer(given: argparse.Namespace, command: str) -> Path:
         raise UserError("--mixer softmax: it stands beside every other; give another")
     said = {key: getattr(given, key) for key in ("features", "window") if getattr(given, key) is not None}
     device = named_device(given.device)
-    layer = Layer(
-        shape, named_options(given.mixer, max(given.lengths)) | said, device, getattr(torch, given.dtype), given.mixer
-    )
+    lengths = lengths_of(given, device)
+    options = named_options(given.mixer, max(lengths)) | said
+    layer = Layer(shape, options, device, getattr(torch, given.dtype), given.mixer)
     try:
         mixer = layer.mixer()
     except (ValueError, KeyError) as error:
@@ -225,10 +241,10 @@ def bench_layer(given: argparse.Namespace, command: str) -> Path:
     try:
         on_gpu = device.type == "cuda"
         often = (goals.times if on_gpu else 1), goals.graphs and on_gpu
-        found = time_ways(device, given.lengths, timed.ways(layer), goals.what, *often)
+        found = time_ways(device, lengths, timed.ways(layer), goals.what, *often)
         rates = multiplied_per_second(device), copied_per_second(device)
-        floors = {length: timed.floor(layer, length, *rates) for length in given.lengths}
-        told = command, f"{hardware(device)}, {given.precision} precision", git_commit()
+        floors = {length: timed.floor(layer, length, *rates) for length in lengths}
+        told = command, f"{hardware(device)}, {given.dtype}, {given.precision} precision", git_commit()
         page = save(given.out, rows(layer, goals, found, floors, timed.errors(layer), *told), TITLE, section)
         if timed is attention:
             save(given.out, by_kernel.rows(layer, found, rates, *told), TITLE, section)
@@ -246,7 +262,7 @@ def bench_devices(given: argparse.Namespace, command: str) -> Path:
     from .devices import TITLE, Job, measure, rows, section
     from .table import save, writable
 
-    writable(given.out)
+    writable(given.out, ["devices"])
     there = torch.cuda.device_count()
     if given.accelerator == "gpu" and there < given.devices:
         raise UserError(f"--devices {given.devices}: there are {there} GPUs here; give fewer, or --accelerator cpu")
@@ -278,7 +294,7 @@ def loaded(given: argparse.Namespace, source: dict[str, Any], device: Any) -> di
             attn_implementation=UNMASKED if given.what == "decode" else "sdpa",
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be loaded: {reason(error)}") from error
+        raise UserError(f"--teacher {path} cannot be loaded: {reason(error)}") from error
     return {"teacher": teacher.eval().to(device), "student": student}
 
 

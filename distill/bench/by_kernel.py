@@ -85,7 +85,7 @@ def rows(
     made = []
     for name, values in measured(layer, max(lengths), *rates).items():
         domain = f"{name} of attention at {max(lengths)} tokens, {hardware}"
-        case = str(Case(words, f"{layer.shape.heads} heads of {layer.shape.head_dim}", domain))
+        case = str(Case(words, layer.words, domain))
         made += [
             Row(case, metric, value, None, [0], METRICS[metric][0], None, command, hardware, commit)
             for metric, value in values.items()

@@ -34,6 +34,11 @@ class Layer:
     dtype: torch.dtype = torch.float32
     name: str = "exponential"
 
+    @property
+    def words(self) -> str:
+        heads, kv_heads, head_dim = self.shape
+        return f"{heads} heads of {head_dim}" + (f", {kv_heads} of keys" if kv_heads != heads else "")
+
     def mixer(self) -> Mixer:
         torch.manual_seed(0)
         return Mixer(self.shape, self.options).to(self.device)
@@ -108,7 +113,7 @@ def multiplied_per_second(device: torch.device) -> float:
     on_gpu = device.type == "cuda"
     size, dtype = (8192, torch.bfloat16) if on_gpu else (1024, torch.float32)
     left, right = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
-    taken = in_turn({size: {"product": lambda: left @ right}}, 10, device, "ceiling", *TURNS)
+    taken = in_turn({size: {"product": lambda: left @ right}}, 10, device, "rate of products", *TURNS)
     return 2 * size**3 / statistics.median(taken[size]["product"])
 
 
@@ -117,5 +122,5 @@ def copied_per_second(device: torch.device) -> float:
     size = 2**30 if device.type == "cuda" else 2**26
     source = torch.empty(size, dtype=torch.int8, device=device)
     target = torch.empty_like(source)
-    taken = in_turn({size: {"copy": lambda: target.copy_(source)}}, 10, device, "ceiling", *TURNS)
+    taken = in_turn({size: {"copy": lambda: target.copy_(source)}}, 10, device, "rate of copies", *TURNS)
     return 2 * size / statistics.median(taken[size]["copy"])

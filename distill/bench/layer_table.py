@@ -13,6 +13,8 @@ from .attention import KERNELS, TOKENS
 from .layer import Layer, Measured
 
 TITLE = "Speed of the kernels"
+#: What its pages are of.
+KINDS = ("attention", "maploss", "step", "stage1")
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ ALL = (ATTENTION, MAP_LOSS, STEP, STAGE_1)
 MIXER, SHAPE = "exponential F=128", "12 heads of 64"
 #: Metrics that are times of a way, and what is held to float64.
 TIMED = {goals.metric for goals in ALL}
-ERRORS = {"attention": "gradient", "map loss": "gradient", "step": "output"}
+ERRORS = {"attention": "a gradient", "map loss": "a gradient", "step": "an output"}
 
 
 def rows(
@@ -57,8 +59,7 @@ def rows(
     command: str, hardware: str, commit: str | None,
 ) -> list[Row]:  # fmt: skip
     """floors: seconds, by length."""
-    shape = f"{layer.shape.heads} heads of {layer.shape.head_dim}"
-    mixer = mixer_words(layer.name, layer.options, layer.feature_dim)
+    shape, mixer = layer.words, mixer_words(layer.name, layer.options, layer.feature_dim)
 
     def row(domain: str, metric: str, value: float, unit: str, way: str, length: int | None) -> Row:
         there = goals.length in (None, length) or length is None
@@ -86,7 +87,7 @@ def rows(
 
 def section(name: str, there: list[Row]) -> Section:
     """Of one mixer, shape and machine: what was timed of it, each in tables of its own."""
-    goals, tables = goal_table(there), []
+    goals, tables = goal_table(sorted(there, key=in_order)), []
     for what in dict.fromkeys(found[0] for row in there if (found := place_of(row))):
         tables += [timing_table(what, there), *([error_table(what, there)] if what in ERRORS else [])]
     kernels = by_kernel.table(there)
@@ -107,7 +108,7 @@ def section(name: str, there: list[Row]) -> Section:
 def timing_table(what: str, there: list[Row]) -> Table:
     values = {(place, row.metric): row.value for row in there if (place := place_of(row)) and place[0] == what}
     lines = []
-    for place in dict.fromkeys(place for place, _ in values):
+    for place in sorted(dict.fromkeys(place for place, _ in values), key=lambda place: place[1]):
         taken = next(value for (at, metric), value in values.items() if at == place and metric in TIMED)
         floor = values[place, "floor_ms"]
         over = times(taken / floor) if taken and floor else DASH
@@ -124,8 +125,13 @@ def error_table(what: str, there: list[Row]) -> Table:
         for row in there
         if row.metric == "error" and (domain := domain_of(row)).startswith(start)
     ]
-    caption = f"{what.capitalize()}: largest error of a {ERRORS[what]}, of its largest value"
+    caption = f"{what.capitalize()}: largest error of {ERRORS[what]}, of its largest value"
     return Table(caption, ["Way", "Error"], lines)
+
+
+def in_order(row: Row) -> list[str]:
+    """Of lengths, the shorter first."""
+    return [part.zfill(9) if part.isdigit() else part for part in re.split(r"(\d+)", row.case)]
 
 
 def place_of(row: Row) -> tuple[str, int, str] | None:

@@ -41,8 +41,9 @@ def fused() -> Loss:
     return made
 
 
-#: Stages by what they are called.
-STAGES = {"dense (compiled)": DenseStage, "as a run": AttentionStage}
+def stages(device: torch.device) -> dict[str, type[AttentionStage]]:
+    """By what they are called."""
+    return {"dense (compiled)" if device.type == "cuda" else "dense": DenseStage, "as a run": AttentionStage}
 
 
 def floor(layer: Layer, length: int, multiplied: float, copied: float) -> float:
@@ -53,7 +54,8 @@ def floor(layer: Layer, length: int, multiplied: float, copied: float) -> float:
 def teacher(layer: Layer, length: int) -> Teacher:
     """Of no training: how long a step takes does not depend on it."""
     heads, _, head_dim = layer.shape
-    told = GPT2Config(n_layer=LAYERS, n_head=heads, n_embd=heads * head_dim, n_positions=length, vocab_size=WORDS)
+    sizes = {"n_layer": LAYERS, "n_head": heads, "n_embd": heads * head_dim, "n_positions": length}
+    told = GPT2Config(vocab_size=WORDS, bos_token_id=0, eos_token_id=0, **sizes)
     model = AutoModelForCausalLM.from_config(told, attn_implementation=CAPTURE, dtype=layer.dtype)
     words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel()))
     return freeze("gpt2", model.to(layer.device), words, layer.dtype)
@@ -71,7 +73,7 @@ def ways(layer: Layer) -> dict[str, Callable[[int], Step]]:
 
         return step
 
-    return {name: partial(make, stage) for name, stage in STAGES.items()}
+    return {name: partial(make, stage) for name, stage in stages(layer.device).items()}
 
 
 def errors(layer: Layer) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from urllib.parse import quote
 
@@ -19,9 +19,12 @@ from ..report.pages import Page
 from ..report.plots import Line, curves
 from ..report.quantities import number, size, with_error
 from ..report.section import Figure, Section, Table
+from . import PROGRAM
 from .serving import Timing
 
 TITLE = "Speed beside the teacher"
+#: What its pages are of.
+KINDS = ("decode", "prefill", "train")
 #: The shortest and the longest length between which decoding is to take the same time.
 FLAT_FROM, FLAT_TO = 1024, 16384
 FLAT = "<= 1.15"
@@ -67,11 +70,18 @@ def wanted_of(found: Timing) -> str | None:
     return FASTER if found.what == "decode" and (found.length, found.batch) == FASTER_AT else None
 
 
-def writable(out: Path) -> None:
-    """UserError where OUT cannot be written, or be added to: before minutes of measuring, not after."""
+def writable(out: Path, kinds: Collection[str]) -> None:
+    """UserError where OUT cannot be written, or be added to: before minutes of measuring, not after.
+
+    kinds: what `distill.bench` has timed where a page of this one has tables for it.
+    """
+    if not out.name or out.is_dir():
+        raise UserError(f"--out {out} is a folder: name a file in one")
     file = beside(out, ".json")
-    if file.exists():
-        read_rows(file)
+    for row in read_rows(file) if file.exists() else []:
+        what = (row.command or "").removeprefix(f"{PROGRAM} ").split(" ")[0]
+        if what not in kinds:
+            raise UserError(f"--out {out} holds what another command, {what}, has timed; name another file")
     there = next(each for each in file.absolute().parents if each.exists())
     if not os.access(file if file.exists() else there, os.W_OK) or not there.is_dir():
         raise UserError(f"--out {out} cannot be written: name a file in a folder that can")
