@@ -142,6 +142,7 @@ def bench(given: argparse.Namespace, command: str) -> Path:
     from ..device import compile_on, named_device
     from ..measure.origin import hardware
     from ..positions import within_positions
+    from ..stages.compiled import refusing
     from .faster import captured, compiled
     from .serving import Timing, time_decode, time_prefill, time_train
     from .table import KINDS, TITLE, rows, save, section, writable
@@ -170,7 +171,8 @@ def bench(given: argparse.Namespace, command: str) -> Path:
         "prefill": time_prefill,
         "train": partial(time_train, graphs=given.graphs, compiled=given.compile),
     }
-    found = timed[given.what](models, lengths, given.batches)
+    with refusing("--compile"):
+        found = timed[given.what](models, lengths, given.batches)
     told_of(found, lengths, given.batches)
     mixer = source["mixer"]
     features = models["student"].config.mixer.get("features")
@@ -235,6 +237,8 @@ def bench_layer(given: argparse.Namespace, command: str) -> Path:
         mixer = layer.mixer()
     except (ValueError, KeyError) as error:
         raise UserError(f"--mixer {given.mixer}: {error}") from error
+    if timed is stage1 and given.kv_heads != given.heads:
+        raise UserError(f"--kv-heads {given.kv_heads}: stage 1 is of a GPT-2, whose keys have all heads; leave it out")
     if timed in (maploss, stage1) and not (mixer.comparable and any(True for _ in mixer.parameters())):
         raise UserError(f"--mixer {given.mixer}: it has no map that could be fitted; give attention or step")
     torch.set_float32_matmul_precision(given.precision)

@@ -104,8 +104,8 @@ def time_ways(
 
 
 def error(found: Tensor, right: Tensor) -> float:
-    """The largest, of the largest value there is."""
-    return float((found.double() - right).abs().max() / right.abs().max())
+    """The largest, of the largest value there is; as it is where there are noughts alone."""
+    return float((found.double() - right).abs().max() / (right.abs().max() or 1))
 
 
 def multiplied_per_second(device: torch.device) -> float:

@@ -16,7 +16,7 @@ from ..maploss import kl_in_blocks, log_teacher, row_kl
 from ..measure.steps import Step
 from .layer import Layer, error
 
-#: Tokens of the text on which every way is held against the formula in float64.
+#: Tokens beyond the window on which every way is held against the formula in float64.
 CHECKED = 512
 #: The longest text that a way is timed with, tokens: a longer one takes it a quarter of a minute, or has no room.
 LONGEST = {"dense (compiled)": 16384, "in blocks": 16384}
@@ -75,7 +75,7 @@ def ways(layer: Layer) -> dict[str, Callable[[int], Step | None]]:
 
 def errors(layer: Layer) -> dict[str, float]:
     """By way, of the gradient for the mixer's first parameter, against float64."""
-    mixer, heads = layer.mixer(), layer.heads(CHECKED)
+    mixer, heads = layer.mixer(), layer.heads(CHECKED + layer.options["window"])
     exact = deepcopy(mixer).double()
     query, key = heads.query.double(), heads.key.double()
     whole = exact.whole(query, key, heads.scaling)

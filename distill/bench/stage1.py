@@ -54,8 +54,8 @@ def floor(layer: Layer, length: int, multiplied: float, copied: float) -> float:
 def teacher(layer: Layer, length: int) -> Teacher:
     """Of no training: how long a step takes does not depend on it."""
     heads, _, head_dim = layer.shape
-    sizes = {"n_layer": LAYERS, "n_head": heads, "n_embd": heads * head_dim, "n_positions": length}
-    told = GPT2Config(vocab_size=WORDS, bos_token_id=0, eos_token_id=0, **sizes)
+    told = GPT2Config(n_layer=LAYERS, n_head=heads, n_embd=heads * head_dim, n_positions=length, vocab_size=WORDS)
+    told.bos_token_id = told.eos_token_id = 0
     model = AutoModelForCausalLM.from_config(told, attn_implementation=CAPTURE, dtype=layer.dtype)
     words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel()))
     return freeze("gpt2", model.to(layer.device), words, layer.dtype)

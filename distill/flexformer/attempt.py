@@ -22,6 +22,15 @@ def roomy(device: torch.device) -> bool:
     return getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0) >= SHARED
 
 
+def exported() -> bool:
+    """Whether what is computed is written down, to be run where there may be no kernels.
+
+    But for what `torch.export` writes with strict=True: PyTorch 2.11 says `is_exporting` of what it compiles, too.
+    """
+    compiler = torch.compiler
+    return torch.jit.is_tracing() or (compiler.is_compiling() and not compiler.is_dynamo_compiling())
+
+
 def possible(what: str) -> bool:
     return what not in _given_up
 
@@ -35,6 +44,12 @@ def tell(what: str, way: str) -> None:
     ways = taken.setdefault(what, [])
     if way not in ways:
         ways.append(way)
+
+
+@torch.compiler.assume_constant_result
+def noted(what: str, way: str) -> None:
+    """`tell`, which the compiler does not look into: then once, as it compiles."""
+    tell(what, way)
 
 
 def watched() -> bool:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .attempt import LINEAR, attempt, possible, roomy
+from .attempt import LINEAR, attempt, exported, possible, roomy
 from .levels import fused, leveled, levels
 from .memory import Memory
 from .normaliser import RowSum
@@ -24,6 +24,8 @@ except (ImportError, OSError):  # No Triton for this machine, or no source for i
 
 #: The most features and the widest heads, and how many numbers a tile of both may have, that fit into a multiprocessor.
 MOST, DEEPEST, LARGEST = 256, 128, 16384
+#: Texts' heads, of which each has a row of programs: no more rows can be launched.
+ROWS = 65535
 #: Of features that are given, what has been held to float64 on a GPU.
 MOST_GIVEN, DEEPEST_GIVEN = 128, 64
 
@@ -41,6 +43,7 @@ def has_kernels(mixer: Any, query: Tensor, value: Tensor, memory: Memory | None 
         and not exported()
         and query.dtype != torch.float64
         and mode(query) == "bf16"
+        and 0 < query.shape[0] * query.shape[1] <= ROWS
         and roomy(query.device)
         and not (memory is not None and torch.is_grad_enabled())
         and mixer.causal
@@ -50,15 +53,6 @@ def has_kernels(mixer: Any, query: Tensor, value: Tensor, memory: Memory | None 
         and type(mixer.normaliser) is RowSum
         and fits(mixer.feature_dim, max(query.shape[-1], value.shape[-1]), fused(mixer))
     )
-
-
-def exported() -> bool:
-    """Whether what is computed is written down, to be run where there may be no kernels.
-
-    But for what `torch.export` writes with strict=True: PyTorch 2.11 says `is_exporting` of what it compiles, too.
-    """
-    compiler = torch.compiler
-    return torch.jit.is_tracing() or (compiler.is_compiling() and not compiler.is_dynamo_compiling())
 
 
 def through_kernels(

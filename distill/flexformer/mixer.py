@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from .attempt import KERNELS, LINEAR, PYTORCH, tell
+from .attempt import KERNELS, LINEAR, PYTORCH, noted
 from .bidirectional import everywhere
 from .decay import FORGOTTEN, build_decay
 from .delta import DELTA, Reading
@@ -102,8 +102,7 @@ class Mixer(TokenMixer):
                 done = one_step(self, query, key, value, scaling, padding, memory)
             elif not one and has_kernels(self, query, value, memory):
                 done = through_kernels(self, query, key, value, scaling, padding, memory)
-            if not torch.compiler.is_compiling():
-                tell(ONE if one else LINEAR, PYTORCH if done is None else KERNELS)
+            noted(ONE if one else LINEAR, PYTORCH if done is None else KERNELS)
             if done is not None:
                 return done
             path = (self.ways.recurrent if one else self.ways.chunked) if self.causal else everywhere

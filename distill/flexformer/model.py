@@ -39,6 +39,10 @@ def attend(
         if attention_mask.dim() != 2:
             raise ValueError("a flexformer takes a 2-D padding mask (batch, tokens), no other")
         attention_mask = attention_mask[:, -key.shape[2] :]
+        if attention_mask.shape != (len(key), key.shape[2]):
+            raise ValueError(
+                f"a padding mask of {tuple(attention_mask.shape)} is none of {len(key)} texts of {key.shape[2]} tokens"
+            )
     scaling = own_scaling(module, query.shape[-1]) if scaling is None else scaling
     if not hasattr(module, "mixer"):
         out = exact_attention(query, key, value, scaling, attention_mask, is_causal(module))

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .attempt import attempt, possible
+from .attempt import attempt, exported, possible
 from .decay import FORGOTTEN, LearnedDecay, NoDecay
 from .engine import NO_KEYS
 from .exponential import Exponential
@@ -34,7 +34,7 @@ def has_kernel(mixer: Any, query: Tensor, value: Tensor) -> bool:
         and possible(WHAT)
         and query.is_cuda
         and not torch.is_grad_enabled()
-        and not torch.jit.is_tracing()
+        and not exported()
         and query.dtype != torch.float64
         and mixer.parts >= {"linear", "window"}
         and type(mixer.map) is Exponential

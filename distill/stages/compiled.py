@@ -7,11 +7,20 @@ from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 
 from ..errors import UserError, reason
-from ..flexformer.attempt import LINEAR, PYTORCH, NoKernels, taken, tell
-from ..flexformer.mixer import Mixer
+from ..flexformer.attempt import NoKernels, tell
 
 #: What a run tells of its models.
 WHAT, COMPILER = "models", "the compiler"
+
+
+@contextmanager
+def refusing(key: str) -> Iterator[None]:
+    """UserError, which names the key, where the compiler fails."""
+    try:
+        yield
+    except (TorchDynamoException, NoKernels) as problem:
+        told = reason(getattr(problem, "inner_exception", problem))
+        raise UserError(f"{key}: the compiler fails here: {told}; leave it out") from problem
 
 
 @contextmanager
@@ -25,13 +34,8 @@ def compiled(models: Iterable[nn.Module]) -> Iterator[None]:
         model.compile()
         tell(WHAT, COMPILER)
     try:
-        yield
-        if LINEAR not in taken and any(isinstance(part, Mixer) for model in models for part in model.modules()):
-            # A mixer that the compiler has looked into cannot tell.
-            tell(LINEAR, PYTORCH)
-    except (TorchDynamoException, NoKernels) as problem:
-        told = reason(getattr(problem, "inner_exception", problem))
-        raise UserError(f"compile=true: the compiler fails here: {told}; leave it out") from problem
+        with refusing("compile=true"):
+            yield
     finally:
         for model in models:
             # What `compile` leaves at a model, for which there is no way back.

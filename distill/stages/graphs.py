@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from transformers import masking_utils
 
 from ..errors import reason
-from ..flexformer.attempt import give_up, possible, tell
+from ..flexformer.attempt import tell
 
 #: Steps alike that are taken kernel by kernel before: what is built or chosen at its first use must be there.
 BEFORE = 2
@@ -50,6 +50,7 @@ class Steps:
         self.graphs = self.accumulates = False
         self.graph: Graph | None = None
         self.alike, self.shapes = 0, shapes_of({})
+        self.refused = False
 
     def __call__(self, inputs: Inputs) -> Loss:
         whole = inputs.keys() <= FIXED
@@ -57,7 +58,7 @@ class Steps:
         with one_text_a_row() if whole else nullcontext():
             if not self.graphs:
                 return self.compute(inputs)
-            loss = self.as_graph(inputs) if whole and possible(WHAT) else None
+            loss = self.as_graph(inputs) if whole and not self.refused else None
             tell(WHAT, ONE_BY_ONE if loss is None else GRAPH)
             return self.compute(inputs) if loss is None else loss
 
@@ -70,7 +71,7 @@ class Steps:
             try:
                 self.graph = self.captured(inputs)
             except Exception as problem:
-                give_up(WHAT)
+                self.refused = True
                 told = reason(problem.__context__ if isinstance(problem.__context__, Exception) else problem)
                 warnings.warn(f"steps are taken {ONE_BY_ONE}, since they make no CUDA graph: {told}", stacklevel=3)
         return self.graph(inputs) if self.graph is not None and shapes == shapes_of(self.graph.inputs) else None

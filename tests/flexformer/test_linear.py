@@ -277,6 +277,8 @@ def test_texts_that_there_are_kernels_for(monkeypatch: pytest.MonkeyPatch):
     assert chosen(plain, on_gpu(dtype=torch.float32))
     wide = made(HeadShape(2, 2, 16), PLAIN | {"features": 256})
     assert chosen(wide) and not chosen(wide, on_gpu(shape=(1, 2, 9, 128)))
+    # No rows of programs, and more than can be launched.
+    assert not chosen(plain, on_gpu(shape=(0, 2, 9, 16))) and not chosen(plain, on_gpu(shape=(32768, 2, 9, 16)))
     assert not chosen(plain, None, "memory")
     with torch.no_grad():
         assert chosen(plain, None, "memory")

@@ -12,11 +12,12 @@ from distill.flexformer.linear_layout import Sizes
 from distill.flexformer.parameters import parameters
 from distill.stages.fit import matmul_precision
 from flexformer.interpreted import DEVICE, made, text
-from flexformer.test_linear import CASES, SCALING
+from flexformer.test_linear import CASES, OTHERS, SCALING
 
 #: Interpreted, each takes its time.
-SOME = list(CASES) if DEVICE == "cuda" else ["plain", "window"]
-OTHERS = list(CASES) if DEVICE == "cuda" else ["grouped queries", "window"]
+ALL = CASES | OTHERS
+SOME = list(ALL) if DEVICE == "cuda" else ["window", "hedgehog"]
+PADDED = list(ALL) if DEVICE == "cuda" else ["grouped queries", "window"]
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +38,7 @@ def taken(mixer: Any, given: list[Tensor], call: Any) -> tuple[Tensor, ...]:
 
 @pytest.mark.parametrize("name", SOME)
 def test_it_is_the_same_in_one_graph(name: str, monkeypatch: pytest.MonkeyPatch):
-    shape, options = CASES[name]
+    shape, options = ALL[name]
     mixer, given = made(shape, options), text(shape, 90, dtype=torch.bfloat16)
     expected = taken(mixer, given, lambda *of: linear.launched(mixer, *of, None, None))
     if DEVICE == "cpu":
@@ -49,9 +50,9 @@ def test_it_is_the_same_in_one_graph(name: str, monkeypatch: pytest.MonkeyPatch)
         torch.testing.assert_close(one, other, rtol=0, atol=0 if DEVICE == "cpu" else 1e-2)
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", PADDED)
 def test_padding_and_memory_go_into_the_graph(name: str, monkeypatch: pytest.MonkeyPatch):
-    shape, options = CASES[name]
+    shape, options = ALL[name]
     mixer, given = made(shape, options), text(shape, 90, dtype=torch.bfloat16)
     padding = torch.ones(2, 90, dtype=torch.long, device=DEVICE)
     padding[0, :40] = padding[1, 80:] = 0
@@ -101,6 +102,18 @@ def test_one_graph_serves_many_lengths(monkeypatch: pytest.MonkeyPatch):
         torch.testing.assert_close(found, expected, rtol=0, atol=0 if DEVICE == "cpu" else 1e-2)
 
 
+def test_every_way_is_told(monkeypatch: pytest.MonkeyPatch):
+    """Of mixers that have kernels, and of those that have none, by what the compiler has looked into."""
+    monkeypatch.setattr(attempt, "taken", {})
+    shape, options = CASES["plain"]
+    mixer, given = made(shape, options), text(shape, 5, dtype=torch.bfloat16)
+    for there in (True, False):
+        monkeypatch.setattr(mixer_module, "has_kernels", lambda *of, there=there: there)
+        torch._dynamo.reset()
+        torch.compile(mixer, fullgraph=True, backend="aot_eager")(*given, SCALING)
+    assert attempt.taken == {attempt.LINEAR: [attempt.KERNELS, attempt.PYTORCH]}
+
+
 class There(NamedTuple):
     """Queries on a GPU, as far as they are looked at."""
 
@@ -112,7 +125,7 @@ class There(NamedTuple):
 
 @pytest.mark.parametrize("name", CASES)
 def test_that_there_are_kernels_is_seen_in_one_graph(name: str, monkeypatch: pytest.MonkeyPatch):
-    shape, options = CASES[name]
+    shape, options = ALL[name]
     mixer, (query, _, value) = made(shape, options), text(shape, 9, dtype=torch.bfloat16)
     monkeypatch.setattr(linear, "roomy", lambda device: True)
 

@@ -125,6 +125,11 @@ def test_refuses_a_full_mask(model: FlexformerForCausalLM):
         model(tokens(1, 3), torch.zeros(1, 1, 3, 3, dtype=torch.float64))
 
 
+def test_refuses_a_mask_of_other_texts(model: FlexformerForCausalLM):
+    with pytest.raises(ValueError, match=r"a padding mask of \(2, 2\) is none of 2 texts of 3 tokens"):
+        model(tokens(2, 3), torch.tensor([[0, 1], [1, 1]]))
+
+
 def test_refuses_assisted_decoding(model: FlexformerForCausalLM):
     with pytest.raises(ValueError, match="assisted"):
         model.generate(tokens(1, 3), assistant_model=model, max_new_tokens=2)

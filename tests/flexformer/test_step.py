@@ -180,9 +180,10 @@ def test_steps_that_there_is_no_kernel_for(monkeypatch: pytest.MonkeyPatch):
     assert not chosen(plain, None, OnGpu(width=200))
     with torch.enable_grad():
         assert not chosen(plain)
-    with monkeypatch.context() as changed:
-        changed.setattr(torch.jit, "is_tracing", lambda: True)
-        assert not chosen(plain)
+    for owner, name in ((torch.compiler, "is_compiling"), (torch.jit, "is_tracing")):
+        with monkeypatch.context() as changed:
+            changed.setattr(owner, name, lambda: True)
+            assert not chosen(plain)
     plain.parts = {"linear"}
     assert not chosen(plain)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from distill.bench import serving
+from distill.bench import PROGRAM, serving
 from distill.bench.__main__ import main
 from distill.bench.serving import Timing, timing
 from distill.bench.table import TITLE, rows, section
@@ -17,6 +17,7 @@ from distill.exported import load_decoder
 from distill.measure.turns import in_turn
 from distill.report.compare.rows import Row
 
+COMMAND = f"{PROGRAM} decode DIR"
 SECONDS = {1024: (0.01, 0.02), 4096: (0.02, 0.021), 16384: (0.05, 0.02)}
 
 
@@ -39,7 +40,7 @@ def timings(batch: int = 8, slower: float = 1.0) -> list[Timing]:
     ]
 
 
-def made(found: list[Timing], hardware: str = "one GPU", command: str = "c") -> dict[tuple[str, str], Row]:
+def made(found: list[Timing], hardware: str = "one GPU", command: str = COMMAND) -> dict[tuple[str, str], Row]:
     built = rows(found, "hedgehog F=128", "pocket", command, hardware, "abc", "GPU" in hardware)
     return {(row.case, row.metric): row for row in built}
 
@@ -138,7 +139,7 @@ def test_the_command_measures_a_student(
     assert capsys.readouterr().out == f"{tmp_path / 'speed.md'}\n"
     found = json.loads((tmp_path / "speed.json").read_text())
     assert all(row["value"] > 0 for row in found) and found[0]["command"].startswith(f"python -m distill.bench {what}")
-    places = {row["case"].split(" | ")[2].rsplit(",", 1)[0] for row in found}
+    places = {row["case"].split(" | ")[2].rsplit(",", 2)[0] for row in found}
     assert places == {f"{what} at {length} tokens, batch {batch}" for length in (32, 64) for batch in (1, 2)}
 
 
@@ -146,6 +147,8 @@ def test_mistakes_are_one_line(checkpoint: Path, tmp_path: Path, capsys: pytest.
     (tmp_path / "encoder").mkdir()
     told = json.loads((checkpoint / "provenance.json").read_text()) | {"task": "embedding"}
     (tmp_path / "encoder/provenance.json").write_text(json.dumps(told))
+    other = tmp_path / "other"
+    save(other, list(made(timings()).values()))
     for arguments, said in (
         (["decode", str(tmp_path)], "no provenance.json"),
         (["decode", str(tmp_path / "encoder")], "embedding, which writes no text"),
@@ -160,6 +163,9 @@ def test_mistakes_are_one_line(checkpoint: Path, tmp_path: Path, capsys: pytest.
             "--compile: PyTorch's compiler is trusted on CUDA alone",
         ),
         (["decode", str(checkpoint), "--device", "cpu", "--teacher", str(tmp_path / "none")], "cannot be loaded"),
+        (["decode", str(checkpoint), "--out", str(tmp_path)], f"--out {tmp_path} is a folder"),
+        (["step", "--out", str(other)], f"--out {other} holds what another command, decode, has timed"),
+        (["stage1", "--kv-heads", "4"], "--kv-heads 4: stage 1 is of a GPT-2"),
     ):
         assert main(arguments) == 2
         printed = capsys.readouterr().err.splitlines()[-1]
