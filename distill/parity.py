@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .data import Corpus
 from .flexformer import engine
+from .flexformer.cache import CACHE
 from .flexformer.mixer import Mixer
 from .flexformer.model import Flexformer
 from .stages.fit import matmul_precision
@@ -67,15 +68,15 @@ def reloaded(student: Flexformer, folder: Path, batch: Batch, task: Task) -> Ten
 
 def decodes(student: Any, ids: Tensor) -> bool:
     """Whether this release of transformers hands the base model's attention its state."""
-    return student(input_ids=ids[:, :1]).past_key_values is not None
+    return getattr(student(input_ids=ids[:, :1]), CACHE) is not None
 
 
 def recurrent(student: Any, ids: Tensor) -> Tensor:
     """Logits (B, N, V), a token at a time."""
     cache, said = None, []
     for token in ids.split(1, 1):
-        out = student(input_ids=token, past_key_values=cache, use_cache=True)
-        cache = out.past_key_values
+        out = student(input_ids=token, cache=cache, use_cache=True)
+        cache = getattr(out, CACHE)
         said.append(out.logits)
     return torch.cat(said, 1)
 

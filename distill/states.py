@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from .flexformer.cache import ExactLayer, FlexformerCache, StateLayer
+from .flexformer.cache import CACHE, ExactLayer, FlexformerCache, StateLayer
 from .flexformer.engine import NO_KEYS
 from .flexformer.memory import Memory
 from .flexformer.model import FlexformerForCausalLM
@@ -30,12 +30,13 @@ def empty(student: FlexformerForCausalLM, batch: int) -> FlexformerCache:
 
     A token is read and forgotten, for only the model knows what shape its values have.
     """
-    read = student(input_ids=torch.zeros(batch, 1, dtype=torch.long, device=student.device), use_cache=True)
+    nought = torch.zeros(batch, 1, dtype=torch.long, device=student.device)
+    read: FlexformerCache = getattr(student(input_ids=nought, use_cache=True), CACHE)
     nothing = [
         Memory(*(torch.full_like(part, NO_KEYS if name == "maximum" else 0) for name, part in each._asdict().items()))
-        for each in memories(read.past_key_values)
+        for each in memories(read)
     ]
-    return like(read.past_key_values, nothing, 0)
+    return like(read, nothing, 0)
 
 
 def memories(state: FlexformerCache) -> list[Memory]:

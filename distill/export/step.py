@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from ..flexformer.cache import CACHE
 from ..flexformer.model import FlexformerForCausalLM
 from ..states import empty, memories, restored, tensors
 
@@ -31,6 +32,6 @@ class Step(nn.Module):
         # How many tokens the cache has seen only decides about masks, which a single token has none of.
         cache = restored(state | nothing, self.student.new_cache(), 1, token.device)
         place = memories(cache)[0].seen[:, None]
-        out = self.student(input_ids=token, position_ids=place, past_key_values=cache, use_cache=True)
-        after = tensors(out.past_key_values)
+        out = self.student(input_ids=token, position_ids=place, cache=cache, use_cache=True)
+        after = tensors(getattr(out, CACHE))
         return out.logits[:, -1], {name: after[name] for name in state}

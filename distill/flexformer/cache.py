@@ -1,12 +1,17 @@
 """The cache that `generate` carries: one fixed-size memory per swapped layer, keys and values for one kept exact."""
 
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .memory import Memory
+
+#: What a model is given its cache as, and what it is called in what comes out: until transformers 5.24 otherwise.
+CACHE = "cache" if "cache" in {each.name for each in fields(CausalLMOutputWithPast)} else "past_key_values"
 
 
 class StateLayer(CacheLayerMixin):

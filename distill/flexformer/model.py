@@ -9,7 +9,7 @@ from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .build import build_mixer
-from .cache import FlexformerCache
+from .cache import CACHE, FlexformerCache
 from .configuration import FlexformerConfig
 from .exact import exact_attention, is_causal
 from .feature_map import HeadShape
@@ -159,36 +159,39 @@ class FlexformerForCausalLM(Flexformer, GenerationMixin):
         position_ids: Tensor | None = None,
         past_key_values: FlexformerCache | None = None,
         use_cache: bool | None = None,
+        cache: FlexformerCache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """As the base model's own; `past_key_values` is a FlexformerCache.
+        """As the base model's own; `cache`, which transformers called `past_key_values` before 5.24 and which may still
+        be called so, is a FlexformerCache.
 
         position_ids is named because `generate` gives a padded batch its positions only where it finds the name.
         """
-        asked_for = use_cache or past_key_values is not None
+        cache = past_key_values if cache is None else cache
+        asked_for = use_cache or cache is not None
         use_cache = not self.training if use_cache is None else use_cache
-        if past_key_values is None and use_cache:
-            past_key_values = self.new_cache()
-        if past_key_values is not None and not hasattr(past_key_values, "memories"):
-            raise ValueError(f"a flexformer keeps states, and cannot use a {type(past_key_values).__name__}")
+        if cache is None and use_cache:
+            cache = self.new_cache()
+        if cache is not None and not hasattr(cache, "memories"):
+            raise ValueError(f"a flexformer keeps states, and cannot use a {type(cache).__name__}")
         check_inputs(attention_mask, position_ids, kwargs)
         out = self.lm(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             use_cache=use_cache,
-            flexformer_cache=past_key_values,
+            flexformer_cache=cache,
+            **{CACHE: cache},
             **kwargs,
         )
-        if past_key_values is not None and not past_key_values.reached:
+        if cache is not None and not cache.reached:
             # The next token would be read as if it were the first.
             if asked_for:
                 raise ValueError(
                     f"this release of transformers does not hand {self.lm.config.model_type}'s attention its state: "
                     "set use_cache=False, or take another release"
                 )
-            out.past_key_values = None
+            out[CACHE] = None
         return out
 
     def new_cache(self) -> FlexformerCache:
@@ -200,5 +203,5 @@ class FlexformerForCausalLM(Flexformer, GenerationMixin):
         if generation_config.cache_implementation is not None:
             kind = generation_config.cache_implementation
             raise ValueError(f"cache_implementation={kind}: a flexformer has one fixed-size state; leave it out")
-        if generation_config.use_cache and model_kwargs.get("past_key_values") is None:
-            model_kwargs["past_key_values"] = self.new_cache()
+        if generation_config.use_cache and model_kwargs.get(CACHE) is None:
+            model_kwargs[CACHE] = self.new_cache()

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..flexformer.cache import CACHE
 from .subject import Subject
 
 
@@ -50,8 +51,8 @@ def go_on(model: Any, prompt: Tensor, new: int, subject: Subject, sample: bool) 
     generator = torch.Generator(subject.device).manual_seed(subject.config.seed)
     step, cache, said = prompt.to(subject.device), None, []
     for _ in range(new):
-        out = model(input_ids=step, past_key_values=cache, use_cache=True)
-        cache, logits = out.past_key_values, out.logits[:, -1].float()
+        out = model(input_ids=step, use_cache=True, **{CACHE: cache})
+        cache, logits = getattr(out, CACHE), out.logits[:, -1].float()
         step = (
             torch.multinomial(logits.softmax(-1), 1, generator=generator) if sample else logits.argmax(-1, keepdim=True)
         )

@@ -106,7 +106,7 @@ def state_bytes(student: Flexformer) -> int | None:
     if not isinstance(student, FlexformerForCausalLM):
         return None
     cache = student.new_cache()
-    student(input_ids=torch.zeros(1, 1, dtype=torch.long, device=student.device), past_key_values=cache)
+    student(input_ids=torch.zeros(1, 1, dtype=torch.long, device=student.device), cache=cache)
     return cache.state_bytes
 
 

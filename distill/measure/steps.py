@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from ..flexformer.cache import ExactLayer, StateLayer
+from ..flexformer.cache import CACHE, ExactLayer, StateLayer
 
 #: Something to be timed.
 Step = Callable[[], Any]
@@ -67,12 +67,12 @@ def full(layer: Any, length: int) -> FixedLayer:
 
 def teacher_step(teacher: Any, batch: int, length: int) -> tuple[Step, int]:
     """A step of the exact model after `length` tokens a row, and the bytes it keeps."""
-    small = teacher(input_ids=tokens(teacher, batch, 1), use_cache=True).past_key_values
+    small = getattr(teacher(input_ids=tokens(teacher, batch, 1), use_cache=True), CACHE)
     layers: list[Any] = [full(layer, length) for layer in small.layers]
     cache, ids, places = Cache(layers=layers), tokens(teacher, batch, 1), at(teacher, batch, length)
 
     def step() -> Any:
-        return teacher(input_ids=ids, position_ids=places, past_key_values=cache, use_cache=True)
+        return teacher(input_ids=ids, position_ids=places, use_cache=True, **{CACHE: cache})
 
     return step, sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
 
@@ -80,7 +80,7 @@ def teacher_step(teacher: Any, batch: int, length: int) -> tuple[Step, int]:
 def student_step(student: Any, batch: int, length: int) -> tuple[Step, int]:
     """A step of the student after `length` tokens a row, and the bytes it keeps."""
     read = min(READ, length)
-    cache: Any = student(input_ids=tokens(student, batch, read), use_cache=True).past_key_values
+    cache: Any = getattr(student(input_ids=tokens(student, batch, read), use_cache=True), CACHE)
     for index, layer in enumerate(cache.layers):
         if isinstance(layer, ExactLayer):
             cache.layers[index] = cache.memories[index] = full(layer, length)
@@ -92,7 +92,7 @@ def student_step(student: Any, batch: int, length: int) -> tuple[Step, int]:
         for layer, kept in states:
             # A number that grew would be compiled anew.
             layer.memory, layer.seen = kept, read
-        out = student(input_ids=ids, position_ids=places, past_key_values=cache, use_cache=True)
+        out = student(input_ids=ids, position_ids=places, use_cache=True, **{CACHE: cache})
         new = [layer.memory for layer, _ in states]
         for part, after in zip(zip(*old, strict=True), zip(*new, strict=True), strict=True):
             # Of all layers at once: one after another would take longer than the copy does.

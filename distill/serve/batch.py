@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..flexformer.cache import FlexformerCache
+from ..flexformer.cache import CACHE, FlexformerCache
 from ..flexformer.model import FlexformerForCausalLM
 from ..states import empty, fixed_size, joined, rows
 from .choice import Choice, Wanted
@@ -213,6 +213,7 @@ class Batch:
         """Logits (B, V) after the last of the new tokens, on the CPU, and the state; `at` is where each row stands."""
         ids = torch.tensor(tokens, device=self.model.device)
         places = torch.tensor(at, device=ids.device)[:, None] + torch.arange(ids.shape[1], device=ids.device)
-        out = self.model(input_ids=ids, position_ids=places, past_key_values=state, use_cache=True, logits_to_keep=1)
-        assert out.past_key_values is not None
-        return out.logits[:, -1].float().cpu(), out.past_key_values
+        carried: Any = {CACHE: state, "use_cache": True}
+        out = self.model(input_ids=ids, position_ids=places, logits_to_keep=1, **carried)
+        assert out.logits is not None
+        return out.logits[:, -1].float().cpu(), getattr(out, CACHE)
