@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from distill.flexformer.cache import FlexformerCache
+from distill.flexformer.cache import CACHE, FlexformerCache
 from distill.flexformer.model import FlexformerForCausalLM
 
 from .tiny import KINDS, padding, student, tokens
@@ -60,9 +60,9 @@ def test_the_cache_changes_nothing(model: FlexformerForCausalLM, search: dict):
 def test_going_on_from_a_returned_cache(model: FlexformerForCausalLM):
     """A second turn: what was written, more tokens from the user, and the state of the first."""
     first = model.generate(tokens(2, 5), max_new_tokens=6, return_dict_in_generate=True, **GREEDY)
-    assert isinstance(first.past_key_values, FlexformerCache)
+    assert isinstance(first[CACHE], FlexformerCache)
     ids = torch.cat([first.sequences, tokens(2, 4, seed=1)], 1)
-    on = model.generate(ids, past_key_values=first.past_key_values, max_new_tokens=10, **GREEDY)
+    on = model.generate(ids, max_new_tokens=10, **{CACHE: first[CACHE]}, **GREEDY)
     assert torch.equal(on, model.generate(ids, max_new_tokens=10, **GREEDY))
 
 
@@ -74,8 +74,8 @@ def test_a_cache_is_not_shared_between_calls(model: FlexformerForCausalLM):
 @torch.no_grad()
 def test_a_state_of_other_rows_is_refused(model: FlexformerForCausalLM):
     """As `num_return_sequences` asks for, which repeats tokens and not states."""
-    state = model(tokens(1, 5), use_cache=True).past_key_values
+    state = model(tokens(1, 5), use_cache=True)[CACHE]
     # Keys of an exact layer come first, and are transformers'.
     told = "Expected size 1" if 0 in model.config.exact_layers else "a state of 1 texts cannot be gone on from with 3"
     with pytest.raises((ValueError, RuntimeError), match=told):
-        model(tokens(3, 1), past_key_values=state, use_cache=True)
+        model(tokens(3, 1), cache=state, use_cache=True)

@@ -5,6 +5,7 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, GPT2Config
 from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
 
+from distill.flexformer.cache import CACHE
 from distill.flexformer.mixer import Mixer
 from distill.flexformer.model import FlexformerForCausalLM, own_scaling
 
@@ -111,7 +112,7 @@ def test_refuses_another_cache(model: FlexformerForCausalLM):
     with pytest.raises(ValueError, match="DynamicCache"):
         model(tokens(1, 3), past_key_values=DynamicCache())
     with pytest.raises(ValueError, match="DynamicCache"):
-        model.generate(tokens(1, 3), past_key_values=DynamicCache(), max_new_tokens=2)
+        model.generate(tokens(1, 3), max_new_tokens=2, **{CACHE: DynamicCache()})
 
 
 @pytest.mark.parametrize("kind", ["static", "offloaded", "quantized"])
@@ -192,15 +193,15 @@ def test_a_state_that_does_not_arrive_is_refused(monkeypatch: pytest.MonkeyPatch
     layer = made.lm.model.layers[1].self_attn
     forward = layer.forward
 
-    def keeps(*args, flexformer_cache=None, past_key_values=None, **kwargs):
-        return forward(*args, past_key_values=None, **kwargs)
+    def keeps(*args, flexformer_cache=None, **kwargs):
+        return forward(*args, **kwargs | {CACHE: None})
 
     monkeypatch.setattr(layer, "forward", keeps)
     with pytest.raises(ValueError, match="does not hand llama's attention its state"):
         made(tokens(1, 3), use_cache=True)
     with pytest.raises(ValueError, match="use_cache=False"):
         made.generate(tokens(1, 3), max_new_tokens=2)
-    assert made(tokens(1, 3)).past_key_values is None
+    assert getattr(made(tokens(1, 3)), CACHE) is None
     made(tokens(1, 3), use_cache=False)
 
 

@@ -188,9 +188,9 @@ def test_samples_are_drawn_from_the_whole_distribution(subject: Subject):
     """A coin with a known bias comes down as often as it should."""
 
     class Coin(torch.nn.Module):
-        def forward(self, input_ids: torch.Tensor, past_key_values: Any, use_cache: bool) -> Any:
+        def forward(self, input_ids: torch.Tensor, use_cache: bool, **cache: Any) -> Any:
             logits = torch.tensor([0.2, 0.8]).log().expand(*input_ids.shape, 2)
-            return SimpleNamespace(logits=logits, past_key_values=None)
+            return SimpleNamespace(logits=logits, **cache)
 
     said = go_on(Coin(), torch.zeros(400, 1, dtype=torch.long), 10, subject, True)
     assert said.double().mean().item() == pytest.approx(0.8, abs=0.02)

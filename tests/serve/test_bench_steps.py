@@ -16,6 +16,7 @@ from transformers.cache_utils import Cache
 from distill.bench import serving
 from distill.bench.faster import captured, compiled
 from distill.bench.unmasked import UNMASKED
+from distill.flexformer.cache import CACHE
 from distill.measure import steps
 from distill.measure.steps import FixedLayer, student_step, teacher_step
 
@@ -29,13 +30,13 @@ def teacher() -> torch.nn.Module:
 @torch.no_grad()
 def test_a_cache_of_full_size_gives_what_one_that_grows_does(teacher):
     ids = tokens(2, 9)
-    grown = teacher(input_ids=ids[:, :-1], use_cache=True).past_key_values
+    grown = teacher(input_ids=ids[:, :-1], use_cache=True)[CACHE]
     room = [torch.nn.functional.pad(part, (0, 0, 0, 1)) for each in grown.layers for part in (each.keys, each.values)]
     fixed = Cache(layers=[FixedLayer(*pair) for pair in zip(room[::2], room[1::2], strict=True)])
     places = torch.full((2, 1), 8)
     for _ in range(2):
         # The same step again and again: the last place is overwritten.
-        out = teacher(input_ids=ids[:, -1:], position_ids=places, past_key_values=fixed, use_cache=True)
+        out = teacher(input_ids=ids[:, -1:], position_ids=places, use_cache=True, **{CACHE: fixed})
         assert torch.allclose(out.logits[:, -1], teacher(input_ids=ids).logits[:, -1], atol=1e-12)
     assert fixed.get_seq_length() == 8
 
@@ -49,14 +50,14 @@ def test_a_sliding_window_keeps_what_it_sees_again():
         vocab_size=50, sliding_window=5, max_position_embeddings=64,
     )  # fmt: skip
     sliding, ids = AutoModelForCausalLM.from_config(config).double().eval(), tokens(1, 12)
-    grown = sliding(input_ids=ids[:, :-1], use_cache=True).past_key_values
+    grown = sliding(input_ids=ids[:, :-1], use_cache=True)[CACHE]
     layers = [steps.full(layer, 11) for layer in grown.layers]
     for layer, own in zip(layers, grown.layers, strict=True):
         assert layer.keys.shape[2] == own.keys.shape[2] + 1 == 5
         layer.keys[:, :, :-1], layer.values[:, :, :-1] = own.keys, own.values
     step = {"input_ids": ids[:, -1:], "position_ids": torch.full((1, 1), 11), "use_cache": True}
-    found = sliding(**step, past_key_values=Cache(layers=layers)).logits
-    torch.testing.assert_close(found, sliding(**step, past_key_values=grown).logits)
+    found = sliding(**step, **{CACHE: Cache(layers=layers)}).logits
+    torch.testing.assert_close(found, sliding(**step, **{CACHE: grown}).logits)
 
 
 @torch.no_grad()
