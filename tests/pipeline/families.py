@@ -40,6 +40,8 @@ DECODERS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 64,
         "dropout": 0.0,
     },
+    "gptj": GPT | {"rotary_dim": 4, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+    "codegen": GPT | {"rotary_dim": 4, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
     "phi": GROUPED,
     "phi3": GROUPED,
     "gemma": GROUPED | {"head_dim": 8},
@@ -89,14 +91,12 @@ REFUSED_DECODERS: dict[str, tuple[dict[str, Any], str]] = {
         {"hidden_size": 16, "num_layers": 2, "num_heads": 4, "attention_types": [[["global"], 2]]},
         "gpt_neo does not use transformers' attention interface",
     ),
-    "gptj": (GPT | {"rotary_dim": 4}, "gptj does not use transformers' attention interface"),
     "bloom": (
         {"hidden_size": 16, "n_layer": 2, "n_head": 4},
         "bloom does not use transformers' attention interface",
     ),
     "falcon": (GROUPED, "falcon does not use transformers' attention interface"),
     "mpt": ({"d_model": 16, "n_heads": 4, "n_layers": 2}, "mpt does not use transformers' attention interface"),
-    "codegen": (GPT | {"rotary_dim": 4}, "codegen does not use transformers' attention interface"),
     "gemma2": (GROUPED | {"head_dim": 8}, "gemma2 has soft-capped logits"),
     "mistral": (GROUPED | {"sliding_window": 4}, "mistral has sliding windows of 4 tokens"),
     "gemma3_text": (
