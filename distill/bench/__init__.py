@@ -1,7 +1,7 @@
 """How fast it is: a student beside its exact teacher, and a layer, its loss and its step in each way that there is.
 
-`__main__` → `serving` (a step, a text, a step of training) → `faster` (what is done to a step) → `table` (rows, a page,
-a figure);
+`__main__` (from what `arguments` takes) → `serving` (a step, a text, a step of training) → `faster` (what is done to a
+step) → `table` (rows, a page, a figure);
 `__main__` → `attention`, `maploss`, `step`, `stage1` (the ways) → `layer` (what is timed) → `by_kernel` (what
 kernels of attention take, one by one) → `layer_table`.
 """

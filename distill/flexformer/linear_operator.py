@@ -31,7 +31,7 @@ def forwards_operator(
     width: int, degree: int, epsilon: float, scale: float, features_given: bool,
 ) -> list[Tensor]:  # fmt: skip
     """See `forwards`."""
-    # The mixer, which the compiler has looked into, cannot.
+    # The mixer tells once, as it is compiled.
     tell(LINEAR, KERNELS)
     sizes = Sizes(width, degree, epsilon, scale, features_given)
     return list(required(LINEAR, lambda: forwards(query, key, value, given, present, before, sizes)))

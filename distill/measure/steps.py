@@ -92,7 +92,7 @@ def student_step(student: Any, batch: int, length: int) -> tuple[Step, int]:
         for layer, kept in states:
             # A number that grew would be compiled anew.
             layer.memory, layer.seen = kept, read
-        out = student(input_ids=ids, position_ids=places, use_cache=True, **{CACHE: cache})
+        out = student(input_ids=ids, position_ids=places, cache=cache, use_cache=True)
         new = [layer.memory for layer, _ in states]
         for part, after in zip(zip(*old, strict=True), zip(*new, strict=True), strict=True):
             # Of all layers at once: one after another would take longer than the copy does.

@@ -213,7 +213,6 @@ class Batch:
         """Logits (B, V) after the last of the new tokens, on the CPU, and the state; `at` is where each row stands."""
         ids = torch.tensor(tokens, device=self.model.device)
         places = torch.tensor(at, device=ids.device)[:, None] + torch.arange(ids.shape[1], device=ids.device)
-        carried: Any = {CACHE: state, "use_cache": True}
-        out = self.model(input_ids=ids, position_ids=places, logits_to_keep=1, **carried)
+        out = self.model(input_ids=ids, position_ids=places, cache=state, use_cache=True, logits_to_keep=1)
         assert out.logits is not None
         return out.logits[:, -1].float().cpu(), getattr(out, CACHE)

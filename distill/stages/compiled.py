@@ -7,7 +7,8 @@ from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 
 from ..errors import UserError, reason
-from ..flexformer.attempt import NoKernels, tell
+from ..flexformer.attempt import LINEAR, PYTORCH, NoKernels, taken, tell
+from ..flexformer.mixer import Mixer
 
 #: What a run tells of its models.
 WHAT, COMPILER = "models", "the compiler"
@@ -36,6 +37,9 @@ def compiled(models: Iterable[nn.Module]) -> Iterator[None]:
     try:
         with refusing("compile=true"):
             yield
+        if LINEAR not in taken and any(isinstance(part, Mixer) for model in models for part in model.modules()):
+            # Mixers told as they were compiled, for a stage before this one; those with kernels tell at every call.
+            tell(LINEAR, PYTORCH)
     finally:
         for model in models:
             # What `compile` leaves at a model, for which there is no way back.

@@ -1,0 +1,127 @@
+"""What one can type after `python -m distill.bench`."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..exported import DTYPES
+from . import PROGRAM
+
+#: From what was typed, and the command as it was, to a page.
+Work = Callable[[argparse.Namespace, str], Path]
+#: Tokens where a step of many would take a CPU minutes.
+ON_CPU = [256, 1024]
+#: Of one layer.
+SIZES = (
+    ("--features", None, "features of the map, if not as conf/mixer/ has it"),
+    ("--window", None, "tokens of exact softmax, if not so"),
+    ("--heads", 12, "of queries"),
+    ("--kv-heads", 12, "of keys and values"),
+    ("--head-dim", 64, "numbers to a head"),
+)
+#: Of a run on several devices.
+SEVERAL = (
+    ("--devices", 2, "processes, each on a device of its own"),
+    ("--strategy", "ddp", "ddp or fsdp"),
+    ("--mixer", "exponential-window", "of conf/mixer/"),
+    ("--batch", 8, "rows of a step on one device"),
+    ("--steps", 90, "of each stage"),
+    ("--layers", 12, "of the model"),
+    ("--width", 768, "of the model"),
+    ("--heads", 12, "of the model"),
+    ("--words", 50257, "of the model"),
+    ("--context", 1024, "tokens of a row"),
+    ("--precision", "bf16-mixed", "as trainer.precision of a run"),
+    ("--accelerator", "gpu", "gpu or cpu"),
+)
+
+
+def parser(of_student: Work, of_layer: Work, of_devices: Work) -> argparse.ArgumentParser:
+    """Each of what is given times what its name says."""
+    made = argparse.ArgumentParser(PROGRAM, description="Time what there is to be faster.")
+    commands = made.add_subparsers(dest="what", required=True)
+    students = {
+        "decode": "a token after so many",
+        "prefill": "so many tokens at once",
+        "train": "so many tokens, and back to all weights",
+    }
+    for name, told in students.items():
+        student = commands.add_parser(name, help=f"a student beside its exact teacher: {told}")
+        student.set_defaults(work=of_student)
+        student.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="the student/ that a run exported")
+        student.add_argument(
+            "--teacher", metavar="DIR", help="its teacher, by default where it was when it was distilled"
+        )
+        common(student, [1024, 2048, 4096, 8192, 16384], "serving", "OUT.json, OUT.md, OUT-*.svg")
+        student.add_argument("--batches", type=counts, default=[1, 8], help="texts at a time, 1,8")
+        student.add_argument(
+            "--dtype", choices=DTYPES, default="float32", help="of weights and keys; a state is float32 (%(default)s)"
+        )
+        student.add_argument(
+            "--compile", action="store_true", help="decode, and train on a GPU: let the compiler fuse both steps"
+        )
+        student.add_argument("--graphs", action="store_true", help="decode, train: capture both steps as CUDA graphs")
+    layers = {
+        "attention": "one layer, forwards and backwards",
+        "maploss": "the loss of stage 1, of one layer, forwards and backwards",
+        "step": "one layer, a step of decoding",
+        "stage1": "a step of stage 1, of a model of twelve layers",
+    }
+    for name, told in layers.items():
+        layer = commands.add_parser(name, help=f"{told}, of random numbers")
+        layer.set_defaults(work=of_layer)
+        layer.add_argument(
+            "--mixer",
+            default="exponential",
+            metavar="NAME",
+            help="of conf/mixer/, as it is drawn (%(default)s)",
+        )
+        common(layer, [1024, 4096, 16384, 65536], "speed", "OUT.json, OUT.md")
+        layer.add_argument(
+            "--dtype", choices=DTYPES, default="float32", help="of queries, keys and values (%(default)s)"
+        )
+        layer.add_argument(
+            "--precision",
+            choices=("medium", "high", "highest"),
+            default="medium",
+            help="of float32 products, as matmul_precision of a run (%(default)s)",
+        )
+        for option, default, means in SIZES:
+            shown = means if default is None else f"{means} ({default})"
+            layer.add_argument(option, type=int, default=default, metavar="N", help=shown)
+    several = commands.add_parser("devices", help="stages 1 and 2 on several devices beside one, of a random GPT-2")
+    several.set_defaults(work=of_devices)
+    for option, usual, means in SEVERAL:
+        several.add_argument(option, type=type(usual), default=usual, metavar="X", help=f"{means} (%(default)s)")
+    several.add_argument(
+        "--out", type=stem, metavar="OUT", default=Path("devices"), help="OUT.json, OUT.md (%(default)s)"
+    )
+    return made
+
+
+def common(made: argparse.ArgumentParser, lengths: list[int], out: str, files: str) -> None:
+    usual, few = (",".join(map(str, each)) for each in (lengths, ON_CPU))
+    made.add_argument("--lengths", type=counts, metavar="N,N", help=f"tokens ({usual}; on a CPU {few})")
+    made.set_defaults(usual=lengths)
+    made.add_argument("--device", help="cpu, cuda (a GPU, if there is one)")
+    made.add_argument("--out", type=stem, metavar="OUT", default=Path(out), help=f"{files} (%(default)s)")
+
+
+def stem(text: str) -> Path:
+    """OUT, of which somebody may have typed one of its files."""
+    path = Path(text)
+    return path.with_suffix("") if path.suffix in (".json", ".md") else path
+
+
+def counts(text: str) -> list[int]:
+    parts = text.split(",")
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"{text} must be numbers of at least 1, as in 1024,4096")
+    return [int(part) for part in parts]
+
+
+def lengths_of(given: argparse.Namespace, device: Any) -> list[int]:
+    """Those that were asked for, or what is usual on such a device."""
+    found: list[int] = given.lengths or (ON_CPU if device.type == "cpu" else given.usual)
+    return found
