@@ -53,11 +53,9 @@ def parser(of_student: Work, of_layer: Work, of_devices: Work) -> argparse.Argum
         student.add_argument(
             "--teacher", metavar="DIR", help="its teacher, by default where it was when it was distilled"
         )
-        common(student, [1024, 2048, 4096, 8192, 16384], "serving", "OUT.json, OUT.md, OUT-*.svg")
+        held = "weights and keys; a state is float32"
+        common(student, [1024, 2048, 4096, 8192, 16384], "serving", "OUT.json, OUT.md, OUT-*.svg", held)
         student.add_argument("--batches", type=counts, default=[1, 8], help="texts at a time, 1,8")
-        student.add_argument(
-            "--dtype", choices=DTYPES, default="float32", help="of weights and keys; a state is float32 (%(default)s)"
-        )
         student.add_argument(
             "--compile", action="store_true", help="decode, and train on a GPU: let the compiler fuse both steps"
         )
@@ -77,10 +75,7 @@ def parser(of_student: Work, of_layer: Work, of_devices: Work) -> argparse.Argum
             metavar="NAME",
             help="of conf/mixer/, as it is drawn (%(default)s)",
         )
-        common(layer, [1024, 4096, 16384, 65536], "speed", "OUT.json, OUT.md")
-        layer.add_argument(
-            "--dtype", choices=DTYPES, default="float32", help="of queries, keys and values (%(default)s)"
-        )
+        common(layer, [1024, 4096, 16384, 65536], "speed", "OUT.json, OUT.md", "queries, keys and values")
         layer.add_argument(
             "--precision",
             choices=("medium", "high", "highest"),
@@ -100,11 +95,12 @@ def parser(of_student: Work, of_layer: Work, of_devices: Work) -> argparse.Argum
     return made
 
 
-def common(made: argparse.ArgumentParser, lengths: list[int], out: str, files: str) -> None:
+def common(made: argparse.ArgumentParser, lengths: list[int], out: str, files: str, held: str) -> None:
     usual, few = (",".join(map(str, each)) for each in (lengths, ON_CPU))
     made.add_argument("--lengths", type=counts, metavar="N,N", help=f"tokens ({usual}; on a CPU {few})")
     made.set_defaults(usual=lengths)
     made.add_argument("--device", help="cpu, cuda (a GPU, if there is one)")
+    made.add_argument("--dtype", choices=DTYPES, default="float32", help=f"of {held} (%(default)s)")
     made.add_argument("--out", type=stem, metavar="OUT", default=Path(out), help=f"{files} (%(default)s)")
 
 
