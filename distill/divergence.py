@@ -1,14 +1,19 @@
 """How far one prediction of tokens is from another."""
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .flexformer.attempt import KERNELS, PYTORCH, attempt, possible, tell
+
 #: Logits that are held against each other at a time: on a processor they stay in its cache, a GPU is busy with them.
 #: Those of whole texts are the largest tensors of a step, of which one alone is then in memory beside them.
 AT_A_TIME = {"cpu": 2**17, "cuda": 2**24}
+#: What a kernel is for.
+WHAT = "the loss of logits"
 
 
 def divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Tensor:
@@ -31,21 +36,16 @@ class LogitKl(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
-        rows = max(1, AT_A_TIME["cpu" if student.device.type == "cpu" else "cuda"] // student.shape[-1])
         # In float16 most of it would be nothing before it is scaled.
         held = torch.float32 if student.dtype == torch.float16 else student.dtype
         ctx.gradient = student.new_empty(student.shape, dtype=held) if ctx.needs_input_grad[1] else None
         ctx.dtype = student.dtype
-        kls, count = [], max(1, student[..., 0].numel())
-        parts = [teacher.flatten(0, -2).split(rows), student.flatten(0, -2).split(rows)]
-        left = iter([] if ctx.gradient is None else ctx.gradient.flatten(0, -2).split(rows))
-        for target, found in zip(*parts, strict=True):
-            log_target, log_found = log_softmax(target, temperature), log_softmax(found, temperature)
-            chances = log_target.exp()
-            kls.append((chances * log_target.sub_(log_found)).sum(-1))
-            if ctx.gradient is not None:
-                next(left).copy_(log_found.exp_().sub_(chances).mul_(temperature / count))
-        return temperature**2 * torch.cat(kls).mean()
+        rows = teacher.flatten(0, -2), student.flatten(0, -2)
+        room = None if ctx.gradient is None else ctx.gradient.flatten(0, -2)
+        found = attempt(WHAT, lambda: kls_by_kernel(*rows, room, temperature)) if has_kernel(*rows) else None
+        tell(WHAT, PYTORCH if found is None else KERNELS)
+        kls = kls_in_parts(*rows, room, temperature) if found is None else found
+        return temperature**2 * kls.mean()
 
     @staticmethod
     @once_differentiable
@@ -54,6 +54,38 @@ class LogitKl(torch.autograd.Function):
         if found is None:
             raise RuntimeError("the gradient of this gap is gone: it was taken, and is not kept by retain_graph")
         return None, found.mul_(gradient).to(ctx.dtype), None
+
+
+def has_kernel(teacher: Tensor, student: Tensor) -> bool:
+    """Whether one can tell rows of logits (M, V) apart: on a GPU, but for float64."""
+    return (
+        student.is_cuda
+        and torch.float64 not in (teacher.dtype, student.dtype)
+        and student.numel() > 0
+        and possible(WHAT)
+        and find_spec("triton") is not None
+    )
+
+
+def kls_by_kernel(teacher: Tensor, student: Tensor, gradient: Tensor | None, temperature: float) -> Tensor:
+    """As `kls_in_parts`."""
+    from .logit_kernel import row_kls
+
+    return row_kls(teacher.contiguous(), student.contiguous(), temperature, gradient)
+
+
+def kls_in_parts(teacher: Tensor, student: Tensor, gradient: Tensor | None, temperature: float) -> Tensor:
+    """KL at temperature T of rows of logits (M, V): (M,). gradient: room (M, V) for T (s − p) / M."""
+    together = max(1, AT_A_TIME["cpu" if student.device.type == "cpu" else "cuda"] // student.shape[-1])
+    kls, parts = [], [teacher.split(together), student.split(together)]
+    left = iter([] if gradient is None else gradient.split(together))
+    for target, found in zip(*parts, strict=True):
+        log_target, log_found = log_softmax(target, temperature), log_softmax(found, temperature)
+        chances = log_target.exp()
+        kls.append((chances * log_target.sub_(log_found)).sum(-1))
+        if gradient is not None:
+            next(left).copy_(log_found.exp_().sub_(chances).mul_(temperature / max(1, len(student))))
+    return torch.cat(kls)
 
 
 def top_k_kl(log_likeliest: Tensor, tokens: Tensor, student: Tensor) -> Tensor:

@@ -1,0 +1,80 @@
+"""KL of two predictions of a token and its gradient as one Triton kernel: logits are read twice, the gradient written.
+
+    KL = Σ_v p_v (log p_v − log s_v),    T ∂KL/∂u_v = s_v − p_v,    p = softmax(t/T), s = softmax(u/T)
+
+of teacher's logits t and student's u. A program has a row, a vocabulary: first what its softmaxes are divided by, then,
+from its end to its beginning since the end is still in the cache, the rest. Arithmetic is float32, logarithms are to the
+base 2: its powers take one instruction.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .flexformer.tiles import LOG2_E, narrow
+
+#: Logits that a program has at a time, and its warps.
+AT_ONCE, WARPS = 4096, 8
+#: Stands for the logit of a token that there is not: its power is 0, whatever is taken from it.
+NO_TOKEN: tl.constexpr = tl.constexpr(-1e30)
+
+
+@triton.jit
+def logits(x, v, V: tl.constexpr, scale):
+    """Of tokens v, scaled."""
+    there = v < V
+    return tl.where(there, tl.load(x + v, mask=there, other=0.0).to(tl.float32) * scale, NO_TOKEN)
+
+
+@triton.jit
+def taken_in(top, size, x):
+    """The largest so far and Σ 2^{x − top}, of each lane, with one more."""
+    higher = tl.maximum(top, x)
+    return higher, size * tl.exp2(top - higher) + tl.exp2(x - higher)
+
+
+@triton.jit
+def level(top, size):
+    """log Σ 2^x of all lanes."""
+    highest = tl.max(top, 0)
+    return highest + tl.log2(tl.sum(size * tl.exp2(top - highest), 0))
+
+
+@triton.jit
+def logit_kl_kernel(
+    teacher, student, kls, gradient, scale, factor, V: tl.constexpr, BLOCK: tl.constexpr, TRACKED: tl.constexpr,
+):  # fmt: skip
+    """Grid (rows,): KL of each; and, where TRACKED, (s − p)·factor (rows, V). scale: log₂ e / T."""
+    row = tl.program_id(0).to(tl.int64)
+    teacher, student, gradient = teacher + row * V, student + row * V, gradient + row * V
+    lanes = tl.arange(0, BLOCK)
+    nothing = tl.zeros((BLOCK,), tl.float32)
+    top_t, size_t, top_u, size_u = nothing + NO_TOKEN, nothing, nothing + NO_TOKEN, nothing
+    for start in range(0, V, BLOCK):
+        top_t, size_t = taken_in(top_t, size_t, logits(teacher, start + lanes, V, scale))
+        top_u, size_u = taken_in(top_u, size_u, logits(student, start + lanes, V, scale))
+    of_t, of_u, kl = level(top_t, size_t), level(top_u, size_u), nothing
+    for start in range(0, V, BLOCK):
+        v = (V - 1) // BLOCK * BLOCK - start + lanes
+        log_p, log_s = logits(teacher, v, V, scale) - of_t, logits(student, v, V, scale) - of_u
+        p = tl.exp2(log_p)
+        kl += p * (log_p - log_s)
+        if TRACKED:
+            by_u = narrow((tl.exp2(log_s) - p) * factor, gradient.dtype.element_ty)
+            tl.store(gradient + v, by_u, mask=v < V)
+    tl.store(kls + row, tl.sum(kl, 0) / LOG2_E)
+
+
+def row_kls(teacher: Tensor, student: Tensor, temperature: float, gradient: Tensor | None) -> Tensor:
+    """KL at temperature T of rows of logits (M, V), in one piece: (M,), float32. gradient: room for T (s − p) / M."""
+    count, width = student.shape
+    kls = torch.empty(count, device=student.device)
+    # In the place of what is not written stands something.
+    room = kls if gradient is None else gradient
+    with torch.cuda.device_of(student):
+        logit_kl_kernel[(count,)](
+            teacher, student, kls, room, LOG2_E.value / temperature, temperature / count, width,
+            min(AT_ONCE, triton.next_power_of_2(width)), gradient is not None, num_warps=WARPS,
+        )  # fmt: skip
+    return kls

@@ -1,0 +1,79 @@
+"""The loss of stage 2 by its kernel, run by Triton's interpreter where there is no GPU, against float64."""
+
+from typing import Any
+
+import pytest
+import torch
+from flexformer.interpreted import DEVICE, close
+from torch import Tensor
+
+from distill import divergence, logit_kernel
+from distill.divergence import WHAT, logit_kl
+from distill.flexformer import attempt
+from distill.flexformer.attempt import KERNELS, PYTORCH
+from distill.logit_kernel import row_kls
+
+
+def drawn(rows: int, width: int, dtype: torch.dtype, size: float = 3.0) -> list[Tensor]:
+    torch.manual_seed(rows + width)
+    return [(size * torch.randn(rows, width, device=DEVICE)).to(dtype) for _ in range(2)]
+
+
+def expected(teacher: Tensor, student: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """In float64: KL of each row, and T (s − p) over their number."""
+    log_p, log_s = ((each.double() / temperature).log_softmax(-1) for each in (teacher, student))
+    return (log_p.exp() * (log_p - log_s)).sum(-1), temperature * (log_s.exp() - log_p.exp()) / len(student)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 2.5])
+@pytest.mark.parametrize(
+    ("rows", "width", "dtype"),
+    [(3, 70, torch.float32), (1, 1, torch.float32), (2, 64, torch.bfloat16), (5, 65, torch.float16)],
+)
+def test_against_float64(rows: int, width: int, dtype: torch.dtype, temperature: float, monkeypatch: Any):
+    # Several blocks, whose last is not whole.
+    monkeypatch.setattr(logit_kernel, "AT_ONCE", 16)
+    teacher, student = drawn(rows, width, dtype)
+    held = torch.float32 if dtype == torch.float16 else dtype
+    gradient = torch.full((rows, width), torch.nan, dtype=held, device=DEVICE)
+    kls, by_student = expected(teacher, student, temperature)
+    found = row_kls(teacher, student, temperature, gradient)
+    close(found, kls, 1e-5, "KL", 1e-3)
+    close(gradient, by_student, 4e-3 if dtype == torch.bfloat16 else 1e-5, "gradient", 1e-3)
+    assert torch.equal(row_kls(teacher, student, temperature, None), found)
+
+
+@pytest.mark.parametrize("size", [1e-6, 1e4])
+def test_logits_that_hardly_differ_and_extreme_ones(size: float):
+    teacher, student = drawn(4, 50, torch.float32, size)
+    gradient = torch.empty_like(student)
+    kls, by_student = expected(teacher, student, 1.0)
+    # float32's own, of logarithms of 1/50.
+    close(row_kls(teacher, student, 1.0, gradient), kls, 1e-5, "KL", 0.1)
+    close(gradient, by_student, 1e-5, "gradient", 1e-2)
+    assert gradient.isfinite().all()
+
+
+def test_a_run_takes_it_and_tells(monkeypatch: pytest.MonkeyPatch):
+    """Where there is one; and what it cannot do, PyTorch does after a word, from then on."""
+    monkeypatch.setattr(divergence, "has_kernel", lambda *rows: attempt.possible(WHAT))
+    monkeypatch.setattr(attempt, "taken", {})
+    monkeypatch.setattr(attempt, "_given_up", set())
+    teacher, student = (each.unflatten(0, (2, 3)) for each in drawn(6, 40, torch.float32))
+    # As a head may leave them.
+    teacher = teacher.mT.contiguous().mT
+
+    def losses() -> list[Tensor]:
+        asked = student.clone().requires_grad_()
+        loss = logit_kl(teacher, asked, 2.0)
+        return [loss.detach(), *torch.autograd.grad(3 * loss, asked)]
+
+    found = losses()
+    monkeypatch.setattr(logit_kernel, "row_kls", refused)
+    with pytest.warns(UserWarning, match="^the loss of logits goes through PyTorch, .*: no compiler$"):
+        torch.testing.assert_close(found, losses(), rtol=1e-4, atol=1e-7)
+    assert attempt.taken == {WHAT: [KERNELS, PYTORCH]}
+
+
+def refused(*given: Any) -> None:
+    raise RuntimeError("no compiler")
