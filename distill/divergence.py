@@ -1,5 +1,6 @@
 """How far one prediction of tokens is from another."""
 
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
@@ -27,25 +28,25 @@ def divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Te
 
 def logit_kl(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
     """T² KL(teacher‖student) at temperature T: logits (…, V) → mean over all predictions. Back to the student alone."""
-    found: Tensor = LogitKl.apply(teacher, student, temperature)
+    found: Tensor = LogitKl.apply(teacher, student, temperature, kls)
     return found
 
 
+#: KL at a temperature of rows of logits (M, V): (M,); and, if there is room (M, V), T (s − p) / M into it.
+Kls = Callable[[Tensor, Tensor, Tensor | None, float], Tensor]
+
+
 class LogitKl(torch.autograd.Function):
-    """`logit_kl`, which makes its gradient, T (s − p) of every prediction over their number, in the same pass."""
+    """`logit_kl`, whose gradient, T (s − p) of every prediction over their number, is made by `kls` on the way."""
 
     @staticmethod
-    def forward(ctx: Any, teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
+    def forward(ctx: Any, teacher: Tensor, student: Tensor, temperature: float, kls: Kls) -> Tensor:
         # In float16 most of it would be nothing before it is scaled.
         held = torch.float32 if student.dtype == torch.float16 else student.dtype
         ctx.gradient = student.new_empty(student.shape, dtype=held) if ctx.needs_input_grad[1] else None
         ctx.dtype = student.dtype
-        rows = teacher.flatten(0, -2), student.flatten(0, -2)
         room = None if ctx.gradient is None else ctx.gradient.flatten(0, -2)
-        found = attempt(WHAT, lambda: kls_by_kernel(*rows, room, temperature)) if has_kernel(*rows) else None
-        tell(WHAT, PYTORCH if found is None else KERNELS)
-        kls = kls_in_parts(*rows, room, temperature) if found is None else found
-        return temperature**2 * kls.mean()
+        return temperature**2 * kls(teacher.flatten(0, -2), student.flatten(0, -2), room, temperature).mean()
 
     @staticmethod
     @once_differentiable
@@ -53,7 +54,16 @@ class LogitKl(torch.autograd.Function):
         found, ctx.gradient = ctx.gradient, None
         if found is None:
             raise RuntimeError("the gradient of this gap is gone: it was taken, and is not kept by retain_graph")
-        return None, found.mul_(gradient).to(ctx.dtype), None
+        return None, found.mul_(gradient).to(ctx.dtype), None, None
+
+
+def kls(teacher: Tensor, student: Tensor, gradient: Tensor | None, temperature: float) -> Tensor:
+    """As `kls_in_parts`, by a kernel where there is one."""
+    found = None
+    if has_kernel(teacher, student):
+        found = attempt(WHAT, lambda: kls_by_kernel(teacher, student, gradient, temperature))
+    tell(WHAT, PYTORCH if found is None else KERNELS)
+    return kls_in_parts(teacher, student, gradient, temperature) if found is None else found
 
 
 def has_kernel(teacher: Tensor, student: Tensor) -> bool:

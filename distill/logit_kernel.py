@@ -2,9 +2,9 @@
 
     KL = Σ_v p_v (log p_v − log s_v),    T ∂KL/∂u_v = s_v − p_v,    p = softmax(t/T), s = softmax(u/T)
 
-of teacher's logits t and student's u. A program has a row, a vocabulary: first what its softmaxes are divided by, then,
-from its end to its beginning since the end is still in the cache, the rest. Arithmetic is float32, logarithms are to the
-base 2: its powers take one instruction.
+of teacher's logits t and student's u. A program has a row: first what its softmaxes are divided by, then, from its end
+to its beginning since the end is still in the cache, the rest. Arithmetic is float32, and logarithms are to the base 2,
+whose powers take one instruction.
 """
 
 import torch

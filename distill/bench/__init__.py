@@ -2,7 +2,7 @@
 
 `__main__` (from what `arguments` takes) → `serving` (a step, a text, a step of training) → `faster` (what is done to a
 step) → `table` (rows, a page, a figure);
-`__main__` → `attention`, `maploss`, `step`, `stage1` (the ways) → `layer` (what is timed) → `by_kernel` (what
+`__main__` → `attention`, `maploss`, `step`, `stage1`, `stage2` (the ways) → `layer` (what is timed) → `by_kernel` (what
 kernels of attention take, one by one) → `layer_table`.
 """
 

@@ -1,6 +1,6 @@
 """`python -m distill.bench decode|prefill|train CHECKPOINT`: a student's speed beside its exact teacher's.
 
-`python -m distill.bench attention|maploss|step|stage1`: a layer, its loss, its step of decoding, or stage 1 of twelve.
+`python -m distill.bench attention|maploss|step|stage1|stage2`: a layer, its loss, its step, or a stage of twelve.
 
 `python -m distill.bench devices`: the stages of a run on several devices beside one.
 """
@@ -97,9 +97,9 @@ def bench_layer(given: argparse.Namespace, command: str) -> Path:
     from ..flexformer.feature_map import HeadShape
     from ..measure.origin import hardware
     from ..mixer import named_options
-    from . import attention, by_kernel, maploss, stage1, step
+    from . import attention, by_kernel, maploss, stage1, stage2, step
     from .layer import Layer, copied_per_second, multiplied_per_second, time_ways
-    from .layer_table import ATTENTION, KINDS, MAP_LOSS, STAGE_1, STEP, TITLE, rows, section
+    from .layer_table import ATTENTION, KINDS, MAP_LOSS, STAGE_1, STAGE_2, STEP, TITLE, rows, section
     from .table import save, writable
 
     timed, goals = {
@@ -107,6 +107,7 @@ def bench_layer(given: argparse.Namespace, command: str) -> Path:
         "maploss": (maploss, MAP_LOSS),
         "step": (step, STEP),
         "stage1": (stage1, STAGE_1),
+        "stage2": (stage2, STAGE_2),
     }[given.what]
     writable(given.out, KINDS)
     shape = HeadShape(given.heads, given.kv_heads, given.head_dim)
@@ -123,8 +124,8 @@ def bench_layer(given: argparse.Namespace, command: str) -> Path:
         mixer = layer.mixer()
     except (ValueError, KeyError) as error:
         raise UserError(f"--mixer {given.mixer}: {error}") from error
-    if timed is stage1 and given.kv_heads != given.heads:
-        raise UserError(f"--kv-heads {given.kv_heads}: stage 1 is of a GPT-2, whose keys have all heads; leave it out")
+    if timed in (stage1, stage2) and given.kv_heads != given.heads:
+        raise UserError(f"--kv-heads {given.kv_heads}: stages are of a GPT-2, whose keys have all heads; leave it out")
     if timed in (maploss, stage1) and not (mixer.comparable and any(True for _ in mixer.parameters())):
         raise UserError(f"--mixer {given.mixer}: it has no map that could be fitted; give attention or step")
     torch.set_float32_matmul_precision(given.precision)

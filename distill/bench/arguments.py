@@ -65,6 +65,7 @@ def parser(of_student: Work, of_layer: Work, of_devices: Work) -> argparse.Argum
         "maploss": "the loss of stage 1, of one layer, forwards and backwards",
         "step": "one layer, a step of decoding",
         "stage1": "a step of stage 1, of a model of twelve layers",
+        "stage2": "a step of stage 2, of a model of twelve layers and 50,257 words",
     }
     for name, told in layers.items():
         layer = commands.add_parser(name, help=f"{told}, of random numbers")

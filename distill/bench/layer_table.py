@@ -14,7 +14,7 @@ from .layer import Layer, Measured
 
 TITLE = "Speed of the kernels"
 #: What its pages are of.
-KINDS = ("attention", "maploss", "step", "stage1")
+KINDS = ("attention", "maploss", "step", "stage1", "stage2")
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ MAP_LOSS = Goals(
 ATTENTION = Goals("attention", "fwdbwd_ms", 10, KERNELS, None, {"fwdbwd_ms": "<= 1.3", "error": "<= 0.01"})
 STEP = Goals("step", "step_ms", 100, "linear, kernel", None, {"step_ms": "<= 0.02", "error": "<= 0.01"})
 STAGE_1 = Goals("stage 1", "fwdbwd_ms", 4, "as a run", 4096, {"speedup": ">= 3"}, False, "dense (compiled)")
-ALL = (ATTENTION, MAP_LOSS, STEP, STAGE_1)
+STAGE_2 = Goals("stage 2", "fwdbwd_ms", 4, "as a run", None, {}, False, "logits in parts")
+ALL = (ATTENTION, MAP_LOSS, STEP, STAGE_1, STAGE_2)
 #: The layer that goals are for.
 MIXER, SHAPE = "exponential F=128", "12 heads of 64"
 #: Metrics that are times of a way, and what is held to float64.
@@ -95,8 +96,8 @@ def section(name: str, there: list[Row]) -> Section:
     return Section(
         title=name,
         intro=f"A layer forwards and backwards, of {TOKENS['cuda']:,} tokens in all on a GPU, {TOKENS['cpu']:,} on a "
-        "CPU, in texts of so many; its loss, of one text; of decoding a step forwards, of 8 texts; of stage 1 "
-        "a step. On a GPU as CUDA graphs, and the memory of one step by itself. Floor: what its products, "
+        "CPU, in texts of so many; its loss, of one text; of decoding a step forwards, of 8 texts; of the "
+        "stages a step. On a GPU as CUDA graphs, and the memory of one step by itself. Floor: what its products, "
         "made once, take at the rate of a large matrix product on the same machine, or what reading and "
         "writing take at that of a large copy, whichever is more. "
         f"{'; '.join(dict.fromkeys(row.command or '' for row in there))}",

@@ -51,14 +51,14 @@ def floor(layer: Layer, length: int, multiplied: float, copied: float) -> float:
     return LAYERS * floor_of_maps(layer, length, multiplied, copied)
 
 
-def teacher(layer: Layer, length: int) -> Teacher:
+def teacher(layer: Layer, length: int, words: int = WORDS) -> Teacher:
     """Of no training: how long a step takes does not depend on it."""
     heads, _, head_dim = layer.shape
-    told = GPT2Config(n_layer=LAYERS, n_head=heads, n_embd=heads * head_dim, n_positions=length, vocab_size=WORDS)
+    told = GPT2Config(n_layer=LAYERS, n_head=heads, n_embd=heads * head_dim, n_positions=length, vocab_size=words)
     told.bos_token_id = told.eos_token_id = 0
     model = AutoModelForCausalLM.from_config(told, attn_implementation=CAPTURE, dtype=layer.dtype)
-    words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel()))
-    return freeze("gpt2", model.to(layer.device), words, layer.dtype)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel()))
+    return freeze("gpt2", model.to(layer.device), tokenizer, layer.dtype)
 
 
 def ways(layer: Layer) -> dict[str, Callable[[int], Step]]:

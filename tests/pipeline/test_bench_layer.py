@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from distill.bench import attention, maploss, public, stage1, step
+from distill.bench import attention, maploss, public, stage1, stage2, step
 from distill.bench.__main__ import main
 from distill.bench.layer import Layer, Measured, time_ways
 from distill.bench.layer_table import ATTENTION, MAP_LOSS, STAGE_1, rows, section
@@ -87,6 +87,19 @@ def test_a_step_of_stage_1_is_the_same_in_both_ways():
     assert stage1.floor(layer, 10, 2.0, 1.0) == 12 * maploss.floor(layer, 10, 2.0, 1.0)
 
 
+def test_a_step_of_stage_2_is_the_same_in_both_ways(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(stage2, "WORDS", 90)
+    layer, found = Layer(HeadShape(2, 2, 16), OPTIONS | {"window": 3}, CPU), []
+    for stage in stage2.STAGES.values():
+        torch.manual_seed(0)
+        made = stage2.staged(layer, stage, 20)
+        made.training_step({"input_ids": torch.arange(20)[None]}, 0).backward()
+        found.append([each.grad for each in made.student.parameters()])
+    torch.testing.assert_close(*found)
+    # Forwards of one model and both ways of another, of 12 · 12 · 32² weights and a head of 90 words.
+    assert stage2.floor(layer, 10, 2.0, 1.0) == 4 * (12 * 12 * 32**2 + 90 * 32) * 10
+
+
 def test_a_speedup_is_over_the_way_it_is_told_to_be():
     layer = Layer(HeadShape(12, 12, 64), OPTIONS | {"features": 128}, torch.device("cuda"))
     found = [Measured("dense (compiled)", 4096, 0.06, 7), *(Measured("as a run", n, 0.02, 7) for n in (4096, 8192))]
@@ -152,11 +165,12 @@ def test_goals_are_for_one_way_on_a_gpu():
 def test_the_commands_add_to_their_page(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch):
     monkeypatch.setitem(attention.TOKENS, "cpu", 32)
     sizes = ["--device", "cpu", "--heads", "2", "--kv-heads", "2", "--head-dim", "16", "--features", "16"]
-    for what in ("attention", "maploss", "step", "stage1"):
+    monkeypatch.setattr(stage2, "WORDS", 90)
+    for what in ("attention", "maploss", "step", "stage1", "stage2"):
         assert main([what, *sizes, "--lengths", "8,16", "--out", str(tmp_path / "speed")]) == 0
-    assert capsys.readouterr().out == 4 * f"{tmp_path / 'speed.md'}\n"
+    assert capsys.readouterr().out == 5 * f"{tmp_path / 'speed.md'}\n"
     found = json.loads((tmp_path / "speed.json").read_text())
-    assert len(found) == 4 * 2 * 2 * 2 + 2 + 2 + 1 and all(row["value"] > 0 for row in found)
+    assert len(found) == 5 * 2 * 2 * 2 + 2 + 2 + 1 + 2 and all(row["value"] > 0 for row in found)
     page = (tmp_path / "speed.md").read_text()
     assert page.count("\n## ") == 1 and "| linear, plain | 16 |" in page
 

@@ -165,7 +165,7 @@ def test_mistakes_are_one_line(checkpoint: Path, tmp_path: Path, capsys: pytest.
         (["decode", str(checkpoint), "--device", "cpu", "--teacher", str(tmp_path / "none")], "cannot be loaded"),
         (["decode", str(checkpoint), "--out", str(tmp_path)], f"--out {tmp_path} is a folder"),
         (["step", "--out", str(other)], f"--out {other} holds what another command, decode, has timed"),
-        (["stage1", "--kv-heads", "4"], "--kv-heads 4: stage 1 is of a GPT-2"),
+        (["stage1", "--kv-heads", "4"], "--kv-heads 4: stages are of a GPT-2"),
     ):
         assert main(arguments) == 2
         printed = capsys.readouterr().err.splitlines()[-1]

@@ -1,0 +1,76 @@
+"""A step of stage 2 of a whole model with such layers, one text: as a run takes it, and with its losses in parts."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ..config import Logits, Lora
+from ..divergence import LogitKl, kls_in_parts
+from ..measure.steps import Step
+from ..stages.graphs import Inputs
+from ..stages.logits import LogitsStage
+from ..student import build_student
+from .layer import Layer
+from .stage1 import LAYERS, teacher
+
+#: Words that logits are of, as many as GPT-2 has.
+WORDS = 50257
+WANTED = Logits(
+    max_steps=1, batch_size=1, learning_rate=1e-4, mixer_learning_rate=1e-3, embedding_learning_rate=1e-4, warmup=0.0,
+    weight_decay=0.0, gradient_checkpointing=False, temperature=1.0, cross_entropy=0.0, cache=None, top_k=1,
+    train="all", lora=Lora(rank=1, alpha=1),
+)  # fmt: skip
+
+
+class InParts(LogitsStage):
+    """What stage 2 computes, logits held against each other by PyTorch."""
+
+    def gap(self, found: Tensor, inputs: Inputs) -> Tensor:
+        target = self.teacher.predict(inputs)
+        gap: Tensor = LogitKl.apply(target, found, self.wanted.temperature, kls_in_parts)
+        return gap
+
+
+#: Stages by what they are called.
+STAGES = {"logits in parts": InParts, "as a run": LogitsStage}
+#: On a GPU, where both models are compiled as well.
+COMPILED = "as a run, compiled"
+
+
+def floor(layer: Layer, length: int, multiplied: float, copied: float) -> float:
+    """Seconds that products with all weights take, forwards of the teacher, and both ways of the student."""
+    width = layer.shape.heads * layer.shape.head_dim
+    weights = LAYERS * 12 * width**2 + WORDS * width
+    return (1 + 3) * 2 * weights * length / multiplied
+
+
+def staged(layer: Layer, stage: type[LogitsStage], length: int) -> LogitsStage:
+    taught = teacher(layer, length, WORDS)
+    return stage(taught, build_student(taught, layer.options), WANTED).to(layer.device, layer.dtype)
+
+
+def ways(layer: Layer) -> dict[str, Callable[[int], Step]]:
+    on_gpu = layer.device.type == "cuda"
+
+    def make(stage: type[LogitsStage], fused: bool, length: int) -> Step:
+        made = staged(layer, stage, length)
+        made.steps.graphs = on_gpu
+        for model in made.models() if fused else []:
+            model.compile()
+        batch = {"input_ids": torch.randint(WORDS, (1, length), device=layer.device)}
+
+        def step() -> None:
+            made.zero_grad()
+            made.training_step(batch, 0).backward()  # type: ignore[no-untyped-call]
+
+        return step
+
+    found: dict[str, Callable[[int], Step]] = {name: partial(make, stage, False) for name, stage in STAGES.items()}
+    return found | ({COMPILED: partial(make, LogitsStage, True)} if on_gpu else {})
+
+
+def errors(layer: Layer) -> dict[str, float]:
+    """Losses are those of a run, which its tests hold against the formula."""
+    return {}
