@@ -11,9 +11,16 @@ written are gradients for parameters. Where features are GIVEN those for φ, g a
 import triton
 import triton.language as tl
 
-from .flexformer.linear_gradients import add_basis, through_polynomial, through_softmax
+from .flexformer.linear_gradients import add_basis, through_polynomial
 from .flexformer.tiles import held_as, log2, product, rows
 from .map_kernels import NONE, TINY, scores, visible, whole_keys
+
+
+@triton.jit
+def through_softmax(phi, by_phi):
+    """From the gradient for φ that for its logits, and φ·∂/∂φ."""
+    along = tl.sum(phi * by_phi, 1)
+    return phi * (by_phi - along[:, None]), along
 
 
 @triton.jit

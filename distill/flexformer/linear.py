@@ -16,14 +16,13 @@ try:
     from .linear_function import Attention
     from .linear_layout import Sizes
     from .linear_operator import attention as operator
-    from .tiles import block
 
     built = True
 except (ImportError, OSError):  # No Triton for this machine, or no source for it to read: PyTorch does it.
     built = False
 
-#: The most features and the widest heads, and how many numbers a tile of both may have, that fit into a multiprocessor.
-MOST, DEEPEST, LARGEST = 256, 128, 16384
+#: The most features and the widest heads.
+MOST, DEEPEST = 256, 128
 #: Texts' heads, of which each has a row of programs: no more rows can be launched.
 ROWS = 65535
 #: Of features that are given, what has been held to float64 on a GPU.
@@ -117,6 +116,6 @@ def recent(
 
 
 def fits(features: int, width: int, made: bool) -> bool:
-    """Whether tiles of so many features, and of heads as wide, do into a multiprocessor; made: by kernels."""
+    """Whether there are kernels for so many features, and for heads as wide; made: by kernels."""
     most, deepest = (MOST, DEEPEST) if made else (MOST_GIVEN, DEEPEST_GIVEN)
-    return features <= most and width <= deepest and block(features) * block(width) <= LARGEST
+    return features <= most and width <= deepest

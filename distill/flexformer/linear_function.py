@@ -8,9 +8,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .engine import CHUNK
-from .linear_gradients import key_gradient_kernel, later_kernel, query_gradient_kernel
+from .linear_gradients import later_kernel, query_gradient_kernel
 from .linear_kernels import output_kernel, sums_kernel
-from .linear_layout import Sizes, by_tokens, in_pieces, layout, lying_as, prepared, slim
+from .linear_key_gradients import key_gradient_kernel, value_gradient_kernel
+from .linear_layout import Sizes, by_tokens, in_pieces, in_tiles, layout, lying_as, prepared, slim
 from .linear_scan import scan_kernel
 from .parameters import apart, zeros
 from .tiles import cdiv, placed
@@ -22,12 +23,15 @@ SCANNED, SCANNED_PARTS = 512, (4, 16)
 class Kept(NamedTuple):
     """What comes of a text, and what the way back needs beside it.
 
-    o (B, H, N, V), the state after the last token, which no gradient goes through, and what `linear_kernels` tell of.
+    o (B, H, N, V), the state after the last token, which no gradient goes through, and what `linear_kernels` tell of;
+    far and far_shares are empty where they are not needed.
     Of all that comes before a chunk in its part, and before a part, those are sums (B·K, chunks, F·V + F), peaks (B·K,
     chunks), part_sums (B·K, parts, F·V + F) and part_tops (B·K, parts + 1).
     """
 
     out: Tensor
+    far: Tensor
+    far_shares: Tensor
     after: Tensor
     last: Tensor
     weights: Tensor
@@ -79,9 +83,13 @@ def forwards(
     settings, end = layout(query, key, value, features, present is not None, sizes, bool(before))
     _, _, span, chunks = end
     places, parts, numbers = batch * kv_heads, cdiv(chunks, span), features * (width + 1)
+    tiles, few = in_tiles(settings)
+    far = sizes.width > 0 and tiles > 1
     wide = query.new_empty(0, dtype=torch.float32)
     kept = Kept(
         out=by_tokens(query, width),
+        far=by_tokens(query, width if far else 0),
+        far_shares=wide.new_empty(batch, heads, length if far else 0),
         after=wide.new_empty(batch, kv_heads, features, width + 1),
         last=wide.new_empty(batch, kv_heads, 1),
         weights=wide.new_empty(places, length),
@@ -106,15 +114,16 @@ def forwards(
     # Beside a window more does not fit than a third program is worth.
     limit = {} if sizes.width else slim(grouped)
     with torch.cuda.device_of(query):
-        sums_kernel[(parts, places)](
+        sums_kernel[(parts, places, tiles)](
             placed(key), placed(value), present, *given[2:6], kept.weights, kept.key_norms, kept.sums, kept.peaks,
-            own, own_peaks, sizes.scale, *end, DEGREE=sizes.degree, **settings,
+            own, own_peaks, sizes.scale, *end, DEGREE=sizes.degree, **settings, **few,
         )  # fmt: skip
         scan(own, kept.part_sums, kept.part_tops, settings, bool(before), own_peaks, *started, kept.after, kept.last)
         output_kernel[(chunks, batch * heads)](
             *map(placed, (query, key, value)), present, *given[:4], *given[6:], kept.weights, kept.key_norms,
             kept.query_norms, kept.sums, kept.peaks, kept.part_sums, kept.part_tops, kept.tops, placed(kept.out),
-            kept.opened, kept.joined, kept.totals, sizes.scale, sizes.epsilon, *end, **grouped, **limit,
+            placed(kept.far), kept.far_shares, kept.opened, kept.joined, kept.totals, sizes.scale, sizes.epsilon, *end,
+            **grouped, **limit,
         )  # fmt: skip
     return kept
 
@@ -141,6 +150,7 @@ def backwards(
     settings, end = layout(query, key, value, features, present is not None, sizes, goes_on)
     grouped = settings | {"G": query.shape[1] // key.shape[1]}
     length, _, _, chunks = end
+    tiles, few = in_tiles(settings)
     present = query if present is None else present.contiguous()
     before_each = kept.sums, kept.peaks, kept.part_sums, kept.part_tops
     rows, (places, parts) = query.shape[0] * query.shape[1], kept.part_sums.shape[:2]
@@ -152,20 +162,26 @@ def backwards(
     with torch.cuda.device_of(query):
         query_gradient_kernel[(chunks, rows)](
             *inputs, present, *given[:4], *given[7:], kept.weights, kept.key_norms, kept.query_norms, *before_each,
-            kept.opened, kept.joined, kept.totals, placed(kept.out), given_back, placed(by_query), *by[:2], *by[6:],
-            inner, sizes.scale, sizes.epsilon, *end, **grouped, **slim(grouped),
+            kept.opened, kept.joined, kept.totals, placed(kept.out), placed(kept.far), kept.far_shares, given_back,
+            placed(by_query), *by[:2], *by[6:], inner, sizes.scale, sizes.epsilon, *end, **grouped, **slim(grouped),
         )  # fmt: skip
         fewer = {name: each for name, each in alone.items() if name not in ("W", "SKIP", "PADDED")}
-        later_kernel[(parts, places)](
+        later_kernel[(parts, places, tiles)](
             inputs[0], given_back, *given[:2], kept.query_norms, kept.tops, kept.opened, inner, later, part_later,
-            sizes.scale, *end, **fewer,
+            sizes.scale, *end, **fewer, **few,
         )  # fmt: skip
         scan(part_later, scanned, kept.part_tops, grouped, False)
         keys = length + sizes.width - grouped["SKIP"] // CHUNK * CHUNK
-        key_gradient_kernel[(cdiv(keys, CHUNK), places)](
-            *inputs, present, *given[:6], kept.weights, kept.key_norms, kept.query_norms, later, scanned, kept.tops,
-            kept.opened, kept.joined, inner, given_back, placed(by_key), placed(by_value), *by[2:6], sizes.scale, *end,
-            DEGREE=sizes.degree, **alone,
+        there, by_weights = (cdiv(keys, CHUNK), places), torch.empty_like(kept.weights)
+        known = *inputs, present, *given[:4]
+        after = kept.weights, kept.key_norms, kept.query_norms, later, scanned, kept.tops, kept.opened, kept.joined
+        if tiles > 1:
+            value_gradient_kernel[there](
+                *known, *after, inner, given_back, placed(by_value), by_weights, sizes.scale, *end, **alone, **few
+            )
+        key_gradient_kernel[there](
+            *known, *given[4:6], *after, inner, given_back, placed(by_key), placed(by_value), by_weights, *by[2:6],
+            sizes.scale, *end, DEGREE=sizes.degree, **alone,
         )  # fmt: skip
     return by_query, by_key, by_value, found
 

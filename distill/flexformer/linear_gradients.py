@@ -7,7 +7,10 @@ Of all weights P_ij that query i gives, near ones e^{q_i·k_j − λ_i} and far 
 λ_i is the shift of both parts plus the logarithm of their size, ρ_i = e^{s_i + g_i − λ_i}. With γ_i = ρ_i [∂o_i, −Δ_i],
 
     ∂/∂φ_q(q_i) = Σ_j e^{w_j − s_i} (γ_i·[v_j, 1]) φ_k(k_j),    ∂/∂φ_k(k_j) = Σ_i e^{w_j − s_i} (γ_i·[v_j, 1]) φ_q(q_i)
-    ∂/∂w_j = φ_k(k_j)·∂/∂φ_k(k_j),    ∂/∂g_i = φ_q(q_i)·∂/∂φ_q(q_i)
+    ∂/∂w_j = φ_k(k_j)·∂/∂φ_k(k_j),    ∂/∂g_i = φ_q(q_i)·∂/∂φ_q(q_i) = r_i (∂o_i·f_i − Δ_i)
+
+f_i is what the linear part gives alone, r_i its share in o_i: of features in more than one tile the sum over all is
+needed before there is any, and is found from these, which without a window are o_i and 1.
 
 What keys need of later chunks is Σ_i e^{m − s_i} φ_q(q_i) γ_iᵀ, m the largest w up to the end of theirs: e^{m − s_i} is
 at most 1. Where a size is below ε it is none that depends on anything, and Δ_i = 0.
@@ -28,13 +31,6 @@ from .tiles import LOG2_E, held_as, narrow, power, product, spots, summed, token
 def shares(weight, opened, seen):
     """e^{w_j + g_i − λ_i} of what is seen."""
     return tl.exp2(tl.where(seen, weight * LOG2_E + opened * LOG2_E, float("-inf")))
-
-
-@triton.jit
-def through_softmax(phi, by_phi):
-    """From the gradient for φ that for its logits, and φ·∂/∂φ."""
-    along = tl.sum(phi * by_phi, 1)
-    return phi * (by_phi - along[:, None]), along
 
 
 @triton.jit
@@ -68,8 +64,8 @@ def add_basis(
 @triton.jit
 def query_gradient_kernel(
     query, key, value, present, query_frequency, query_bias, key_frequency, key_bias, gate_linear, gate_quadratic,
-    weights, key_norms, query_norms, sums, peaks, part_sums, part_tops, opened, joined, sizes, out, given,
-    by_query, by_frequency, by_bias, by_gate_bias, by_gate_linear, by_gate_quadratic, inner, scale, epsilon,
+    weights, key_norms, query_norms, sums, peaks, part_sums, part_tops, opened, joined, sizes, out, far, far_shares,
+    given, by_query, by_frequency, by_bias, by_gate_bias, by_gate_linear, by_gate_quadratic, inner, scale, epsilon,
     N, K, SPAN, CHUNKS, G: tl.constexpr, W: tl.constexpr, SKIP: tl.constexpr, F: tl.constexpr, D: tl.constexpr,
     V: tl.constexpr, PADDED: tl.constexpr, GIVEN: tl.constexpr, MODE: tl.constexpr,
     C: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
@@ -79,14 +75,16 @@ def query_gradient_kernel(
     place, asker = row // G, row % (K * G)
     batch, head, held, end = place // K, place % K, N + W - SKIP, N + W
     n = chunk * C + tl.arange(0, C)
-    d, f, v = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_F), tl.arange(0, BLOCK_V)
-    at = row * N + n
+    d, v, at = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V), row * N + n
     x = tokens(query, batch, asker, n, N, d, D)
     asked = tokens(given, batch, asker, n, N, v, V)
-    got = tokens(out, batch, asker, n, N, v, V)
-    delta = tl.sum(asked.to(tl.float32) * got.to(tl.float32), 1)
-    delta = tl.where(numbers(sizes, row, n, N, 1.0) >= epsilon, delta, 0.0)
+    along = tl.sum(asked.to(tl.float32) * tokens(out, batch, asker, n, N, v, V).to(tl.float32), 1)
+    delta = tl.where(numbers(sizes, row, n, N, 1.0) >= epsilon, along, 0.0)
     tl.store(inner + at, delta, mask=n < N)
+    by_gate = along - delta
+    if F > BLOCK_F and W > 0:
+        along = tl.sum(asked.to(tl.float32) * tokens(far, batch, asker, n, N, v, V).to(tl.float32), 1)
+        by_gate = (along - delta) * numbers(far_shares, row, n, N, 0.0)
     opening = numbers(opened, row, n, N, float("-inf"))
     y = tokens(key, batch, head, n - SKIP, held, d, D)
     weight = numbers(weights, place, n, N, float("-inf"))
@@ -94,37 +92,38 @@ def query_gradient_kernel(
     worth = tokens(value, batch, head, n - SKIP, held, v, V)
     by_score = product(asked, tl.trans(worth), MODE) - delta[:, None]
     by_score *= shares(weight[None, :], opening[:, None], n[None, :] <= n[:, None])
-    # One tile as wide as there are features after another: more do not fit into registers.
-    omega, level = basis(key_frequency, key_bias, head, f, d, F, D, GIVEN)
-    phi = features_of(
-        y, omega, level, key_frequency, key_norms, place, n, held, SKIP, N, f, scale, F, GIVEN, MODE, False
-    )
-    by_phi = product(by_score, phi, MODE)
-    state, ones = read_sums(sums, place * CHUNKS + chunk, f, v, F, V)
-    by_phi += product(asked.to(tl.float32) * power(peak + opening)[:, None], tl.trans(state), MODE)
-    state, part_ones = read_sums(part_sums, part, f, v, F, V)
-    by_phi += product(asked.to(tl.float32) * power(part_top + opening)[:, None], tl.trans(state), MODE)
-    ones = ones * power(peak - top) + part_ones * power(part_top - top)
-    by_phi -= (delta * power(top + opening))[:, None] * ones[None, :]
-    omega, level = basis(query_frequency, query_bias, asker, f, d, F, D, GIVEN)
-    phi = features_of(x, omega, level, query_frequency, query_norms, row, n, N, 0, N, f, scale, F, GIVEN, MODE, False)
-    if GIVEN:
-        by_x = tl.zeros((C, BLOCK_D), tl.float32)
-        spot = by_frequency + at[:, None] * F + f[None, :]
-        tl.store(spot, narrow(by_phi, by_frequency.dtype.element_ty), mask=within(n, N, f, F))
-        if W > 0:
-            tl.store(by_gate_bias + at, tl.sum(phi * by_phi, 1), mask=n < N)
-    else:
-        by_logit, by_gate = through_softmax(phi, by_phi)
-        by_logit = held_as(by_logit, MODE)
-        by_x = product(by_logit, omega, MODE)
-        add_basis(by_logit, x, by_frequency, by_bias, asker, f, d, scale, F, D, MODE)
-        if W > 0:
-            tl.atomic_add(by_gate_bias + asker, tl.sum(by_gate, 0), sem="relaxed")
-            by_x += through_polynomial(
-                by_gate, tokens(query, batch, asker, n, N, d, D), gate_linear + asker * D, gate_quadratic + asker * D,
-                by_gate_linear + asker * D, by_gate_quadratic + asker * D, d, scale, D, 2,
-            )  # fmt: skip
+    by_x = tl.zeros((C, BLOCK_D), tl.float32)
+    for first in range(0, F, BLOCK_F):
+        f = first + tl.arange(0, BLOCK_F)
+        # One tile as wide as there are features after another: more do not fit into registers.
+        omega, level = basis(key_frequency, key_bias, head, f, d, F, D, GIVEN)
+        phi = features_of(y, omega, level, key_frequency, key_norms, place, n, held, SKIP, N, f, scale, F, GIVEN, MODE)
+        by_phi = product(by_score, phi, MODE)
+        state, ones = read_sums(sums, place * CHUNKS + chunk, f, v, F, V)
+        by_phi += product(asked.to(tl.float32) * power(peak + opening)[:, None], tl.trans(state), MODE)
+        state, part_ones = read_sums(part_sums, part, f, v, F, V)
+        by_phi += product(asked.to(tl.float32) * power(part_top + opening)[:, None], tl.trans(state), MODE)
+        ones = ones * power(peak - top) + part_ones * power(part_top - top)
+        by_phi -= (delta * power(top + opening))[:, None] * ones[None, :]
+        omega, level = basis(query_frequency, query_bias, asker, f, d, F, D, GIVEN)
+        phi = features_of(x, omega, level, query_frequency, query_norms, row, n, N, 0, N, f, scale, F, GIVEN, MODE)
+        if F <= BLOCK_F:
+            by_gate = tl.sum(phi * by_phi, 1)
+        if GIVEN:
+            spot = by_frequency + at[:, None] * F + f[None, :]
+            tl.store(spot, narrow(by_phi, by_frequency.dtype.element_ty), mask=within(n, N, f, F))
+        else:
+            by_logit = held_as(phi * (by_phi - by_gate[:, None]), MODE)
+            by_x += product(by_logit, omega, MODE)
+            add_basis(by_logit, x, by_frequency, by_bias, asker, f, d, scale, F, D, MODE)
+    if W > 0 and GIVEN:
+        tl.store(by_gate_bias + at, by_gate, mask=n < N)
+    elif W > 0:
+        tl.atomic_add(by_gate_bias + asker, tl.sum(by_gate, 0), sem="relaxed")
+        by_x += through_polynomial(
+            by_gate, tokens(query, batch, asker, n, N, d, D), gate_linear + asker * D, gate_quadratic + asker * D,
+            by_gate_linear + asker * D, by_gate_quadratic + asker * D, d, scale, D, 2,
+        )  # fmt: skip
     if W > 0:
         whole = numbers(joined, row, n, N, float("inf"))
         for behind in range(0, W + C, C):
@@ -145,11 +144,12 @@ def later_kernel(
     N, K, SPAN, CHUNKS, G: tl.constexpr, F: tl.constexpr, D: tl.constexpr, V: tl.constexpr, GIVEN: tl.constexpr,
     MODE: tl.constexpr, C: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    """Grid (parts, B·K): Σ_i e^{m − s_i} φ_q(q_i) γ_i of a part's queries, of those after each chunk (later), m the
-    largest weight up to its end, and of all (part_later), m that before the part."""
+    """Grid (parts, B·K, tiles of features): Σ_i e^{m − s_i} φ_q(q_i) γ_i of a part's queries, of those after each chunk
+    (later), m the largest weight up to its end, and of all (part_later), m that before the part."""
     part, place = tl.program_id(0), tl.program_id(1).to(tl.int64)
     batch = place // K
-    d, f, v = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_F), tl.arange(0, BLOCK_V)
+    d, v = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V)
+    f = tl.program_id(2) * BLOCK_F + tl.arange(0, BLOCK_F)
     tops += place * (CHUNKS + 1)
     state, ones = tl.zeros((BLOCK_F, BLOCK_V), tl.float32), tl.zeros((BLOCK_F,), tl.float32)
     first, last = part * SPAN, tl.minimum(part * SPAN + SPAN, CHUNKS)
@@ -165,103 +165,8 @@ def later_kernel(
             asker = row % (K * G)
             x, asked = tokens(query, batch, asker, n, N, d, D), tokens(given, batch, asker, n, N, v, V)
             omega, level = basis(query_frequency, query_bias, asker, f, d, F, D, GIVEN)
-            phi = features_of(
-                x, omega, level, query_frequency, query_norms, row, n, N, 0, N, f, scale, F, GIVEN, MODE, False
-            )
+            phi = features_of(x, omega, level, query_frequency, query_norms, row, n, N, 0, N, f, scale, F, GIVEN, MODE)
             phi, share = held_as(phi, MODE), power(top + numbers(opened, row, n, N, float("-inf")))
             state += product(tl.trans(phi), asked.to(tl.float32) * share[:, None], MODE)
             ones -= summed(phi, numbers(inner, row, n, N, 0.0) * share, MODE)
     write_sums(part_later, place * tl.num_programs(0) + part, state, ones, f, v, F, V)
-
-
-@triton.jit
-def key_gradient_kernel(
-    query, key, value, present, query_frequency, query_bias, key_frequency, key_bias, linear, quadratic,
-    weights, key_norms, query_norms, later, part_later, tops, opened, joined, inner, given,
-    by_key, by_value, by_frequency, by_bias, by_linear, by_quadratic, scale,
-    N, K, SPAN, CHUNKS, G: tl.constexpr, W: tl.constexpr, SKIP: tl.constexpr, F: tl.constexpr, D: tl.constexpr,
-    V: tl.constexpr, DEGREE: tl.constexpr, PADDED: tl.constexpr, GIVEN: tl.constexpr, MODE: tl.constexpr,
-    C: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
-):  # fmt: skip
-    """Grid (chunks of W + N keys, without those that are none, B·K).
-
-    later: of the queries after each chunk in its part; part_later: of those after the part.
-    """
-    chunk, place = tl.program_id(0) + SKIP // C, tl.program_id(1).to(tl.int64)
-    batch, head, held, end = place // K, place % K, N + W - SKIP, N + W
-    n = chunk * C + tl.arange(0, C)
-    d, f, v = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_F), tl.arange(0, BLOCK_V)
-    y = tokens(key, batch, head, n - SKIP, held, d, D)
-    worth = tokens(value, batch, head, n - SKIP, held, v, V)
-    by_y, by_worth = tl.zeros((C, BLOCK_D), tl.float32), tl.zeros((C, BLOCK_V), tl.float32)
-    if chunk < CHUNKS:
-        weight = numbers(weights, place, n, N, float("-inf"))
-        tops += place * (CHUNKS + 1)
-        highest = tl.load(tops + chunk + 1)
-        omega, level = basis(key_frequency, key_bias, head, f, d, F, D, GIVEN)
-        psi = features_of(
-            y, omega, level, key_frequency, key_norms, place, n, held, SKIP, N, f, scale, F, GIVEN, MODE, False
-        )
-        psi = held_as(psi, MODE)
-        by_phi = tl.zeros((C, BLOCK_F), tl.float32)
-        for g in range(0, G):
-            row = place * G + g
-            asker = row % (K * G)
-            x, asked = tokens(query, batch, asker, n, N, d, D), tokens(given, batch, asker, n, N, v, V)
-            opening, delta = numbers(opened, row, n, N, float("-inf")), numbers(inner, row, n, N, 0.0)
-            share = shares(weight[:, None], opening[None, :], n[:, None] <= n[None, :])
-            query_omega, query_level = basis(query_frequency, query_bias, asker, f, d, F, D, GIVEN)
-            phi = features_of(
-                x, query_omega, query_level, query_frequency, query_norms, row, n, N, 0, N, f, scale, F, GIVEN, MODE,
-                False,
-            )  # fmt: skip
-            phi = held_as(phi, MODE)
-            by_worth += product(product(psi, tl.trans(phi), MODE) * share, asked, MODE)
-            by_score = (product(worth, tl.trans(asked), MODE) - delta[None, :]) * share
-            by_phi += product(by_score, phi, MODE)
-        worth = tokens(value, batch, head, n - SKIP, held, v, V)
-        part, parts = chunk // SPAN, (CHUNKS + SPAN - 1) // SPAN
-        last = tl.minimum(part * SPAN + SPAN, CHUNKS)
-        reach, further = power(weight - highest), power(highest - tl.load(tops + last))
-        state, ones = read_sums(later, place * CHUNKS + chunk, f, v, F, V)
-        part_state, part_ones = read_sums(part_later, place * parts + part, f, v, F, V)
-        state = held_as(state.to(tl.float32) + part_state.to(tl.float32) * further, MODE)
-        by_worth += product(psi, state, MODE) * reach[:, None]
-        by_phi += product(worth.to(tl.float32) * reach[:, None], tl.trans(state), MODE)
-        by_phi += reach[:, None] * (ones + further * part_ones)[None, :]
-        phi = psi.to(tl.float32)
-        if GIVEN:
-            at, known = place * held + n - SKIP, (n >= SKIP) & (n < N)
-            spot, inside = by_frequency + at[:, None] * F + f[None, :], known[:, None] & (f < F)[None, :]
-            tl.store(spot, narrow(by_phi, by_frequency.dtype.element_ty), mask=inside)
-            tl.store(by_linear + at, tl.sum(phi * by_phi, 1), mask=known)
-        else:
-            by_logit, by_weight = through_softmax(phi, by_phi)
-            by_logit = held_as(by_logit, MODE)
-            by_y += product(by_logit, omega, MODE)
-            add_basis(by_logit, y, by_frequency, by_bias, head, f, d, scale, F, D, MODE)
-            by_y += through_polynomial(
-                by_weight, tokens(key, batch, head, n - SKIP, held, d, D), linear + head * D, quadratic + head * D,
-                by_linear + head * D, by_quadratic + head * D, d, scale, D, DEGREE,
-            )  # fmt: skip
-    if W > 0:
-        seen = real(present + batch * held, n, end, SKIP, PADDED)
-        for behind in range(0, W + C, C):
-            # Of queries that are at i + W, from the latest on: i < j ≤ i + W.
-            i = (chunk * C - behind) + tl.arange(0, C)
-            i = tl.where(i >= 0, i, N)
-            for g in range(0, G):
-                row = place * G + g
-                asker = row % (K * G)
-                x = tokens(query, batch, asker, i, N, d, D)
-                asked, delta = tokens(given, batch, asker, i, N, v, V), numbers(inner, row, i, N, 0.0)
-                whole = numbers(joined, row, i, N, float("inf"))
-                near = power(near_logits(x, y, i, n, seen, scale, N, W, MODE) - whole[:, None])
-                by_worth += product(tl.trans(near), asked, MODE)
-                by_near = near * (product(asked, tl.trans(worth), MODE) - delta[:, None])
-                by_y += product(tl.trans(by_near), x, MODE) * scale
-    there = (n >= SKIP)[:, None]
-    spot = spots(by_key, batch, head, n - SKIP, d)
-    tl.store(spot, narrow(by_y * scale, by_key[0].dtype.element_ty), mask=there & within(n, end, d, D))
-    spot = spots(by_value, batch, head, n - SKIP, v)
-    tl.store(spot, narrow(by_worth, by_value[0].dtype.element_ty), mask=there & within(n, end, v, V))

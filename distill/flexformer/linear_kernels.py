@@ -23,7 +23,17 @@ try:
 except ImportError:  # Caught, or transformers would ask everybody for it who loads a checkpoint.
     raise
 
-from .linear_rows import NO_KEYS, basis, features_of, gates, key_weight, numbers, real
+from .linear_rows import (
+    NO_KEYS,
+    basis,
+    features_in_tile,
+    features_of,
+    gates,
+    key_weight,
+    numbers,
+    real,
+    taken_in_softmax,
+)
 from .tiles import LOG2_E, held_as, log2, narrow, power, product, rows, spots, summed, tokens, within
 
 
@@ -59,11 +69,13 @@ def sums_kernel(
     DEGREE: tl.constexpr, PADDED: tl.constexpr, GIVEN: tl.constexpr, MODE: tl.constexpr,
     C: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    """Grid (parts, B·K): w (B, K, N), −∞ where there is no key; and Σ_j e^{w_j − p} φ_k(k_j) [v_j, 1] of a part, of its
-    keys before each chunk (sums) and of all (part_sums), p the largest w_j of these."""
+    """Grid (parts, B·K, tiles): Σ_j e^{w_j − p} φ_k(k_j) [v_j, 1] of a part and a tile of features, of its keys before
+    each chunk (sums) and of all (part_sums), p the largest w_j of these; and, the same of every tile, w (B, K, N), −∞
+    where there is no key, and norms."""
     part, place = tl.program_id(0), tl.program_id(1).to(tl.int64)
     batch, head, held = place // K, place % K, N + W - SKIP
-    d, f, v = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_F), tl.arange(0, BLOCK_V)
+    d, v = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V)
+    f = tl.program_id(2) * BLOCK_F + tl.arange(0, BLOCK_F)
     omega, level = basis(frequency, bias, head, f, d, F, D, GIVEN)
     state, ones = tl.zeros((BLOCK_F, BLOCK_V), tl.float32), tl.zeros((BLOCK_F,), tl.float32)
     peak = tl.max(ones, 0) + NO_KEYS
@@ -75,7 +87,11 @@ def sums_kernel(
         there = real(present + batch * held, n, N, SKIP, PADDED)
         weight = key_weight(x, there, linear, quadratic, place, head, n - SKIP, held, d, scale, D, DEGREE, GIVEN)
         tl.store(weights + place * N + n, weight, mask=n < N)
-        phi = features_of(x, omega, level, frequency, norms, place, n, held, SKIP, N, f, scale, F, GIVEN, MODE, True)
+        if GIVEN:
+            phi = rows(frequency + place * held * F, n - SKIP, held, f, F).to(tl.float32)
+        else:
+            phi, norm = features_in_tile(x, omega, level, frequency, bias, head, f, d, scale, F, D, MODE)
+            tl.store(norms + place * N + n, norm, mask=n < N)
         worth = tokens(value, batch, head, n - SKIP, held, v, V)
         state, ones, peak = taken_in(state, ones, peak, held_as(phi, MODE), weight, worth, MODE)
     spot = place * tl.num_programs(0) + part
@@ -116,8 +132,8 @@ def before(peaks, part_tops, place, chunk, SPAN, CHUNKS):
 @triton.jit
 def output_kernel(
     query, key, value, present, query_frequency, query_bias, key_frequency, key_bias, gate_bias, gate_linear,
-    gate_quadratic, weights, key_norms, query_norms, sums, peaks, part_sums, part_tops, tops, out, opened, joined,
-    sizes, scale, epsilon,
+    gate_quadratic, weights, key_norms, query_norms, sums, peaks, part_sums, part_tops, tops, out, far, far_shares,
+    opened, joined, sizes, scale, epsilon,
     N, K, SPAN, CHUNKS, G: tl.constexpr, W: tl.constexpr, SKIP: tl.constexpr, F: tl.constexpr, D: tl.constexpr,
     V: tl.constexpr, PADDED: tl.constexpr, GIVEN: tl.constexpr, MODE: tl.constexpr,
     C: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
@@ -125,12 +141,13 @@ def output_kernel(
     """Grid (chunks, B·H): o (B, H, N, V), g_i − λ_i, λ_i and the size that both parts have joined (B, H, N).
 
     tops (B·K, CHUNKS + 1): the largest w_j before each chunk. λ_i is a weight's logarithm to all, see
-    `linear_gradients`. Before it is divided by, a size is at least ε.
+    `linear_gradients`. Before it is divided by, a size is at least ε. Of more than one tile of features, beside a
+    window: what the linear part gives alone, far (B, H, N, V), and its share in o, far_shares (B, H, N).
     """
     chunk, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     place, asker = row // G, row % (K * G)
     n = chunk * C + tl.arange(0, C)
-    d, f, v = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_F), tl.arange(0, BLOCK_V)
+    d, v = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V)
     batch, head, held, end = place // K, place % K, N + W - SKIP, N + W
     y = tokens(key, batch, head, n - SKIP, held, d, D)
     weight = numbers(weights, place, n, N, float("-inf"))
@@ -139,26 +156,42 @@ def output_kernel(
     tl.store(tops, top)
     if chunk == CHUNKS - 1:
         tl.store(tops + 1, tl.load(part_tops + part + place + 1))
-    shift, decay = shifted(weight, n, top)
-    omega, level = basis(key_frequency, key_bias, head, f, d, F, D, GIVEN)
-    psi = features_of(
-        y, omega, level, key_frequency, key_norms, place, n, held, SKIP, N, f, scale, F, GIVEN, MODE, False
-    )
-    psi = held_as(psi, MODE)
     x = tokens(query, batch, asker, n, N, d, D)
-    omega, level = basis(query_frequency, query_bias, asker, f, d, F, D, GIVEN)
-    phi = features_of(x, omega, level, query_frequency, query_norms, row, n, N, 0, N, f, scale, F, GIVEN, MODE, True)
-    state, ones = read_sums(sums, place * CHUNKS + chunk, f, v, F, V)
-    part_state, part_ones = read_sums(part_sums, part, f, v, F, V)
-    state = state.to(tl.float32) * power(peak - top) + part_state.to(tl.float32) * power(part_top - top)
-    found = product(phi, held_as(state, MODE), MODE) * power(top - shift)[:, None]
-    ones = ones * power(peak - top) + part_ones * power(part_top - top)
-    total = tl.sum(phi * ones[None, :], 1) * power(top - shift)
-    scores = product(phi, tl.trans(psi), MODE) * decay
-    found += product(scores, tokens(value, batch, head, n - SKIP, held, v, V), MODE)
-    total += tl.sum(scores, 1)
+    found, scores = tl.zeros((C, BLOCK_V), tl.float32), tl.zeros((C, C), tl.float32)
+    most, count, total = tl.full((C,), NO_KEYS, tl.float32), tl.zeros((C,), tl.float32), tl.zeros((C,), tl.float32)
+    for first in range(0, F, BLOCK_F):
+        f = first + tl.arange(0, BLOCK_F)
+        omega, level = basis(key_frequency, key_bias, head, f, d, F, D, GIVEN)
+        psi = features_of(y, omega, level, key_frequency, key_norms, place, n, held, SKIP, N, f, scale, F, GIVEN, MODE)
+        psi = held_as(psi, MODE)
+        if GIVEN:
+            phi = rows(query_frequency + row * N * F, n, N, f, F).to(tl.float32)
+        else:
+            omega, level = basis(query_frequency, query_bias, asker, f, d, F, D, GIVEN)
+            phi, shrunk, most, count = taken_in_softmax(most, count, x, omega, level, scale, MODE)
+            if F > BLOCK_F:
+                found, scores, total = found * shrunk[:, None], scores * shrunk[:, None], total * shrunk
+        state, ones = read_sums(sums, place * CHUNKS + chunk, f, v, F, V)
+        part_state, part_ones = read_sums(part_sums, part, f, v, F, V)
+        state = state.to(tl.float32) * power(peak - top) + part_state.to(tl.float32) * power(part_top - top)
+        ones = ones * power(peak - top) + part_ones * power(part_top - top)
+        found += product(phi, held_as(state, MODE), MODE)
+        total += tl.sum(phi * ones[None, :], 1)
+        scores += product(phi, tl.trans(psi), MODE)
+    shift, decay = shifted(weight, n, top)
+    reach = power(top - shift)
+    if not GIVEN:
+        tl.store(query_norms + row * N + n, most + log2(count), mask=n < N)
+        reach, decay = reach / count, decay * (1.0 / count)[:, None]
+    scores *= decay
+    found = found * reach[:, None] + product(scores, tokens(value, batch, head, n - SKIP, held, v, V), MODE)
+    total = total * reach + tl.sum(scores, 1)
     both, gate = shift, tl.zeros((C,), tl.float32)
     if W > 0:
+        far_total = total
+        if F > BLOCK_F:
+            alone = found * (1.0 / tl.maximum(total, epsilon))[:, None]
+            tl.store(spots(far, batch, asker, n, v), narrow(alone, far[0].dtype.element_ty), mask=within(n, N, v, V))
         near = tl.full((C,), NO_KEYS, tl.float32)
         near_found, near_total = tl.zeros((C, BLOCK_V), tl.float32), tl.zeros((C,), tl.float32)
         for first in range(0, W + C, C):
@@ -178,6 +211,8 @@ def output_kernel(
         found = found * far_share[:, None] + near_found * near_share[:, None]
         total = total * far_share + near_total * near_share
     size = tl.maximum(total, epsilon)
+    if W > 0 and F > BLOCK_F:
+        tl.store(far_shares + row * N + n, far_total * far_share / size, mask=n < N)
     found, whole = found * (1.0 / size)[:, None], both + log2(size) / LOG2_E
     at = row * N + n
     tl.store(spots(out, batch, asker, n, v), narrow(found, out[0].dtype.element_ty), mask=within(n, N, v, V))

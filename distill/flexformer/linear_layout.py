@@ -15,7 +15,9 @@ from .tiles import LEAST, block, cdiv
 SPAN, PROGRAMS = 16, 2
 #: Warps: as few as have registers for a tile of so many numbers, since more make the same twice.
 FEW, MANY, SMALL = 4, 8, 8192
-#: Registers of a thread, where a third program of FEW warps on a multiprocessor is worth more than what does not fit.
+#: The most features that are one tile, and how many are in each where there are more.
+WIDEST, TILE = 128, 64
+#: Registers of a thread, where a third program on a multiprocessor is worth more than what does not fit.
 SLIM = 168
 
 
@@ -46,11 +48,12 @@ def layout(
     length, places, chunks = query.shape[2], key.shape[0] * key.shape[1], cdiv(query.shape[2], CHUNK)
     settings = constants(query, sizes, features, query.shape[-1], value.shape[-1])
     settings |= {"SKIP": 0 if goes_on else sizes.width, "PADDED": padded}
-    return settings, (length, key.shape[1], spanned(chunks, places, settings["num_warps"], query.device), chunks)
+    span = spanned(chunks, places * in_tiles(settings)[0], settings["num_warps"], query.device)
+    return settings, (length, key.shape[1], span, chunks)
 
 
 def spanned(chunks: int, places: int, warps: int, device: torch.device) -> int:
-    """Of so many chunks in each of B·K places, how many to a part: as few as leave none waiting, up to SPAN."""
+    """Of so many chunks in each of B·K places' tiles, how many to a part: as few as leave none waiting, up to SPAN."""
     # Interpreted, programs come one after another.
     there = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
     parts = there * PROGRAMS * FEW // warps // places
@@ -77,18 +80,26 @@ def by_tokens(like: Tensor, width: int) -> Tensor:
 def constants(query: Tensor, sizes: Sizes, features: int, head_dim: int, width: int) -> dict[str, Any]:
     """What all kernels are built for."""
     tiles = {"F": features, "D": head_dim, "V": width}
-    most = max(features, CHUNK) * max(head_dim, width, CHUNK)
+    whole = features <= WIDEST
+    blocks = {of: max(LEAST.value, block(size)) for of, size in (tiles if whole else tiles | {"F": TILE}).items()}
     return tiles | {
-        **{f"BLOCK_{of}": max(LEAST.value, block(size)) for of, size in tiles.items()},
+        **{f"BLOCK_{of}": size for of, size in blocks.items()},
         "W": sizes.width,
         "GIVEN": sizes.given,
         "MODE": mode(query),
         "C": CHUNK,
-        "num_warps": FEW if most <= SMALL else MANY,
-        "num_stages": 2,
+        "num_warps": FEW if blocks["F"] * max(blocks["D"], blocks["V"]) <= SMALL else MANY,
+        # More loads at a time are worth less than a second program.
+        "num_stages": 2 if whole else 1,
     }
 
 
 def slim(settings: dict[str, Any]) -> dict[str, int]:
     """For a kernel that runs faster with more programs at a time than with all its numbers in registers."""
     return {"maxnreg": SLIM} if settings["num_warps"] == FEW else {}
+
+
+def in_tiles(settings: dict[str, Any]) -> tuple[int, dict[str, int]]:
+    """Tiles that features are in; and how, where there are more than one, kernels are launched that do one of them."""
+    tiles = cdiv(settings["F"], settings["BLOCK_F"])
+    return tiles, slim(settings) if tiles > 1 else {}

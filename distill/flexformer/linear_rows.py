@@ -35,13 +35,40 @@ def logits(x, omega, level, scale, MODE: tl.constexpr):
 
 
 @triton.jit
+def taken_in_softmax(most, total, x, omega, level, scale, MODE: tl.constexpr):
+    """2^{Ω x + b − t} of a tile of features; what those before it shrink by; t, the largest logit so far; Σ 2^{… − t}.
+
+    `most` and `total` are t and the sum before it.
+    """
+    found = logits(x, omega, level, scale, MODE)
+    higher = tl.maximum(most, tl.max(found, 1))
+    weights, shrunk = tl.exp2(found - higher[:, None]), tl.exp2(most - higher)
+    return weights, shrunk, higher, total * shrunk + tl.sum(weights, 1)
+
+
+@triton.jit
 def features(x, omega, level, scale, MODE: tl.constexpr):
     """softmax(Ω x + b) of rows x: (C, F); and the logarithm of what they are divided by, to the base 2: (C,)."""
-    found = logits(x, omega, level, scale, MODE)
-    most = tl.max(found, 1)
-    weights = tl.exp2(found - most[:, None])
-    total = tl.sum(weights, 1)
+    nothing = tl.zeros((x.shape[0],), tl.float32)
+    weights, _, most, total = taken_in_softmax(nothing + NO_KEYS, nothing, x, omega, level, scale, MODE)
     return weights * (1.0 / total)[:, None], most + log2(total)
+
+
+@triton.jit
+def features_in_tile(
+    x, omega, level, frequency, bias, head, f, d, scale, F: tl.constexpr, D: tl.constexpr, MODE: tl.constexpr
+):
+    """As `features`, of which only f are made, whose Ω and b are omega and level."""
+    if f.shape[0] >= F:
+        phi, norm = features(x, omega, level, scale, MODE)
+    else:
+        most, total = tl.full((x.shape[0],), NO_KEYS, tl.float32), tl.zeros((x.shape[0],), tl.float32)
+        for first in range(0, F, f.shape[0]):
+            each, each_level = basis(frequency, bias, head, first + tl.arange(0, f.shape[0]), d, F, D, False)
+            _, _, most, total = taken_in_softmax(most, total, x, each, each_level, scale, MODE)
+        norm = most + log2(total)
+        phi = tl.exp2(logits(x, omega, level, scale, MODE) - norm[:, None])
+    return phi, norm
 
 
 @triton.jit
@@ -68,17 +95,11 @@ def real(present, j, end, SKIP: tl.constexpr, PADDED: tl.constexpr):
 @triton.jit
 def features_of(
     x, omega, level, given, norms, place, n, count, skip, N, f, scale, F: tl.constexpr, GIVEN: tl.constexpr,
-    MODE: tl.constexpr, FIRST: tl.constexpr,
+    MODE: tl.constexpr,
 ):  # fmt: skip
-    """φ of tokens n, x, see `basis`, or as it is GIVEN, the `count` at `place` from token `skip` on: (C, F).
-
-    norms (·, N) become what `features` finds beside them, where they are made FIRST; an exponential is enough then.
-    """
+    """φ of tokens n, x, by their norms (·, N), or as it is GIVEN, the `count` at `place` from `skip` on."""
     if GIVEN:
         phi = rows(given + place * count * F, n - skip, count, f, F).to(tl.float32)
-    elif FIRST:
-        phi, norm = features(x, omega, level, scale, MODE)
-        tl.store(norms + place * N + n, norm, mask=n < N)
     else:
         phi = tl.exp2(logits(x, omega, level, scale, MODE) - numbers(norms, place, n, N, float("inf"))[:, None])
     return phi

@@ -79,7 +79,7 @@ def summed(x, weight, MODE: tl.constexpr):
 def within(n, count, d, width: tl.constexpr):
     """Which of rows n and columns d there are; what is known beforehand is not asked."""
     inside = ((n >= 0) & (n < count))[:, None]
-    if d.shape[0] != width:
+    if (d.shape[0] + width) % d.shape[0] != 0:
         inside = inside & (d < width)[None, :]
     return inside
 
