@@ -9,6 +9,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -93,10 +94,11 @@ def bench_layer(given: argparse.Namespace, command: str) -> Path:
     import torch
 
     from ..checkpoint import git_commit
-    from ..device import named_device
+    from ..device import compile_on, named_device
     from ..flexformer.feature_map import HeadShape
     from ..measure.origin import hardware
     from ..mixer import named_options
+    from ..stages.compiled import refusing
     from . import attention, by_kernel, maploss, stage1, stage2, step
     from .layer import Layer, copied_per_second, multiplied_per_second, time_ways
     from .layer_table import ATTENTION, KINDS, MAP_LOSS, STAGE_1, STAGE_2, STEP, TITLE, rows, section
@@ -128,11 +130,15 @@ def bench_layer(given: argparse.Namespace, command: str) -> Path:
         raise UserError(f"--kv-heads {given.kv_heads}: stages are of a GPT-2, whose keys have all heads; leave it out")
     if timed in (maploss, stage1) and not (mixer.comparable and any(True for _ in mixer.parameters())):
         raise UserError(f"--mixer {given.mixer}: it has no map that could be fitted; give attention or step")
+    if given.compile:
+        compile_on(device, "--compile")
+    ways = timed.ways(layer) | (stage2.compiled(layer) if given.compile else {})
     torch.set_float32_matmul_precision(given.precision)
     try:
         on_gpu = device.type == "cuda"
         often = (goals.times if on_gpu else 1), goals.graphs and on_gpu
-        found = time_ways(device, lengths, timed.ways(layer), goals.what, *often)
+        with refusing("--compile") if given.compile else nullcontext():
+            found = time_ways(device, lengths, ways, goals.what, *often)
         rates = multiplied_per_second(device), copied_per_second(device)
         floors = {length: timed.floor(layer, length, *rates) for length in lengths}
         told = command, f"{hardware(device)}, {given.dtype}, {given.precision} precision", git_commit()

@@ -86,6 +86,10 @@ def parser(of_student: Work, of_layer: Work, of_devices: Work) -> argparse.Argum
         for option, default, means in SIZES:
             shown = means if default is None else f"{means} ({default})"
             layer.add_argument(option, type=int, default=default, metavar="N", help=shown)
+        layer.set_defaults(compile=False)
+    commands.choices["stage2"].add_argument(
+        "--compile", action="store_true", help="on a GPU, and by the compiler, too: minutes a length"
+    )
     several = commands.add_parser("devices", help="stages 1 and 2 on several devices beside one, of a random GPT-2")
     several.set_defaults(work=of_devices)
     for option, usual, means in SEVERAL:

@@ -35,8 +35,6 @@ class InParts(LogitsStage):
 
 #: Stages by what they are called.
 STAGES = {"logits in parts": InParts, "as a run": LogitsStage}
-#: On a GPU, where both models are compiled as well.
-COMPILED = "as a run, compiled"
 
 
 def floor(layer: Layer, length: int, multiplied: float, copied: float) -> float:
@@ -52,23 +50,26 @@ def staged(layer: Layer, stage: type[LogitsStage], length: int) -> LogitsStage:
 
 
 def ways(layer: Layer) -> dict[str, Callable[[int], Step]]:
-    on_gpu = layer.device.type == "cuda"
+    return {name: partial(timed, layer, stage, False) for name, stage in STAGES.items()}
 
-    def make(stage: type[LogitsStage], fused: bool, length: int) -> Step:
-        made = staged(layer, stage, length)
-        made.steps.graphs = on_gpu
-        for model in made.models() if fused else []:
-            model.compile()
-        batch = {"input_ids": torch.randint(WORDS, (1, length), device=layer.device)}
 
-        def step() -> None:
-            made.zero_grad()
-            made.training_step(batch, 0).backward()  # type: ignore[no-untyped-call]
+def compiled(layer: Layer) -> dict[str, Callable[[int], Step]]:
+    """As a run with `compile=true`: it takes minutes a length before there is a step."""
+    return {"as a run, compiled": partial(timed, layer, LogitsStage, True)}
 
-        return step
 
-    found: dict[str, Callable[[int], Step]] = {name: partial(make, stage, False) for name, stage in STAGES.items()}
-    return found | ({COMPILED: partial(make, LogitsStage, True)} if on_gpu else {})
+def timed(layer: Layer, stage: type[LogitsStage], fused: bool, length: int) -> Step:
+    made = staged(layer, stage, length)
+    made.steps.graphs = layer.device.type == "cuda"
+    for model in made.models() if fused else []:
+        model.compile()
+    batch = {"input_ids": torch.randint(WORDS, (1, length), device=layer.device)}
+
+    def step() -> None:
+        made.zero_grad()
+        made.training_step(batch, 0).backward()  # type: ignore[no-untyped-call]
+
+    return step
 
 
 def errors(layer: Layer) -> dict[str, float]:
