@@ -74,12 +74,12 @@ def rows(
     layer: Layer, found: list[Measured], rates: tuple[float, float], command: str, hardware: str, commit: str | None
 ) -> list[Row]:
     """Of the longest texts that were `found` to have room; none where it is not known here what kernels do: only where
-    they make the features, and have no window to go through.
+    they make the features, all in one tile, and have no window to go through.
 
     rates: operations of a product and bytes a second, see `layer`.
     """
     lengths, mixer = [each.length for each in found if each.way == KERNELS], layer.mixer()
-    if not lengths or not fused(mixer) or mixer.width:
+    if not lengths or not fused(mixer) or mixer.width or not in_one_tile(layer):
         return []
     words = mixer_words(layer.name, layer.options, layer.feature_dim)
     made = []
@@ -93,9 +93,15 @@ def rows(
     return made
 
 
+def in_one_tile(layer: Layer) -> bool:
+    # Not everywhere is there Triton.
+    from ..flexformer.linear_layout import WIDEST
+
+    return layer.feature_dim <= WIDEST
+
+
 def measured(layer: Layer, length: int, multiplied: float, copied: float) -> dict[str, dict[str, float]]:
     """By kernel, the longest first, as `METRICS` name it; of the scan only what it takes."""
-    # Not everywhere is there Triton.
     from ..flexformer import linear_function
 
     kernels = {name: getattr(linear_function, f"{name}{KERNEL}") for name in chunks(layer)}

@@ -190,7 +190,7 @@ def output_kernel(
     if W > 0:
         far_total = total
         if F > BLOCK_F:
-            alone = found * (1.0 / tl.maximum(total, epsilon))[:, None]
+            alone = found * (1.0 / tl.where(total > 0, total, 1.0))[:, None]
             tl.store(spots(far, batch, asker, n, v), narrow(alone, far[0].dtype.element_ty), mask=within(n, N, v, V))
         near = tl.full((C,), NO_KEYS, tl.float32)
         near_found, near_total = tl.zeros((C, BLOCK_V), tl.float32), tl.zeros((C,), tl.float32)

@@ -8,7 +8,7 @@ from triton.compiler import ASTSource
 from triton.compiler import compile as compiled
 
 from distill import map_gradients, map_kernels
-from distill.flexformer import linear_gradients, linear_kernels, linear_scan, step_kernel
+from distill.flexformer import linear_gradients, linear_kernels, linear_key_gradients, linear_scan, step_kernel
 
 #: An H100 or H200.
 TARGET = GPUTarget("cuda", 90, 32)
@@ -29,7 +29,7 @@ LINEAR = HEAD | {
 HALF, FULL = {"MODE": "bf16", "GIVEN": False}, {"MODE": "tf32x3", "GIVEN": True}
 #: Pointer and strides of batch, head and token.
 PLACED: dict[str, Any] = dict.fromkeys(
-    ("query", "key", "value", "out", "given", "by_query", "by_key", "by_value"), ("*bf16", "i64", "i64", "i32")
+    ("query", "key", "value", "out", "far", "given", "by_query", "by_key", "by_value"), ("*bf16", "i64", "i64", "i32")
 )
 KERNELS: list[tuple[Any, ...]] = [
     (step_kernel.step_kernel, STEP),
@@ -49,11 +49,12 @@ KERNELS: list[tuple[Any, ...]] = [
             linear_kernels.output_kernel,
             linear_gradients.later_kernel,
             linear_gradients.query_gradient_kernel,
-            linear_gradients.key_gradient_kernel,
+            linear_key_gradients.key_gradient_kernel,
         )
-        # Those of given features without a window, and of fewer than a tile has.
-        for more in ({}, {"GIVEN": True, "W": 0, "SKIP": 0, "F": 23})
+        # Those of given features without a window, and of fewer than a tile has; and more than one has.
+        for more in ({}, {"GIVEN": True, "W": 0, "SKIP": 0, "F": 23}, {"F": 50})
     ),
+    (linear_key_gradients.value_gradient_kernel, LINEAR | HALF | {"F": 50}, PLACED),
 ]
 #: What arguments are that are no pointers to float32.
 TYPES = (

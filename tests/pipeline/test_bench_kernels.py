@@ -70,7 +70,8 @@ def test_they_are_told_of_at_the_longest_texts(monkeypatch: pytest.MonkeyPatch):
     ]
     # Of what is computed by others, or has loops of its own, nothing is known.
     assert not by_kernel.rows(layer(2, 1), found[2:], *TOLD)
-    assert not by_kernel.rows(layer(2, 1, window=3), found, *TOLD)
+    for more in ({"window": 3}, {"features": 129}):
+        assert not by_kernel.rows(layer(2, 1, **more), found, *TOLD)
 
 
 def test_the_benchmark_of_attention_tells_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
