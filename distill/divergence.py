@@ -67,9 +67,10 @@ def kls(teacher: Tensor, student: Tensor, gradient: Tensor | None, temperature: 
 
 
 def has_kernel(teacher: Tensor, student: Tensor) -> bool:
-    """Whether one can tell rows of logits (M, V) apart: on a GPU, but for float64."""
+    """Whether one can tell rows of logits (M, V) apart: on a GPU, but for float64. What does not match is PyTorch's."""
     return (
         student.is_cuda
+        and (teacher.shape, teacher.device) == (student.shape, student.device)
         and torch.float64 not in (teacher.dtype, student.dtype)
         and student.numel() > 0
         and possible(WHAT)
@@ -81,7 +82,7 @@ def kls_by_kernel(teacher: Tensor, student: Tensor, gradient: Tensor | None, tem
     """As `kls_in_parts`."""
     from .logit_kernel import row_kls
 
-    return row_kls(teacher.contiguous(), student.contiguous(), temperature, gradient)
+    return row_kls(teacher.contiguous(), student.contiguous(), gradient, temperature)
 
 
 def kls_in_parts(teacher: Tensor, student: Tensor, gradient: Tensor | None, temperature: float) -> Tensor:

@@ -23,8 +23,9 @@ NO_TOKEN: tl.constexpr = tl.constexpr(-1e30)
 @triton.jit
 def logits(x, v, V: tl.constexpr, scale):
     """Of tokens v, scaled."""
-    there = v < V
-    return tl.where(there, tl.load(x + v, mask=there, other=0.0).to(tl.float32) * scale, NO_TOKEN)
+    found = tl.load(x + v, mask=v < V, other=float("-inf")).to(tl.float32)
+    # As models write the least of float32 for a token that there must not be: scaled it would be infinite.
+    return tl.where(found < NO_TOKEN, NO_TOKEN, found) * scale
 
 
 @triton.jit
@@ -66,10 +67,10 @@ def logit_kl_kernel(
     tl.store(kls + row, tl.sum(kl, 0) / LOG2_E)
 
 
-def row_kls(teacher: Tensor, student: Tensor, temperature: float, gradient: Tensor | None) -> Tensor:
+def row_kls(teacher: Tensor, student: Tensor, gradient: Tensor | None, temperature: float) -> Tensor:
     """KL at temperature T of rows of logits (M, V), in one piece: (M,), float32. gradient: room for T (s − p) / M."""
     count, width = student.shape
-    kls = torch.empty(count, device=student.device)
+    kls = torch.empty(count, device=student.device, dtype=torch.float32)
     # In the place of what is not written stands something.
     room = kls if gradient is None else gradient
     with torch.cuda.device_of(student):

@@ -18,9 +18,8 @@ from .map_kernels import NONE, TINY, scores, visible, whole_keys
 
 @triton.jit
 def through_softmax(phi, by_phi):
-    """From the gradient for φ that for its logits, and φ·∂/∂φ."""
-    along = tl.sum(phi * by_phi, 1)
-    return phi * (by_phi - along[:, None]), along
+    """From the gradient for φ that for its logits."""
+    return phi * (by_phi - tl.sum(phi * by_phi, 1)[:, None])
 
 
 @triton.jit
@@ -99,7 +98,7 @@ def query_kernel(
             tl.store(by_constant + head * Q + row, by_gate, mask=row < Q)
     else:
         x, phi = rows(query + head * N * D, i, N, d, D), rows(query_phi + head * Q * F, at, Q, f, F).to(tl.float32)
-        by_logit, _ = through_softmax(phi, by_phi)
+        by_logit = through_softmax(phi, by_phi)
         add_basis(held_as(by_logit, MODE), x, by_frequency, by_bias, own, f, d, scale, F, D, MODE)
         if W > 0:
             tl.atomic_add(by_constant + own, tl.sum(by_gate, 0), sem="relaxed")
@@ -214,7 +213,7 @@ def key_kernel(
         tl.store(by_linear + shared * N + j, by_weight, mask=j < N)
     else:
         y, psi = rows(key + shared * N * D, j, N, d, D), rows(key_phi + shared * N * F, j, N, f, F).to(tl.float32)
-        by_logit, _ = through_softmax(psi, by_phi)
+        by_logit = through_softmax(psi, by_phi)
         add_basis(held_as(by_logit, MODE), y, by_frequency, by_bias, own, f, d, scale, F, D, MODE)
         through_polynomial(
             by_weight, y, linear + own * D, quadratic + own * D, by_linear + own * D, by_quadratic + own * D,

@@ -33,6 +33,8 @@ class InParts(LogitsStage):
         return gap
 
 
+#: What a run computes in beside weights of float32.
+HALF = torch.bfloat16, torch.float16
 #: Stages by what they are called.
 STAGES = {"logits in parts": InParts, "as a run": LogitsStage}
 
@@ -46,7 +48,7 @@ def floor(layer: Layer, length: int, multiplied: float, copied: float) -> float:
 
 def staged(layer: Layer, stage: type[LogitsStage], length: int) -> LogitsStage:
     taught = teacher(layer, length, WORDS)
-    return stage(taught, build_student(taught, layer.options), WANTED).to(layer.device, layer.dtype)
+    return stage(taught, build_student(taught, layer.options), WANTED).to(layer.device, torch.float32)
 
 
 def ways(layer: Layer) -> dict[str, Callable[[int], Step]]:
@@ -67,7 +69,10 @@ def timed(layer: Layer, stage: type[LogitsStage], fused: bool, length: int) -> S
 
     def step() -> None:
         made.zero_grad()
-        made.training_step(batch, 0).backward()  # type: ignore[no-untyped-call]
+        # As `bf16-mixed` has it: weights and their gradients are float32.
+        with torch.autocast(layer.device.type, layer.dtype, enabled=layer.dtype in HALF):
+            loss = made.training_step(batch, 0)
+        loss.backward()  # type: ignore[no-untyped-call]
 
     return step
 

@@ -172,7 +172,7 @@ def backwards(
         )  # fmt: skip
         scan(part_later, scanned, kept.part_tops, grouped, False)
         keys = length + sizes.width - grouped["SKIP"] // CHUNK * CHUNK
-        there, by_weights = (cdiv(keys, CHUNK), places), torch.empty_like(kept.weights)
+        there, by_weights = (cdiv(keys, CHUNK), places), torch.empty_like(kept.weights) if tiles > 1 else kept.weights
         known = *inputs, present, *given[:4]
         after = kept.weights, kept.key_norms, kept.query_norms, later, scanned, kept.tops, kept.opened, kept.joined
         if tiles > 1:

@@ -10,7 +10,7 @@ Of all weights P_ij that query i gives, near ones e^{q_i·k_j − λ_i} and far 
     ∂/∂w_j = φ_k(k_j)·∂/∂φ_k(k_j),    ∂/∂g_i = φ_q(q_i)·∂/∂φ_q(q_i) = r_i (∂o_i·f_i − Δ_i)
 
 f_i is what the linear part gives alone, r_i its share in o_i: of features in more than one tile the sum over all is
-needed before there is any, and is found from these, which without a window are o_i and 1.
+needed before there is any, and is found from these; without a window it is ∂o_i·o_i − Δ_i.
 
 What keys need of later chunks is Σ_i e^{m − s_i} φ_q(q_i) γ_iᵀ, m the largest w up to the end of theirs: e^{m − s_i} is
 at most 1. Where a size is below ε it is none that depends on anything, and Δ_i = 0.
@@ -81,6 +81,7 @@ def query_gradient_kernel(
     along = tl.sum(asked.to(tl.float32) * tokens(out, batch, asker, n, N, v, V).to(tl.float32), 1)
     delta = tl.where(numbers(sizes, row, n, N, 1.0) >= epsilon, along, 0.0)
     tl.store(inner + at, delta, mask=n < N)
+    # Of one tile of features it is taken from these, whose rounding is then in it, too, and cancels.
     by_gate = along - delta
     if F > BLOCK_F and W > 0:
         along = tl.sum(asked.to(tl.float32) * tokens(far, batch, asker, n, N, v, V).to(tl.float32), 1)

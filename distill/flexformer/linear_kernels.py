@@ -36,6 +36,9 @@ from .linear_rows import (
 )
 from .tiles import LOG2_E, held_as, log2, narrow, power, product, rows, spots, summed, tokens, within
 
+#: The least float32 that has all its digits.
+LEAST_NORMAL: tl.constexpr = tl.constexpr(2.0**-126)
+
 
 @triton.jit
 def taken_in(state, ones, top, psi, weight, worth, MODE: tl.constexpr):
@@ -190,7 +193,8 @@ def output_kernel(
     if W > 0:
         far_total = total
         if F > BLOCK_F:
-            alone = found * (1.0 / tl.where(total > 0, total, 1.0))[:, None]
+            # Of a size that is subnormal, whose inverse is infinite, nothing is left.
+            alone = found * (1.0 / tl.where(total >= LEAST_NORMAL, total, float("inf")))[:, None]
             tl.store(spots(far, batch, asker, n, v), narrow(alone, far[0].dtype.element_ty), mask=within(n, N, v, V))
         near = tl.full((C,), NO_KEYS, tl.float32)
         near_found, near_total = tl.zeros((C, BLOCK_V), tl.float32), tl.zeros((C,), tl.float32)

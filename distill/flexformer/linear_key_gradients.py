@@ -119,7 +119,9 @@ def key_gradient_kernel(
     if chunk < CHUNKS:
         weight = numbers(weights, place, n, N, float("-inf"))
         tops += place * (CHUNKS + 1)
-        by_weight = numbers(by_weights, place, n, N, 0.0)
+        by_weight = tl.zeros((C,), tl.float32)
+        if F > BLOCK_F:
+            by_weight = numbers(by_weights, place, n, N, 0.0)
         for first in range(0, F, BLOCK_F):
             f = first + tl.arange(0, BLOCK_F)
             omega, level = basis(key_frequency, key_bias, head, f, d, F, D, GIVEN)

@@ -77,8 +77,12 @@ def summed(x, weight, MODE: tl.constexpr):
 
 @triton.jit
 def within(n, count, d, width: tl.constexpr):
-    """Which of rows n and columns d there are; what is known beforehand is not asked."""
+    """Which of rows n and columns d there are; what is known beforehand is not asked.
+
+    d begins at a multiple of as many as it has.
+    """
     inside = ((n >= 0) & (n < count))[:, None]
+    # Not `width % d.shape[0]`, which the interpreter cannot take.
     if (d.shape[0] + width) % d.shape[0] != 0:
         inside = inside & (d < width)[None, :]
     return inside

@@ -7,7 +7,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.compiler import compile as compiled
 
-from distill import map_gradients, map_kernels
+from distill import logit_kernel, map_gradients, map_kernels
 from distill.flexformer import linear_gradients, linear_kernels, linear_key_gradients, linear_scan, step_kernel
 
 #: An H100 or H200.
@@ -31,8 +31,11 @@ HALF, FULL = {"MODE": "bf16", "GIVEN": False}, {"MODE": "tf32x3", "GIVEN": True}
 PLACED: dict[str, Any] = dict.fromkeys(
     ("query", "key", "value", "out", "far", "given", "by_query", "by_key", "by_value"), ("*bf16", "i64", "i64", "i32")
 )
+#: Of a model in bfloat16.
+LOGITS: dict[str, Any] = dict.fromkeys(("teacher", "student", "gradient"), "*bf16") | {"factor": "fp32"}
 KERNELS: list[tuple[Any, ...]] = [
     (step_kernel.step_kernel, STEP),
+    (logit_kernel.logit_kl_kernel, {"V": 101, "BLOCK": 64, "TRACKED": True}, LOGITS),
     (map_kernels.features_kernel, MAP | HALF),
     (map_kernels.forward_kernel, MAP | HALF),
     (map_kernels.forward_kernel, MAP | FULL),

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from distill import divergence
 from distill.bench import attention, maploss, public, stage1, stage2, step
 from distill.bench.__main__ import main
 from distill.bench.layer import Layer, Measured, time_ways
@@ -89,13 +90,17 @@ def test_a_step_of_stage_1_is_the_same_in_both_ways():
 
 def test_a_step_of_stage_2_is_the_same_in_both_ways(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(stage2, "WORDS", 90)
-    layer, found = Layer(HeadShape(2, 2, 16), OPTIONS | {"window": 3}, CPU), []
+    layer, found, asked = Layer(HeadShape(2, 2, 16), OPTIONS | {"window": 3}, CPU), [], []
+    kls = divergence.kls
+    monkeypatch.setattr(divergence, "kls", lambda *given: asked.append(len(found)) or kls(*given))
     for stage in stage2.STAGES.values():
         torch.manual_seed(0)
         made = stage2.staged(layer, stage, 20)
         made.training_step({"input_ids": torch.arange(20)[None]}, 0).backward()
         found.append([each.grad for each in made.student.parameters()])
     torch.testing.assert_close(*found)
+    # A kernel is asked for as a run is, the last of them.
+    assert asked == [1]
     # Forwards of one model and both ways of another, of 12 · 12 · 32² weights and a head of 90 words.
     assert stage2.floor(layer, 10, 2.0, 1.0) == 4 * (12 * 12 * 32**2 + 90 * 32) * 10
 

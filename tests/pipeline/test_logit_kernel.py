@@ -1,5 +1,6 @@
 """The loss of stage 2 by its kernel, run by Triton's interpreter where there is no GPU, against float64."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from flexformer.interpreted import DEVICE, close
 from torch import Tensor
 
 from distill import divergence, logit_kernel
-from distill.divergence import WHAT, logit_kl
+from distill.divergence import WHAT, has_kernel, logit_kl
 from distill.flexformer import attempt
 from distill.flexformer.attempt import KERNELS, PYTORCH
 from distill.logit_kernel import row_kls
@@ -37,10 +38,10 @@ def test_against_float64(rows: int, width: int, dtype: torch.dtype, temperature:
     held = torch.float32 if dtype == torch.float16 else dtype
     gradient = torch.full((rows, width), torch.nan, dtype=held, device=DEVICE)
     kls, by_student = expected(teacher, student, temperature)
-    found = row_kls(teacher, student, temperature, gradient)
+    found = row_kls(teacher, student, gradient, temperature)
     close(found, kls, 1e-5, "KL", 1e-3)
     close(gradient, by_student, 4e-3 if dtype == torch.bfloat16 else 1e-5, "gradient", 1e-3)
-    assert torch.equal(row_kls(teacher, student, temperature, None), found)
+    assert torch.equal(row_kls(teacher, student, None, temperature), found)
 
 
 @pytest.mark.parametrize("size", [1e-6, 1e4])
@@ -49,9 +50,42 @@ def test_logits_that_hardly_differ_and_extreme_ones(size: float):
     gradient = torch.empty_like(student)
     kls, by_student = expected(teacher, student, 1.0)
     # float32's own, of logarithms of 1/50.
-    close(row_kls(teacher, student, 1.0, gradient), kls, 1e-5, "KL", 0.1)
+    close(row_kls(teacher, student, gradient, 1.0), kls, 1e-5, "KL", 0.1)
     close(gradient, by_student, 1e-5, "gradient", 1e-2)
     assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_a_token_that_there_must_not_be(both: bool):
+    """Whose logit is the least of float32, as models write it."""
+    teacher, student = drawn(4, 50, torch.float32)
+    for each in (teacher, student) if both else (student,):
+        each[:, 7] = torch.finfo(torch.float32).min
+    gradient = torch.empty_like(student)
+    kls, by_student = expected(teacher, student, 1.0)
+    found = row_kls(teacher, student, gradient, 1.0)
+    # Of a token that the student alone has not the loss is as large as can be.
+    assert found.isfinite().all() if both else (found > 1e20).all()
+    if both:
+        close(found, kls, 1e-5, "KL")
+    close(gradient, by_student, 1e-5, "gradient")
+
+
+def logits(rows: int = 2, width: int = 5, **changed: Any) -> Any:
+    like = {"is_cuda": True, "device": "cuda", "dtype": torch.bfloat16, "shape": (rows, width)}
+    return SimpleNamespace(**like | changed, numel=lambda: rows * width)
+
+
+def test_where_there_is_one(monkeypatch: pytest.MonkeyPatch):
+    """Elsewhere PyTorch tells what it does not like of shapes."""
+    assert has_kernel(logits(), logits()) and has_kernel(logits(dtype=torch.float32), logits())
+    wide = logits(dtype=torch.float64)
+    for pair in ((wide, logits()), (logits(), wide), (logits(3), logits(2)), (logits(2, 6), logits()), 2 * [logits(0)]):
+        assert not has_kernel(*pair)
+    assert not has_kernel(logits(device="cpu"), logits())
+    assert not has_kernel(*2 * [logits(is_cuda=False, device="cpu")])
+    monkeypatch.setattr(attempt, "_given_up", {WHAT})
+    assert not has_kernel(logits(), logits())
 
 
 def test_a_run_takes_it_and_tells(monkeypatch: pytest.MonkeyPatch):
