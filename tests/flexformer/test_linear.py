@@ -226,11 +226,14 @@ def test_heads_may_lie_as_projections_leave_them(name: str):
         close(mine, other.double(), 1e-5)
 
 
-PREFIX = {"one token": 1, "less than the window": 40, "more than a chunk": 70}
+#: What goes on, and after how many tokens: one, fewer than the window has, and more than a chunk.
+GOES_ON = [
+    ("grouped queries", 1), ("grouped queries", 70), ("window", 1), ("window", 40), ("window", 70), ("cosformer", 40),
+    ("cosformer", 70), ("spectral", 40), ("tiles beside a window", 70),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["grouped queries", "window", "cosformer", "spectral"])
-@pytest.mark.parametrize("read", PREFIX.values(), ids=PREFIX)
+@pytest.mark.parametrize(("name", "read"), GOES_ON)
 @torch.no_grad()
 def test_it_goes_on_from_a_memory(name: str, read: int):
     shape, options = (CASES | OTHERS)[name]

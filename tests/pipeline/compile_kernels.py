@@ -55,7 +55,15 @@ KERNELS: list[tuple[Any, ...]] = [
             linear_key_gradients.key_gradient_kernel,
         )
         # Those of given features without a window, and of fewer than a tile has; and more than one has.
-        for more in ({}, {"GIVEN": True, "W": 0, "SKIP": 0, "F": 23}, {"F": 50})
+        for more in ({"GIVEN": True, "W": 0, "SKIP": 0, "F": 23}, {"F": 50})
+    ),
+    *(
+        (kernel, LINEAR | HALF, PLACED)
+        for kernel in (
+            linear_kernels.output_kernel,
+            linear_gradients.query_gradient_kernel,
+            linear_key_gradients.key_gradient_kernel,
+        )
     ),
     (linear_key_gradients.value_gradient_kernel, LINEAR | HALF | {"F": 50}, PLACED),
 ]

@@ -69,7 +69,10 @@ def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The student as anyone else would load it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
-        patch.setattr(sys, "path", list(sys.path))
+        # Not from the cache that other tests may have loaded a student from.
+        patch.setattr(sys, "path", [each for each in sys.path if not Path(each, "transformers_modules").exists()])
+        for name in [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]:
+            patch.delitem(sys.modules, name)
         return AutoModelForCausalLM.from_pretrained(run / "student", trust_remote_code=True).eval()
 
 
