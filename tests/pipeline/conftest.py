@@ -1,7 +1,9 @@
 """What the tests of this folder share: teachers on disk, a text, and configurations as the door composes them."""
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import datasets
 import hydra
@@ -50,7 +52,7 @@ SIZES = {"features": 56, "window": 8}
 
 
 @pytest.fixture(autouse=True, scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory):
+def datasets_cache(tmp_path_factory: pytest.TempPathFactory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
         yield
@@ -81,9 +83,13 @@ def teachers(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedToke
     return {family: tiny.save(home / family, config, tokenizer) for family, config in tiny.CONFIGS.items()}
 
 
+#: Once is enough, and takes a third of what composing does.
+registered = cache(register_recipes)
+
+
 def compose(*overrides: str) -> Config:
     """The configuration that the door would run with these arguments."""
-    register_recipes()
+    registered()
     with hydra.initialize_config_dir(str(folder("conf").resolve()), version_base="1.3"):
         composed = hydra.compose("config", ["run_dir=somewhere", *overrides])
     return read(composed)
@@ -91,8 +97,12 @@ def compose(*overrides: str) -> Config:
 
 def sized(name: str) -> list[str]:
     """The option `name` of the group `mixer`, small, as overrides."""
-    whole = compose(f"mixer={name}").mixer
-    return [f"mixer={name}", *(f"mixer.{key}={size}" for key, size in SIZES.items() if whole.get(key))]
+    return [f"mixer={name}", *(f"mixer.{key}={size}" for key, size in SIZES.items() if options(name).get(key))]
+
+
+@cache
+def options(name: str) -> dict[str, Any]:
+    return compose(f"mixer={name}").mixer
 
 
 @pytest.fixture
