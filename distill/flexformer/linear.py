@@ -25,7 +25,7 @@ except (ImportError, OSError):  # No Triton for this machine, or no source for i
 MOST, DEEPEST = 256, 128
 #: Texts' heads, of which each has a row of programs: no more rows can be launched.
 ROWS = 65535
-#: Of features that are given, what has been held to float64 on a GPU.
+#: Of features that are given, what has been held to float64 on a GPU: all in one tile.
 MOST_GIVEN, DEEPEST_GIVEN = 128, 64
 
 

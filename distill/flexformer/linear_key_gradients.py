@@ -28,6 +28,19 @@ def after(tops, place, chunk, SPAN, CHUNKS):
 
 
 @triton.jit
+def near_of(
+    query, given, joined, y, seen, batch, place, g, n, i, d, v, scale, N, K, G: tl.constexpr, W: tl.constexpr,
+    D: tl.constexpr, V: tl.constexpr, MODE: tl.constexpr,
+):  # fmt: skip
+    """Of the g-th query head of a key's, at i: its row, x, ∂o, and what it weighs the near of keys n, y, with."""
+    row = place * G + g
+    asker = row % (K * G)
+    x, asked = tokens(query, batch, asker, i, N, d, D), tokens(given, batch, asker, i, N, v, V)
+    whole = numbers(joined, row, i, N, float("inf"))
+    return row, x, asked, power(near_logits(x, y, i, n, seen, scale, N, W, MODE) - whole[:, None])
+
+
+@triton.jit
 def value_gradient_kernel(
     query, key, value, present, query_frequency, query_bias, key_frequency, key_bias, weights, key_norms, query_norms,
     later, part_later, tops, opened, joined, inner, given, by_value, by_weights, scale,
@@ -86,11 +99,9 @@ def value_gradient_kernel(
             i = (chunk * C - behind) + tl.arange(0, C)
             i = tl.where(i >= 0, i, N)
             for g in range(0, G):
-                row = place * G + g
-                asker = row % (K * G)
-                x, asked = tokens(query, batch, asker, i, N, d, D), tokens(given, batch, asker, i, N, v, V)
-                whole = numbers(joined, row, i, N, float("inf"))
-                near = power(near_logits(x, y, i, n, seen, scale, N, W, MODE) - whole[:, None])
+                _, _, asked, near = near_of(
+                    query, given, joined, y, seen, batch, place, g, n, i, d, v, scale, N, K, G, W, D, V, MODE
+                )
                 by_worth += product(tl.trans(near), asked, MODE)
     spot = spots(by_value, batch, head, n - SKIP, v)
     tl.store(spot, narrow(by_worth, by_value[0].dtype.element_ty), mask=(n >= SKIP)[:, None] & within(n, end, v, V))
@@ -179,12 +190,10 @@ def key_gradient_kernel(
             i = (chunk * C - behind) + tl.arange(0, C)
             i = tl.where(i >= 0, i, N)
             for g in range(0, G):
-                row = place * G + g
-                asker = row % (K * G)
-                x = tokens(query, batch, asker, i, N, d, D)
-                asked, delta = tokens(given, batch, asker, i, N, v, V), numbers(inner, row, i, N, 0.0)
-                whole = numbers(joined, row, i, N, float("inf"))
-                near = power(near_logits(x, y, i, n, seen, scale, N, W, MODE) - whole[:, None])
+                row, x, asked, near = near_of(
+                    query, given, joined, y, seen, batch, place, g, n, i, d, v, scale, N, K, G, W, D, V, MODE
+                )
+                delta = numbers(inner, row, i, N, 0.0)
                 if F <= BLOCK_F:
                     by_worth += product(tl.trans(near), asked, MODE)
                 by_near = near * (product(asked, tl.trans(worth), MODE) - delta[:, None])
