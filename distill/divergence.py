@@ -13,6 +13,8 @@ from .flexformer.attempt import KERNELS, PYTORCH, attempt, possible, tell
 #: Logits that are held against each other at a time: on a processor they stay in its cache, a GPU is busy with them.
 #: Those of whole texts are the largest tensors of a step, of which one alone is then in memory beside them.
 AT_A_TIME = {"cpu": 2**17, "cuda": 2**24}
+#: On a GPU products are fast whose rows begin at a multiple of so many numbers.
+ALIGNED = 64
 #: What a kernel is for.
 WHAT = "the loss of logits"
 
@@ -43,10 +45,10 @@ class LogitKl(torch.autograd.Function):
     def forward(ctx: Any, teacher: Tensor, student: Tensor, temperature: float, kls: Kls) -> Tensor:
         # In float16 most of it would be nothing before it is scaled.
         held = torch.float32 if student.dtype == torch.float16 else student.dtype
-        ctx.gradient = student.new_empty(student.shape, dtype=held) if ctx.needs_input_grad[1] else None
+        ctx.gradient = room(student, held) if ctx.needs_input_grad[1] else None
         ctx.dtype = student.dtype
-        room = None if ctx.gradient is None else ctx.gradient.flatten(0, -2)
-        return temperature**2 * kls(teacher.flatten(0, -2), student.flatten(0, -2), room, temperature).mean()
+        by_row = None if ctx.gradient is None else ctx.gradient.flatten(0, -2)
+        return temperature**2 * kls(teacher.flatten(0, -2), student.flatten(0, -2), by_row, temperature).mean()
 
     @staticmethod
     @once_differentiable
@@ -55,6 +57,13 @@ class LogitKl(torch.autograd.Function):
         if found is None:
             raise RuntimeError("the gradient of this gap is gone: it was taken, and is not kept by retain_graph")
         return None, found.mul_(gradient).to(ctx.dtype), None, None
+
+
+def room(logits: Tensor, dtype: torch.dtype) -> Tensor:
+    """For their gradient, (…, V)."""
+    *rows, width = logits.shape
+    more = -width % ALIGNED if logits.is_cuda else 0
+    return logits.new_empty((*rows, width + more), dtype=dtype)[..., :width]
 
 
 def kls(teacher: Tensor, student: Tensor, gradient: Tensor | None, temperature: float) -> Tensor:
@@ -80,9 +89,10 @@ def has_kernel(teacher: Tensor, student: Tensor) -> bool:
 
 def kls_by_kernel(teacher: Tensor, student: Tensor, gradient: Tensor | None, temperature: float) -> Tensor:
     """As `kls_in_parts`."""
+    from .flexformer.linear_layout import in_pieces
     from .logit_kernel import row_kls
 
-    return row_kls(teacher.contiguous(), student.contiguous(), gradient, temperature)
+    return row_kls(in_pieces(teacher), in_pieces(student), gradient, temperature)
 
 
 def kls_in_parts(teacher: Tensor, student: Tensor, gradient: Tensor | None, temperature: float) -> Tensor:

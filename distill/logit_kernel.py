@@ -44,11 +44,15 @@ def level(top, size):
 
 @triton.jit
 def logit_kl_kernel(
-    teacher, student, kls, gradient, scale, factor, V: tl.constexpr, BLOCK: tl.constexpr, TRACKED: tl.constexpr,
+    teacher, student, kls, gradient, by_teacher, by_student, by_gradient, scale, factor,
+    V: tl.constexpr, BLOCK: tl.constexpr, TRACKED: tl.constexpr,
 ):  # fmt: skip
-    """Grid (rows,): KL of each; and, where TRACKED, (s − p)·factor (rows, V). scale: log₂ e / T."""
+    """Grid (rows,): KL of each; and, where TRACKED, (s − p)·factor (rows, V). scale: log₂ e / T.
+
+    by_teacher, by_student, by_gradient: from one row to the next.
+    """
     row = tl.program_id(0).to(tl.int64)
-    teacher, student, gradient = teacher + row * V, student + row * V, gradient + row * V
+    teacher, student, gradient = teacher + row * by_teacher, student + row * by_student, gradient + row * by_gradient
     lanes = tl.arange(0, BLOCK)
     nothing = tl.zeros((BLOCK,), tl.float32)
     top_t, size_t, top_u, size_u = nothing + NO_TOKEN, nothing, nothing + NO_TOKEN, nothing
@@ -68,14 +72,18 @@ def logit_kl_kernel(
 
 
 def row_kls(teacher: Tensor, student: Tensor, gradient: Tensor | None, temperature: float) -> Tensor:
-    """KL at temperature T of rows of logits (M, V), in one piece: (M,), float32. gradient: room for T (s − p) / M."""
+    """KL at temperature T of rows of logits (M, V), each in one piece: (M,), float32.
+
+    gradient: room (M, V) for T (s − p) / M.
+    """
     count, width = student.shape
     kls = torch.empty(count, device=student.device, dtype=torch.float32)
     # In the place of what is not written stands something.
     room = kls if gradient is None else gradient
     with torch.cuda.device_of(student):
         logit_kl_kernel[(count,)](
-            teacher, student, kls, room, LOG2_E.value / temperature, temperature / count, width,
+            teacher, student, kls, room, teacher.stride(0), student.stride(0), room.stride(0),
+            LOG2_E.value / temperature, temperature / count, width,
             min(AT_ONCE, triton.next_power_of_2(width)), gradient is not None, num_warps=WARPS,
         )  # fmt: skip
     return kls

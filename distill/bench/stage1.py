@@ -14,6 +14,7 @@ from ..config import Attention
 from ..flexformer.mixer import Mixer
 from ..measure.steps import Step
 from ..stages.attention import AttentionStage
+from ..stages.shortcuts import take
 from ..teacher import Teacher, freeze
 from .layer import Layer
 from .maploss import Loss, dense
@@ -64,6 +65,7 @@ def teacher(layer: Layer, length: int, words: int = WORDS) -> Teacher:
 def ways(layer: Layer) -> dict[str, Callable[[int], Step]]:
     def make(stage: type[AttentionStage], length: int) -> Step:
         made = stage(teacher(layer, length), {i: layer.mixer() for i in range(LAYERS)}, WANTED).to(layer.device)
+        take(made.running())
         made.steps.graphs = layer.device.type == "cuda"
         batch = {"input_ids": torch.randint(WORDS, (1, length), device=layer.device)}
 

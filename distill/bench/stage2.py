@@ -1,16 +1,17 @@
-"""A step of stage 2 of a whole model with such layers, one text: as a run takes it, and with its losses in parts."""
+"""A step of stage 2 of a whole model with such layers, one text: as a run takes it, and in PyTorch alone."""
 
 from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config import Logits, Lora
 from ..divergence import LogitKl, kls_in_parts
 from ..measure.steps import Step
 from ..stages.graphs import Inputs
 from ..stages.logits import LogitsStage
+from ..stages.shortcuts import take
 from ..student import build_student
 from .layer import Layer
 from .stage1 import LAYERS, teacher
@@ -24,8 +25,11 @@ WANTED = Logits(
 )  # fmt: skip
 
 
-class InParts(LogitsStage):
-    """What stage 2 computes, logits held against each other by PyTorch."""
+class Plain(LogitsStage):
+    """What stage 2 computes, models as transformers has them and logits held against each other by PyTorch."""
+
+    def running(self) -> list[nn.Module]:
+        return []
 
     def gap(self, found: Tensor, inputs: Inputs) -> Tensor:
         target = self.teacher.predict(inputs)
@@ -36,7 +40,7 @@ class InParts(LogitsStage):
 #: What a run computes in beside weights of float32.
 HALF = torch.bfloat16, torch.float16
 #: Stages by what they are called.
-STAGES = {"logits in parts": InParts, "as a run": LogitsStage}
+STAGES = {"plain": Plain, "as a run": LogitsStage}
 
 
 def floor(layer: Layer, length: int, multiplied: float, copied: float) -> float:
@@ -62,6 +66,7 @@ def compiled(layer: Layer) -> dict[str, Callable[[int], Step]]:
 
 def timed(layer: Layer, stage: type[LogitsStage], fused: bool, length: int) -> Step:
     made = staged(layer, stage, length)
+    take(made.running())
     made.steps.graphs = layer.device.type == "cuda"
     for model in made.models() if fused else []:
         model.compile()

@@ -23,6 +23,9 @@ class AttentionStage(Stage):
         self.teacher, self.wanted = teacher, wanted
         self.layers, self.mixers = list(mixers), nn.ModuleList(mixers.values())
 
+    def running(self) -> list[nn.Module]:
+        return [self.teacher.model]
+
     def inputs(self, batch: Inputs) -> Inputs:
         mine, queries = super().inputs(batch), self.draw_queries(batch["input_ids"].shape[1])
         return mine if queries is None else mine | {"queries": queries.to(self.device, non_blocking=True)}

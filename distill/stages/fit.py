@@ -32,6 +32,7 @@ from .callbacks import Meter, NumberGuard, ProgressBar, Redraw
 from .compiled import compiled
 from .kept import Batches, Chance, CheckedIO, Keep, found, newest
 from .sharded import Sharded, gather, twin
+from .shortcuts import shortcuts
 from .stage import Stage, launches_alike
 
 # What remains are warnings; that there is no TPU is none.
@@ -107,7 +108,7 @@ def fit(stage: Stage, name: str, wanted: Wanted, corpus: Corpus, config: Config,
         trained = twin(stage) if isinstance(trainer.strategy, Sharded) else stage
         batches = Batches(corpus, last * each, wanted.batch_size, config.seed, step * each)
         try:
-            with compiled(trained.models() if config.compile else ()):
+            with shortcuts(trained.running()), compiled(trained.models() if config.compile else ()):
                 trainer.fit(trained, batches, ckpt_path=begun)
         except SIGTERMException as leaves:
             raise left(name, trainer.global_step, keep.asked, run) from leaves

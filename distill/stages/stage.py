@@ -46,6 +46,10 @@ class Stage(LightningModule):
         """Those that a step runs whole, which the compiler can fuse."""
         return []
 
+    def running(self) -> list[nn.Module]:
+        """Those of which a step runs anything."""
+        return self.models()
+
     def configure_model(self) -> None:
         if self.device_mesh is not None:
             # Here, since it needs a stage's own definition of what is a layer.

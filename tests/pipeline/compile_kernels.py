@@ -32,7 +32,9 @@ PLACED: dict[str, Any] = dict.fromkeys(
     ("query", "key", "value", "out", "far", "given", "by_query", "by_key", "by_value"), ("*bf16", "i64", "i64", "i32")
 )
 #: Of a model in bfloat16.
-LOGITS: dict[str, Any] = dict.fromkeys(("teacher", "student", "gradient"), "*bf16") | {"factor": "fp32"}
+LOGITS: dict[str, Any] = dict.fromkeys(("teacher", "student", "gradient"), "*bf16") | {
+    "factor": "fp32", "by_teacher": "i64", "by_student": "i64", "by_gradient": "i64",
+}  # fmt: skip
 KERNELS: list[tuple[Any, ...]] = [
     (step_kernel.step_kernel, STEP),
     (logit_kernel.logit_kl_kernel, {"V": 101, "BLOCK": 64, "TRACKED": True}, LOGITS),

@@ -1,0 +1,67 @@
+"""What models compute in many kernels or slow ones, computed in fewer or faster for as long as a stage trains them."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.activations import FastGELUActivation, NewGELUActivation
+
+from ..divergence import ALIGNED
+
+#: Outputs from which it is worth a copy of the weights.
+MANY = 1024
+
+
+class TanhGelu(nn.Module):
+    """x/2 (1 + tanh(√(2/π) (x + 0.044715 x³))), for which transformers launches a kernel an operation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(x, approximate="tanh")
+
+
+class AlignedLinear(nn.Linear):
+    """For as many outputs as GPT-2 has words, 50,257, a GPU takes several times as long as for 50,304."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return aligned(x, self.weight, self.bias) if x.is_cuda else super().forward(x)
+
+
+def aligned(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x Wᵀ + b (…, V), with room between its rows that nobody looks at."""
+    more = -len(weight) % ALIGNED
+    wide = None if bias is None else F.pad(bias, (0, more))
+    return F.linear(x, F.pad(weight, (0, 0, 0, more)), wide)[..., : len(weight)]
+
+
+def shortcut(module: nn.Module) -> type[nn.Module] | None:
+    """The class that computes the same of what this module holds, if there is one."""
+    if type(module) in (NewGELUActivation, FastGELUActivation):
+        return TanhGelu
+    if type(module) is nn.Linear and module.out_features >= MANY and module.out_features % ALIGNED:
+        return AlignedLinear
+    return None
+
+
+def take(models: Iterable[nn.Module]) -> list[tuple[nn.Module, type[nn.Module], type[nn.Module]]]:
+    """Modules that compute otherwise from now on, what they were and what they are."""
+    taken = []
+    for module in (module for model in models for module in model.modules()):
+        if (found := shortcut(module)) is not None:
+            taken.append((module, type(module), found))
+            # The very module, so that whoever holds it or its weights need not be told.
+            module.__class__ = found
+    return taken
+
+
+@contextmanager
+def shortcuts(models: Iterable[nn.Module]) -> Iterator[None]:
+    """Inside, `models` compute the same faster."""
+    taken = take(models)
+    try:
+        yield
+    finally:
+        for module, before, now in taken:
+            # Where weights are dealt out, it has become another class by now, for good.
+            if type(module) is now:
+                module.__class__ = before
