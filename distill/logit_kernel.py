@@ -24,8 +24,9 @@ NO_TOKEN: tl.constexpr = tl.constexpr(-1e30)
 def logits(x, v, V: tl.constexpr, scale):
     """Of tokens v, scaled."""
     found = tl.load(x + v, mask=v < V, other=float("-inf")).to(tl.float32)
-    # As models write the least of float32 for a token that there must not be: scaled it would be infinite.
-    return tl.where(found < NO_TOKEN, NO_TOKEN, found) * scale
+    # As models write the least of float32 for a token that there must not be: scaled it would be infinite. Nor is what
+    # stands for it scaled: a GPU multiplies and subtracts in one, and taken from itself it would not be 0 but 10²².
+    return tl.where(found < NO_TOKEN, NO_TOKEN, tl.maximum(found, NO_TOKEN) * scale)
 
 
 @triton.jit
