@@ -13,8 +13,6 @@ from .flexformer.attempt import KERNELS, PYTORCH, attempt, possible, tell
 #: Logits that are held against each other at a time: on a processor they stay in its cache, a GPU is busy with them.
 #: Those of whole texts are the largest tensors of a step, of which one alone is then in memory beside them.
 AT_A_TIME = {"cpu": 2**17, "cuda": 2**24}
-#: On a GPU products are fast whose rows begin at a multiple of so many numbers.
-ALIGNED = 64
 #: What a kernel is for.
 WHAT = "the loss of logits"
 
@@ -45,10 +43,10 @@ class LogitKl(torch.autograd.Function):
     def forward(ctx: Any, teacher: Tensor, student: Tensor, temperature: float, kls: Kls) -> Tensor:
         # In float16 most of it would be nothing before it is scaled.
         held = torch.float32 if student.dtype == torch.float16 else student.dtype
-        ctx.gradient = room(student, held) if ctx.needs_input_grad[1] else None
+        ctx.gradient = student.new_empty(student.shape, dtype=held) if ctx.needs_input_grad[1] else None
         ctx.dtype = student.dtype
-        by_row = None if ctx.gradient is None else ctx.gradient.flatten(0, -2)
-        return temperature**2 * kls(teacher.flatten(0, -2), student.flatten(0, -2), by_row, temperature).mean()
+        room = None if ctx.gradient is None else ctx.gradient.flatten(0, -2)
+        return temperature**2 * kls(teacher.flatten(0, -2), student.flatten(0, -2), room, temperature).mean()
 
     @staticmethod
     @once_differentiable
@@ -57,13 +55,6 @@ class LogitKl(torch.autograd.Function):
         if found is None:
             raise RuntimeError("the gradient of this gap is gone: it was taken, and is not kept by retain_graph")
         return None, found.mul_(gradient).to(ctx.dtype), None, None
-
-
-def room(logits: Tensor, dtype: torch.dtype) -> Tensor:
-    """For their gradient, (…, V)."""
-    *rows, width = logits.shape
-    more = -width % ALIGNED if logits.is_cuda else 0
-    return logits.new_empty((*rows, width + more), dtype=dtype)[..., :width]
 
 
 def kls(teacher: Tensor, student: Tensor, gradient: Tensor | None, temperature: float) -> Tensor:

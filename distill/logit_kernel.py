@@ -16,17 +16,20 @@ from .flexformer.tiles import LOG2_E, narrow
 
 #: Logits that a program has at a time, and its warps.
 AT_ONCE, WARPS = 4096, 8
-#: Stands for the logit of a token that there is not: its power is 0, whatever is taken from it.
-NO_TOKEN: tl.constexpr = tl.constexpr(-1e30)
+#: Stands for the logit of a token that there is not: its power is 0, whatever is taken from it. Those below LEAST are
+#: such: their last digit is more than a power can be.
+NO_TOKEN, LEAST = tl.constexpr(-1e30), tl.constexpr(-1e9)
 
 
 @triton.jit
 def logits(x, v, V: tl.constexpr, scale):
     """Of tokens v, scaled."""
     found = tl.load(x + v, mask=v < V, other=float("-inf")).to(tl.float32)
-    # As models write the least of float32 for a token that there must not be: scaled it would be infinite. Nor is what
-    # stands for it scaled: a GPU multiplies and subtracts in one, and taken from itself it would not be 0 but 10²².
-    return tl.where(found < NO_TOKEN, NO_TOKEN, tl.maximum(found, NO_TOKEN) * scale)
+    # As models write the least of float32 for a token that there must not be: scaled it would be infinite.
+    found = tl.where(found < NO_TOKEN, NO_TOKEN, found) * scale
+    # Chosen after it is scaled, or a GPU does that in one instruction with what is taken from it: of -1e30 and itself
+    # 1e22 was left. NaN stays.
+    return tl.where(found < LEAST, NO_TOKEN, found)
 
 
 @triton.jit
@@ -45,15 +48,15 @@ def level(top, size):
 
 @triton.jit
 def logit_kl_kernel(
-    teacher, student, kls, gradient, by_teacher, by_student, by_gradient, scale, factor,
+    teacher, student, kls, gradient, teacher_row, student_row, gradient_row, scale, factor,
     V: tl.constexpr, BLOCK: tl.constexpr, TRACKED: tl.constexpr,
 ):  # fmt: skip
     """Grid (rows,): KL of each; and, where TRACKED, (s − p)·factor (rows, V). scale: log₂ e / T.
 
-    by_teacher, by_student, by_gradient: from one row to the next.
+    teacher_row, student_row, gradient_row: from one row to the next.
     """
     row = tl.program_id(0).to(tl.int64)
-    teacher, student, gradient = teacher + row * by_teacher, student + row * by_student, gradient + row * by_gradient
+    teacher, student, gradient = teacher + row * teacher_row, student + row * student_row, gradient + row * gradient_row
     lanes = tl.arange(0, BLOCK)
     nothing = tl.zeros((BLOCK,), tl.float32)
     top_t, size_t, top_u, size_u = nothing + NO_TOKEN, nothing, nothing + NO_TOKEN, nothing

@@ -1,4 +1,4 @@
-"""A step of stage 2 of a whole model with such layers, one text: as a run takes it, and with nothing made faster."""
+"""A step of stage 2 of a whole model with such layers, both ways, one text: as in a run, and in plain modules."""
 
 from collections.abc import Callable
 from functools import partial
@@ -26,7 +26,7 @@ WANTED = Logits(
 
 
 class Plain(LogitsStage):
-    """What stage 2 computes, around mixers as they are: transformers' own modules, and logits compared by PyTorch."""
+    """What stage 2 computes, around mixers as they are in transformers' own modules, and logits compared by PyTorch."""
 
     def running(self) -> list[nn.Module]:
         return []

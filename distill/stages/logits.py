@@ -55,6 +55,9 @@ class LogitsStage(Stage):
         # A teacher whose predictions are remembered hardly runs.
         return [self.student, *([self.teacher.model] if self.remembered is None else [])]
 
+    def running(self) -> list[nn.Module]:
+        return [self.student, self.teacher.model]
+
     def gap(self, found: Tensor, inputs: Inputs) -> Tensor:
         task = self.teacher.task
         if self.remembered is None:

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import FastGELUActivation, NewGELUActivation
 
-from ..divergence import ALIGNED
-
-#: Outputs from which it is worth a copy of the weights.
+#: A GPU multiplies slowly where rows do not begin at a multiple of EIGHT numbers of 16 bits; they get one of ROW.
+EIGHT, ROW = 8, 64
+#: Outputs from which that is worth a copy of the weights.
 MANY = 1024
 
 
@@ -29,26 +29,29 @@ class AlignedLinear(nn.Linear):
 
 def aligned(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x Wᵀ + b (…, V), with room between its rows that nobody looks at."""
-    more = -len(weight) % ALIGNED
+    more = -len(weight) % ROW
     wide = None if bias is None else F.pad(bias, (0, more))
     return F.linear(x, F.pad(weight, (0, 0, 0, more)), wide)[..., : len(weight)]
 
 
 def shortcut(module: nn.Module) -> type[nn.Module] | None:
-    """The class that computes the same of what this module holds, if there is one."""
+    """The class that computes the same of what this module holds, if there is one.
+
+    Classes derived from these, such as those of quantised weights, compute something else.
+    """
     if type(module) in (NewGELUActivation, FastGELUActivation):
         return TanhGelu
-    if type(module) is nn.Linear and module.out_features >= MANY and module.out_features % ALIGNED:
+    if type(module) is nn.Linear and module.out_features >= MANY and module.out_features % EIGHT:
         return AlignedLinear
     return None
 
 
-def take(models: Iterable[nn.Module]) -> list[tuple[nn.Module, type[nn.Module], type[nn.Module]]]:
-    """Modules that compute otherwise from now on, what they were and what they are."""
+def take(models: Iterable[nn.Module]) -> list[tuple[nn.Module, type[nn.Module]]]:
+    """Modules that compute otherwise from now on, and what they were."""
     taken = []
     for module in (module for model in models for module in model.modules()):
         if (found := shortcut(module)) is not None:
-            taken.append((module, type(module), found))
+            taken.append((module, type(module)))
             # The very module, so that whoever holds it or its weights need not be told.
             module.__class__ = found
     return taken
@@ -61,7 +64,5 @@ def shortcuts(models: Iterable[nn.Module]) -> Iterator[None]:
     try:
         yield
     finally:
-        for module, before, now in taken:
-            # Where weights are dealt out, it has become another class by now, for good.
-            if type(module) is now:
-                module.__class__ = before
+        for module, before in taken:
+            module.__class__ = before

@@ -33,7 +33,7 @@ PLACED: dict[str, Any] = dict.fromkeys(
 )
 #: Of a model in bfloat16.
 LOGITS: dict[str, Any] = dict.fromkeys(("teacher", "student", "gradient"), "*bf16") | {
-    "factor": "fp32", "by_teacher": "i64", "by_student": "i64", "by_gradient": "i64",
+    "factor": "fp32", "teacher_row": "i64", "student_row": "i64", "gradient_row": "i64",
 }  # fmt: skip
 KERNELS: list[tuple[Any, ...]] = [
     (step_kernel.step_kernel, STEP),

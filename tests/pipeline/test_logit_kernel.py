@@ -10,7 +10,7 @@ from flexformer.interpreted import DEVICE, close
 from torch import Tensor
 
 from distill import divergence, logit_kernel
-from distill.divergence import WHAT, has_kernel, logit_kl
+from distill.divergence import WHAT, has_kernel, kls_by_kernel, logit_kl
 from distill.flexformer import attempt
 from distill.flexformer.attempt import KERNELS, PYTORCH
 from distill.logit_kernel import row_kls
@@ -49,7 +49,7 @@ def test_against_float64(rows: int, width: int, dtype: torch.dtype, temperature:
 
 @pytest.mark.parametrize("temperature", [1.5, 2.0, 3.0, 4.0, 5.0])
 def test_fewer_tokens_than_are_had_at_once(temperature: float):
-    """A GPU rounds what is left of a token that there is not to either side, and once it was infinite on the one."""
+    """On a GPU alone, which multiplies and subtracts in one, there was something left of tokens that there are not."""
     teacher, student = drawn(3, 40, torch.float32)
     gradient = torch.empty_like(student)
     kls, by_student = expected(teacher, student, temperature)
@@ -66,6 +66,36 @@ def test_logits_that_hardly_differ_and_extreme_ones(size: float):
     close(row_kls(teacher, student, gradient, 1.0), kls, 1e-5, "KL", 0.1)
     close(gradient, by_student, 1e-5, "gradient", 1e-2)
     assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("spoiled", [0, 1])
+@pytest.mark.parametrize("tokens", [slice(7, 8), slice(None)])
+def test_what_is_no_number_stays_none(spoiled: int, tokens: slice):
+    """A run ends where its loss is none."""
+    given = drawn(3, 40, torch.float32)
+    given[spoiled][1, tokens] = torch.nan
+    gradient = torch.empty_like(given[1])
+    found = row_kls(*given, gradient, 2.0)
+    assert found.isnan().tolist() == [False, True, False]
+    assert gradient.isfinite().all(-1).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("least", [-2e9, -1e20, -1e30])
+def test_masks_of_any_size(least: float):
+    """In both, beside which nothing is left of what they are taken from."""
+    teacher, student = drawn(3, 40, torch.float32)
+    teacher[:, ::3] = student[:, ::3] = least
+    gradient = torch.empty_like(student)
+    kls, by_student = expected(teacher, student, 2.0)
+    close(row_kls(teacher, student, gradient, 2.0), kls, 1e-5, "KL", 1e-3)
+    close(gradient, by_student, 1e-5, "gradient", 1e-3)
+
+
+def test_rows_that_lie_across():
+    teacher, student = drawn(6, 40, torch.float32)
+    across = teacher.T.contiguous().T
+    found = [kls_by_kernel(each, student, None, 1.0) for each in (teacher, across)]
+    assert torch.equal(*found)
 
 
 @pytest.mark.parametrize("both", [False, True])
