@@ -20,6 +20,7 @@ from .errors import InUse, UserError
 from .exported import inherit
 from .folders import folder
 from .launch import end_with_parent, to_launch
+from .places import check_teacher
 from .ranges import check_ranges
 from .several import agree, join, launch_all, now, speaks, together
 from .sweep.command import quoted
@@ -63,6 +64,7 @@ def run(composed: DictConfig) -> None:
         config = read(composed)
         # Before torch is there, in this process and in those that it starts.
         check_ranges(config)
+        check_teacher(config.teacher.path)
         if count := to_launch(config.trainer):
             return launch_all(config.run_dir, count)
         # Imported late: torch and transformers take seconds, and --help or a mistyped key need neither.

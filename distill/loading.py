@@ -12,6 +12,7 @@ from transformers.quantizers.auto import AutoQuantizationConfig
 from . import config
 from .capture import CAPTURE
 from .errors import UserError, reason
+from .places import check_teacher
 from .swappable import check_family, no_interface
 from .task import Task
 
@@ -132,8 +133,7 @@ def check_context(model_config: Any, context: int) -> None:
 def _from_hub(auto: Any, path: str, **kwargs: Any) -> Any:
     """auto.from_pretrained with its many errors as one line."""
     local = Path(path).is_dir()
-    if not local and (path.startswith((".", "/", "~")) or path.count("/") > 1):
-        raise UserError(f"teacher.path={path} does not exist: give a directory or a hub name")
+    check_teacher(path)
     verbosity = transformers.logging.get_verbosity()
     try:
         # What is missing is told in a line, by who asked.

@@ -10,6 +10,7 @@ from datasets import Dataset, Features, IterableDataset, NamedSplit, Value
 
 from ..config import Domain
 from ..errors import UserError
+from ..places import is_place
 from . import files, hub, stdlib
 from .cached import cached
 
@@ -59,8 +60,7 @@ def sides(domain: Domain, local: Callable[[str, str], Any], remote: Callable[[st
 def is_local(path: str) -> bool:
     """Whether the path is to be looked for on this machine alone: it exists, or cannot be a hub data set's name."""
     local = Path(path).expanduser()
-    no_hub_name = path.startswith((".", "/", "~")) or path.count("/") > 1 or local.suffix.lower() in FILE_SUFFIXES
-    return no_hub_name or local.exists()
+    return is_place(path) or local.suffix.lower() in FILE_SUFFIXES or local.exists()
 
 
 def _embedded(domain: Domain, streaming: bool) -> Splits:

@@ -38,7 +38,6 @@ GOLDEN = {
     "exponential-window": (1.0209, 0.0302),
     "stationary-delta-window": (1.0345, 0.0425),
     "window-only": (1.0384, 0.0479),
-    "stationary-delta": (2.062, 0.730),
     "exponential": (1.425, 0.319),
 }
 

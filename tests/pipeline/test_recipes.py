@@ -59,6 +59,8 @@ def test_the_pocket_recipe_is_the_default():
     assert compose() == compose("recipe=pocket")
 
 
+# Together, for what is composed is kept.
+@pytest.mark.xdist_group("mixers")
 @pytest.mark.parametrize("name", MIXERS)
 def test_a_mixer_composes_and_can_be_built(name: str):
     config = compose(f"mixer={name}")
@@ -67,6 +69,7 @@ def test_a_mixer_composes_and_can_be_built(name: str):
         assert 0.9 * features <= mixer.map.feature_dim <= features
 
 
+@pytest.mark.xdist_group("mixers")
 def test_every_map_has_an_option():
     """And every way to decay and to normalise; what cannot be selected by name is hard to find."""
     composed = [compose(f"mixer={name}").mixer for name in MIXERS]
@@ -142,6 +145,7 @@ def test_a_recipe_for_a_large_model_runs_from_a_directory(
     teacher = tiny.save(tmp_path / "teacher", configuration(LARGE[name], options), tokenizer)
     shorter = [f"stages.{stage}.max_steps=2" for stage in ("allocation", "logits")]
     smaller = [f"data.context={tiny.CONTEXT}", "data.validation_blocks=2", "mixer.features=12", "mixer.window=8"]
+    smaller += ["report.sections=[headline,fidelity]"]
     given = [f"teacher.path={teacher}", f"data.path={text}", "data.name=null", f"run_dir={tmp_path / 'run'}"]
     run = distil(compose(f"recipe={name}", *given, *shorter, *smaller, "trainer.accelerator=cpu"))
     headline = json.loads((run / "measurements" / "headline.json").read_text())
