@@ -31,10 +31,12 @@ def made(shape: HeadShape, options: dict[str, Any]) -> Mixer:
     return mixer.to(DEVICE)
 
 
-def text(shape: HeadShape, length: int, size: float = 1.0, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """q, k and v of two texts; size: of the numbers in queries and keys."""
+def text(
+    shape: HeadShape, length: int, size: float = 1.0, dtype: torch.dtype = torch.float32, texts: int = 2
+) -> list[Tensor]:
+    """q, k and v of so many texts; size: of the numbers in queries and keys."""
     counts = ((shape.heads, size), (shape.kv_heads, size), (shape.kv_heads, 1.0))
-    drawn = [scale * torch.randn(2, count, length, shape.head_dim, device=DEVICE) for count, scale in counts]
+    drawn = [scale * torch.randn(texts, count, length, shape.head_dim, device=DEVICE) for count, scale in counts]
     return [each.to(dtype) for each in drawn]
 
 
