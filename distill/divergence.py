@@ -80,10 +80,9 @@ def has_kernel(teacher: Tensor, student: Tensor) -> bool:
 
 def kls_by_kernel(teacher: Tensor, student: Tensor, gradient: Tensor | None, temperature: float) -> Tensor:
     """As `kls_in_parts`."""
-    from .flexformer.linear_layout import in_pieces
     from .logit_kernel import row_kls
 
-    return row_kls(in_pieces(teacher), in_pieces(student), gradient, temperature)
+    return row_kls(teacher, student, gradient, temperature)
 
 
 def kls_in_parts(teacher: Tensor, student: Tensor, gradient: Tensor | None, temperature: float) -> Tensor:

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .flexformer.linear_layout import in_pieces
 from .flexformer.tiles import LOG2_E, narrow
 
 #: Logits that a program has at a time, and its warps.
@@ -76,10 +77,8 @@ def logit_kl_kernel(
 
 
 def row_kls(teacher: Tensor, student: Tensor, gradient: Tensor | None, temperature: float) -> Tensor:
-    """KL at temperature T of rows of logits (M, V), each in one piece: (M,), float32.
-
-    gradient: room (M, V) for T (s − p) / M.
-    """
+    """KL at temperature T of rows of logits (M, V): (M,), float32. gradient: room for T (s − p) / M, rows in pieces."""
+    teacher, student = in_pieces(teacher), in_pieces(student)
     count, width = student.shape
     kls = torch.empty(count, device=student.device, dtype=torch.float32)
     # In the place of what is not written stands something.

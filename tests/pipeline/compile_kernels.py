@@ -1,5 +1,6 @@
 """Compiles every kernel for a GPU, which takes none: what Triton's interpreter lets pass and its compiler does not."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -82,15 +83,26 @@ TYPES = (
 )
 
 
-def build(kernel: Any, sizes: dict[str, Any], types: Mapping[str, Any] = TYPES) -> None:
+def build(kernel: Any, sizes: dict[str, Any], types: Mapping[str, Any] = TYPES) -> str:
+    """What it is to a GPU, as PTX."""
     constants = {each.name: sizes[each.name] for each in kernel.params if each.is_constexpr}
     types = {**TYPES, **types, **dict.fromkeys(constants, "constexpr")}
     signature = {name: types.get(name, "*fp32") for name in kernel.arg_names}
-    compiled(ASTSource(kernel, signature, constants), target=TARGET, options={"num_warps": 8})
+    made = compiled(ASTSource(kernel, signature, constants), target=TARGET, options={"num_warps": 8})
     print(kernel.__name__, sizes.get("MODE", ""), flush=True)
+    ptx: str = made.asm["ptx"]
+    return ptx
+
+
+def fused_with(kernel: Any, name: str, ptx: str) -> list[str]:
+    """Instructions that multiply by an argument and add in one, rounding once: the interpreter has none."""
+    place = kernel.arg_names.index(name)
+    (register,) = re.findall(rf"ld\.param\.\w+\s+(%\w+), \[{kernel.__name__}_param_{place}\]", ptx)
+    return re.findall(rf"fma\..*{register}\b.*", ptx)
 
 
 if __name__ == "__main__":
-    for each in KERNELS:
-        build(*each)
+    built = {kernel: build(kernel, *more) for kernel, *more in KERNELS}
+    # What stands for no token, scaled and taken from itself, is 0 if it is rounded in between.
+    assert not fused_with(logit_kernel.logit_kl_kernel, "scale", built[logit_kernel.logit_kl_kernel])
     print("all")

@@ -105,6 +105,17 @@ def test_a_step_of_stage_2_is_the_same_in_both_ways(monkeypatch: pytest.MonkeyPa
     assert stage2.floor(layer, 10, 2.0, 1.0) == 4 * (12 * 12 * 32**2 + 90 * 32) * 10
 
 
+@pytest.mark.parametrize(("stage", "models"), [(stage1, [1, 1]), (stage2, [0, 2])])
+def test_stages_are_timed_with_the_shortcuts_of_a_run(stage: Any, models: list[int], monkeypatch: pytest.MonkeyPatch):
+    """A teacher, and a student beside it; plain is without."""
+    monkeypatch.setattr(stage2, "WORDS", 90)
+    taken: list[int] = []
+    monkeypatch.setattr(stage, "take", lambda running: taken.append(len(running)))
+    for make in stage.ways(Layer(HeadShape(2, 2, 16), OPTIONS, CPU)).values():
+        make(8)
+    assert taken == models
+
+
 def test_a_speedup_is_over_the_way_it_is_told_to_be():
     layer = Layer(HeadShape(12, 12, 64), OPTIONS | {"features": 128}, torch.device("cuda"))
     found = [Measured("dense (compiled)", 4096, 0.06, 7), *(Measured("as a run", n, 0.02, 7) for n in (4096, 8192))]

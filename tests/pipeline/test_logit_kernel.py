@@ -10,7 +10,7 @@ from flexformer.interpreted import DEVICE, close
 from torch import Tensor
 
 from distill import divergence, logit_kernel
-from distill.divergence import WHAT, has_kernel, kls_by_kernel, logit_kl
+from distill.divergence import WHAT, has_kernel, logit_kl
 from distill.flexformer import attempt
 from distill.flexformer.attempt import KERNELS, PYTORCH
 from distill.logit_kernel import row_kls
@@ -49,7 +49,10 @@ def test_against_float64(rows: int, width: int, dtype: torch.dtype, temperature:
 
 @pytest.mark.parametrize("temperature", [1.5, 2.0, 3.0, 4.0, 5.0])
 def test_fewer_tokens_than_are_had_at_once(temperature: float):
-    """On a GPU alone, which multiplies and subtracts in one, there was something left of tokens that there are not."""
+    """On a GPU alone, which multiplies and subtracts in one, there was something left of tokens that there are not.
+
+    `compile_kernels` looks for that where there is none.
+    """
     teacher, student = drawn(3, 40, torch.float32)
     gradient = torch.empty_like(student)
     kls, by_student = expected(teacher, student, temperature)
@@ -94,7 +97,7 @@ def test_masks_of_any_size(least: float):
 def test_rows_that_lie_across():
     teacher, student = drawn(6, 40, torch.float32)
     across = teacher.T.contiguous().T
-    found = [kls_by_kernel(each, student, None, 1.0) for each in (teacher, across)]
+    found = [row_kls(each, student, None, 1.0) for each in (teacher, across)]
     assert torch.equal(*found)
 
 

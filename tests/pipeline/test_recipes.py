@@ -23,7 +23,7 @@ from distill.mixer import swapped_options
 from distill.pipeline import PIPELINES, distil
 
 from . import tiny
-from .conftest import MIXERS, compose
+from .conftest import MIXERS, compose, options
 from .families import FAMILIES, configuration
 
 RECIPES = sorted(path.stem for path in folder("recipes").glob("*.yaml"))
@@ -59,20 +59,19 @@ def test_the_pocket_recipe_is_the_default():
     assert compose() == compose("recipe=pocket")
 
 
-# Together, for what is composed is kept.
+# Together, for `options` are kept.
 @pytest.mark.xdist_group("mixers")
 @pytest.mark.parametrize("name", MIXERS)
 def test_a_mixer_composes_and_can_be_built(name: str):
-    config = compose(f"mixer={name}")
-    mixer = Mixer(HeadShape(4, 2, 64), swapped_options(config.mixer))
-    if features := config.mixer.get("features"):
+    mixer = Mixer(HeadShape(4, 2, 64), swapped_options(options(name)))
+    if features := options(name).get("features"):
         assert 0.9 * features <= mixer.map.feature_dim <= features
 
 
 @pytest.mark.xdist_group("mixers")
 def test_every_map_has_an_option():
     """And every way to decay and to normalise; what cannot be selected by name is hard to find."""
-    composed = [compose(f"mixer={name}").mixer for name in MIXERS]
+    composed = [options(name) for name in MIXERS]
     for key, known in (("map", MAPS), ("decay", DECAYS), ("normaliser", NORMALISERS), ("key_weight", DEGREES)):
         assert {mixer[key] for mixer in composed} >= known.keys() - {"linear"}
 
