@@ -271,11 +271,13 @@ def test_a_word_that_cannot_be_read_as_typed(word: str, cure: str, tmp_path: Pat
 
 
 def test_a_missing_teacher_as_typed(tmp_path: Path, arguments: list[str]):
+    # It is told before what takes seconds to be there, which here would not be.
+    late = tmp_path / "torch.py"
+    late.write_text("raise SystemError('too early')")
     done = typed(*arguments, "teacher.path=./nowhere", cwd=tmp_path)
     assert done.returncode == 2 and done.stdout == ""
-    # Nothing comes before, as of what takes seconds to be there.
     assert done.stderr == "distill: teacher.path=./nowhere does not exist: give a directory or a hub name\n"
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [late]
 
 
 def test_a_failed_job_does_not_end_a_sweep(tmp_path: Path, arguments: list[str], teachers: dict[str, Path]):
