@@ -10,10 +10,12 @@ import torch.nn.functional as F
 from flexformer.interpreted import DEVICE
 from torch import Tensor, nn
 from transformers.activations import ACT2FN, GELUActivation, NewGELUActivation
+from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from distill.remembered import Remembered
 from distill.stages.logits import LogitsStage
-from distill.stages.shortcuts import AlignedLinear, TanhGelu, aligned, shortcuts
+from distill.stages.shortcuts import AlignedLinear, FusedRmsNorm, TanhGelu, aligned, shortcuts
 
 from .conftest import Compose
 from .test_stages import Run
@@ -102,3 +104,53 @@ def test_a_stage_takes_them(
     teacher, student = activations(run.teacher.model), activations(run.student)
     # Stage 1 is over with what goes into the teacher's last attention.
     assert called == set(teacher[:-1] if stage == "attention" else teacher + student)
+
+
+class BesideRMSNorm(LlamaRMSNorm):
+    """ε is added to the root."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        size = hidden_states.square().mean(-1, keepdim=True).sqrt()
+        return self.weight * hidden_states / (size + self.variance_epsilon)
+
+
+class GatedRMSNorm(LlamaRMSNorm):
+    """Of two things, if there are two."""
+
+    def forward(self, hidden_states: Tensor, gate: Tensor | None = None) -> Tensor:
+        return super().forward(hidden_states if gate is None else hidden_states * gate)
+
+
+class BiasedRMSNorm(LlamaRMSNorm):
+    """Which it need not have from the start."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__(width, eps)
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return super().forward(hidden_states) + self.bias
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("norm", [LlamaRMSNorm, nn.RMSNorm])
+def test_a_norm(norm: type[nn.Module], dtype: torch.dtype):
+    """Families call ε by two names; in mixed precision weights have more digits than what comes, and the result has."""
+    module, x = norm(9, eps=0.3), torch.randn(2, 5, 9, dtype=dtype, requires_grad=True)
+    nn.init.normal_(module.weight)
+    wide = x.float()
+    given = [x, module.weight]
+    expected = both_ways(module.weight * wide / (wide.square().mean(-1, keepdim=True) + 0.3).sqrt(), given)
+    with shortcuts([nn.Sequential(module)]):
+        assert type(module) is FusedRmsNorm
+        torch.testing.assert_close(both_ways(module(x), given), expected)
+    assert type(module) is norm
+
+
+@pytest.mark.parametrize("norm", [GemmaRMSNorm, BesideRMSNorm, GatedRMSNorm, BiasedRMSNorm])
+def test_what_is_only_called_a_norm(norm: type[nn.Module]):
+    """Gemma's weights are taken from 1."""
+    module = norm(9, eps=1e-6)
+    nn.init.normal_(module.weight)
+    with shortcuts([nn.Sequential(module)]):
+        assert type(module) is norm
