@@ -7,19 +7,23 @@ leave as it is. The marks are theirs; with another, students have to have learne
 import json
 import sys
 import xml.dom
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from distill import divergence, map_stream
+from distill.flexformer import attempt, step
 from distill.pipeline import distil
+from distill.stages import fit
 
 from .conftest import compose
 
 SHORT = [
     "data.context=192",
     "data.validation_blocks=8",
-    "matmul_precision=highest",
-    "trainer.accelerator=cpu",
     "report.sections=[headline]",
     "measure.fidelity_blocks=1",
     "stages.attention.max_steps=25",
@@ -42,14 +46,42 @@ GOLDEN = {
 }
 
 
+#: What kernels do in a run.
+ALL = (attempt.LINEAR, map_stream.WHAT, divergence.WHAT, step.WHAT)
+
+
+def short_run(name: str, folder: Path, *more: str) -> dict[str, Any]:
+    """What the report of one tells first."""
+    folder.mkdir(exist_ok=True)
+    text = folder / "dom.txt"
+    text.write_text("\n".join(file.read_text() for file in sorted(Path(xml.dom.__file__).parent.glob("*.py"))))
+    given = [f"mixer={name}", f"data.path={text}", *SHORT, *more, f"run_dir={folder / 'run'}"]
+    found: dict[str, Any] = json.loads(
+        (distil(compose("recipe=pocket", *given)) / "measurements" / "headline.json").read_text()
+    )
+    return found
+
+
 @pytest.mark.parametrize("name", GOLDEN)
 def test_a_short_run_ends_as_it_did(name: str, tmp_path: Path):
-    text = tmp_path / "dom.txt"
-    text.write_text("\n".join(file.read_text() for file in sorted(Path(xml.dom.__file__).parent.glob("*.py"))))
-    run = distil(compose("recipe=pocket", f"mixer={name}", f"data.path={text}", *SHORT, f"run_dir={tmp_path / 'run'}"))
-    found = json.loads((run / "measurements" / "headline.json").read_text())
+    found = short_run(name, tmp_path, "matmul_precision=highest", "trainer.accelerator=cpu")
     assert found["student_ppl"]["dom"] < found["swapped_ppl"]["dom"]
     if sys.version_info[:2] == (3, 11):
         ratio, kl = GOLDEN[name]
         assert found["ratio"]["dom"] == pytest.approx(ratio, rel=0.015)
         assert found["kl"]["dom"] == pytest.approx(kl, rel=0.06)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="kernels are chosen on a GPU")
+@pytest.mark.parametrize("name", ["exponential", "exponential-window"])
+def test_kernels_end_where_all_digits_do(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Of products in bfloat16, and of what is computed in fewer kernels, a student's perplexity hardly tells."""
+    on_gpu = "trainer.accelerator=gpu"
+    found = short_run(name, tmp_path / "kernels", on_gpu, "matmul_precision=medium")
+    assert all(attempt.KERNELS in attempt.taken[what] for what in (attempt.LINEAR, divergence.WHAT))
+    monkeypatch.setattr(attempt, "_given_up", {*ALL})
+    monkeypatch.setattr(fit, "shortcuts", nullcontext)
+    expected = short_run(name, tmp_path / "digits", on_gpu, "matmul_precision=highest")
+    assert not any(attempt.KERNELS in ways for ways in attempt.taken.values())
+    print(name, found["ratio"]["dom"], expected["ratio"]["dom"])
+    assert found["ratio"]["dom"] == pytest.approx(expected["ratio"]["dom"], rel=0.005)
