@@ -1,12 +1,14 @@
 """The benchmarks of a layer and of its loss: every way computes the same, and what is told of them."""
 
 import json
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from distill import divergence
 from distill.bench import attention, maploss, public, stage1, stage2, step
@@ -114,6 +116,27 @@ def test_stages_are_timed_with_the_shortcuts_of_a_run(stage: Any, models: list[i
     for make in stage.ways(Layer(HeadShape(2, 2, 16), OPTIONS, CPU)).values():
         make(8)
     assert taken == models
+
+
+def test_every_length_is_compiled_for_itself(monkeypatch: pytest.MonkeyPatch):
+    """As a run's is, although all are the same lines of code."""
+    monkeypatch.setattr(stage2, "WORDS", 90)
+    monkeypatch.setattr(stage2, "LAYERS", 1)
+    monkeypatch.setattr(stage1, "LAYERS", 1)
+    torch._dynamo.reset()
+    given: list[Any] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        given.extend(inputs)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    (make,) = stage2.compiled(Layer(HeadShape(2, 2, 16), OPTIONS, CPU)).values()
+    for length in (8, 12):
+        make(length)()
+    # What is compiled for any length is given it, too.
+    assert all(isinstance(each, Tensor) for each in given)
+    assert {(1, 8), (1, 12)} <= {each.shape for each in given}
 
 
 def test_a_speedup_is_over_the_way_it_is_told_to_be():
