@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from inspect import signature
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,14 +23,17 @@ class TanhGelu(nn.Module):
 
 
 class FusedRmsNorm(nn.Module):
-    """w x / √(mean x² + ε), for which transformers launches a kernel an operation, all of float32."""
-
-    weight: nn.Parameter
+    """`normalised`, for which transformers launches a kernel an operation."""
 
     def forward(self, x: Tensor) -> Tensor:
-        # PyTorch has a kernel where both are of one dtype, which in mixed precision they need not be.
-        wide = torch.promote_types(x.dtype, self.weight.dtype)
-        return F.rms_norm(x.to(wide), self.weight.shape, self.weight.to(wide), epsilon(self))
+        return normalised(self, x)
+
+
+class NarrowRmsNorm(nn.Module):
+    """The same of the dtype of x, as OLMo 2 has it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return normalised(self, x).to(x.dtype)
 
 
 class AlignedLinear(nn.Linear):
@@ -48,24 +50,34 @@ def aligned(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(x, F.pad(weight, (0, 0, 0, more)), wide)[..., : len(weight)]
 
 
-def epsilon(norm: Any) -> float | None:
-    """As families call it."""
-    found: float | None = getattr(norm, "variance_epsilon", None) or getattr(norm, "eps", None)
-    return found
+def normalised(norm: nn.Module, x: Tensor) -> Tensor:
+    """w x / √(mean x² + ε), of the wider dtype of both."""
+    weight = norm.get_parameter("weight")
+    # As families call it.
+    epsilon = getattr(norm, "variance_epsilon", None) or getattr(norm, "eps", None)
+    # PyTorch has a kernel where both are of one dtype, and in mixed precision would make it float32.
+    wide = torch.promote_types(x.dtype, weight.dtype)
+    with torch.autocast(x.device.type, enabled=False):
+        return F.rms_norm(x.to(wide), weight.shape, weight.to(wide), epsilon)
 
 
-def is_rms_norm(module: nn.Module) -> bool:
-    """Families have classes of their own for it, and some mean something else by its name: so it is tried."""
-    if not type(module).__name__.endswith("RMSNorm") or len(signature(module.forward).parameters) != 1:
-        return False
-    if [*dict(module.named_parameters())] != ["weight"]:
-        return False
+def rms_norm(module: nn.Module) -> type[nn.Module] | None:
+    """Which of both a family's own class is, as it is tried; None of what is another by its name."""
+    named = type(module).__name__.endswith("RMSNorm") and not isinstance(module, nn.RMSNorm)
+    if not named or len(signature(module.forward).parameters) != 1:
+        return None
+    if [*dict(module.named_parameters())] != ["weight"] or module.get_parameter("weight").dim() != 1:
+        return None
     weight = module.get_parameter("weight")
-    # Small, so that ε counts.
-    x = torch.linspace(-1e-3, 2e-3, weight.numel(), dtype=weight.dtype, device=weight.device)
+    # Small, so that ε counts, and of few digits, which tells whether what comes of it has more.
+    x = torch.linspace(-1e-3, 2e-3, len(weight), dtype=torch.bfloat16, device=weight.device).view(1, 1, -1)
     with torch.no_grad():
-        found, expected = module(x), F.rms_norm(x, weight.shape, weight, epsilon(module))
-        return found.dtype == x.dtype and torch.allclose(found, expected, rtol=1e-2)
+        try:
+            found, expected = module.forward(x), normalised(module, x)
+            same = torch.allclose(found.float(), expected.float(), rtol=1e-2, atol=0)
+        except Exception:  # Somebody's own code, which wants something else.
+            return None
+    return {x.dtype: NarrowRmsNorm, expected.dtype: FusedRmsNorm}.get(found.dtype) if same else None
 
 
 def shortcut(module: nn.Module) -> type[nn.Module] | None:
@@ -75,21 +87,22 @@ def shortcut(module: nn.Module) -> type[nn.Module] | None:
     """
     if type(module) in (NewGELUActivation, FastGELUActivation):
         return TanhGelu
-    if is_rms_norm(module):
-        return FusedRmsNorm
     if type(module) is nn.Linear and module.out_features >= MANY and module.out_features % EIGHT:
         return AlignedLinear
-    return None
+    return rms_norm(module)
 
 
 def take(models: Iterable[nn.Module]) -> list[tuple[nn.Module, type[nn.Module]]]:
     """Modules that compute otherwise from now on, and what they were."""
+    found = [
+        (module, shortcut(module)) for module in dict.fromkeys(part for model in models for part in model.modules())
+    ]
     taken = []
-    for module in (module for model in models for module in model.modules()):
-        if (found := shortcut(module)) is not None:
+    for module, kind in found:
+        if kind is not None:
             taken.append((module, type(module)))
             # The very module, so that whoever holds it or its weights need not be told.
-            module.__class__ = found
+            module.__class__ = kind
     return taken
 
 
