@@ -13,6 +13,8 @@ from .flexformer.attempt import KERNELS, PYTORCH, attempt, possible, tell
 #: Logits that are held against each other at a time: on a processor they stay in its cache, a GPU is busy with them.
 #: Those of whole texts are the largest tensors of a step, of which one alone is then in memory beside them.
 AT_A_TIME = {"cpu": 2**17, "cuda": 2**24}
+#: The logarithm of no chance at all: from −∞ nothing can be taken, nor 0 times it. As the kernel has it.
+NO_CHANCE = -1e30
 #: What a kernel is for.
 WHAT = "the loss of logits"
 
@@ -120,4 +122,4 @@ def log_softmax(logits: Tensor, temperature: float) -> Tensor:
     wide = torch.promote_types(logits.dtype, torch.float32)
     if temperature != 1:
         logits = logits.to(wide) / temperature
-    return logits.log_softmax(-1, dtype=wide)
+    return logits.log_softmax(-1, dtype=wide).clamp(min=NO_CHANCE)

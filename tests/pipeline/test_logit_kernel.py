@@ -96,9 +96,30 @@ def test_masks_of_any_size(least: float):
 
 def test_rows_that_lie_across():
     teacher, student = drawn(6, 40, torch.float32)
-    across = teacher.T.contiguous().T
-    found = [row_kls(each, student, None, 1.0) for each in (teacher, across)]
-    assert torch.equal(*found)
+    expected = row_kls(teacher, student, None, 1.0)
+    for pair in ((across(teacher), student), (teacher, across(student))):
+        assert torch.equal(row_kls(*pair, None, 1.0), expected)
+
+
+def across(rows: Tensor) -> Tensor:
+    return rows.T.contiguous().T
+
+
+@pytest.mark.parametrize("kls", [row_kls, divergence.kls_in_parts])
+@pytest.mark.parametrize("both", [True, False])
+def test_a_token_of_no_chance(both: bool, kls: divergence.Kls):
+    """−∞ in both costs nothing; in the student alone as much as can be told from more."""
+    teacher, student = drawn(3, 40, torch.float32)
+    without = kls(teacher[:, 1:].contiguous(), student[:, 1:].contiguous(), None, 1.0)
+    student[:, 0] = -torch.inf
+    teacher[:, 0] = -torch.inf if both else teacher[:, 0]
+    gradient = torch.empty_like(student)
+    found = kls(teacher, student, gradient, 1.0)
+    if both:
+        close(found, without, 1e-5, "KL", 1e-3)
+    assert found.isfinite().all() and (both or found.min() > 1e26)
+    # Of all others, this one has none to lose.
+    assert gradient.isfinite().all() and (gradient[:, 0] == 0).all() == both
 
 
 @pytest.mark.parametrize("both", [False, True])
