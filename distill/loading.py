@@ -12,7 +12,7 @@ from transformers.quantizers.auto import AutoQuantizationConfig
 from . import config
 from .capture import CAPTURE
 from .errors import UserError, reason
-from .places import check_teacher
+from .places import check_teacher, directory
 from .swappable import check_family, no_interface
 from .task import Task
 
@@ -78,8 +78,7 @@ def quantized(wanted: config.Teacher, task: Task) -> dict[str, Any]:
 def location(wanted: config.Teacher) -> str:
     """A directory, or a hub name."""
     path = str(POCKET) if wanted.path == "pocket" else str(wanted.path)
-    local = Path(path).expanduser()
-    return str(local) if local.is_dir() else path
+    return directory(path) or path
 
 
 def load_tokenizer(wanted: config.Teacher) -> PreTrainedTokenizerBase:

@@ -1,6 +1,6 @@
 """Paths that are of this machine alone. Read without torch, which takes seconds to be there."""
 
-from pathlib import Path
+import os.path
 
 from .errors import UserError
 
@@ -10,7 +10,14 @@ def is_place(path: str) -> bool:
     return path.startswith((".", "/", "~")) or path.count("/") > 1
 
 
+def directory(path: str) -> str | None:
+    """Where it is; None where there is none."""
+    # Not Path's own, which of somebody that there is not says only that it cannot tell.
+    local = os.path.expanduser(path)
+    return local if os.path.isdir(local) else None
+
+
 def check_teacher(path: str | None) -> None:
     """UserError for a directory that there is not."""
-    if path is not None and is_place(path) and not Path(path).expanduser().is_dir():
+    if path is not None and is_place(path) and directory(path) is None:
         raise UserError(f"teacher.path={path} does not exist: give a directory or a hub name")

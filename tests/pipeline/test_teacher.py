@@ -142,7 +142,8 @@ def test_an_encoder_decoder_is_refused(tmp_path: Path, tokenizer):
 
 
 def test_a_path_that_is_not_there_is_named(tmp_path: Path):
-    for path in (tmp_path / "none", "./none", "~/none", "none/at/all"):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "none", tmp_path / "file", "./none", "~/none", "~nobody-of-that-name/none", "none/at/all"):
         message = refusal(path)
         assert message.startswith(f"teacher.path={path} does not exist") and "give a directory" in message
 
