@@ -14,7 +14,9 @@ from ..config import Attention
 from ..flexformer.mixer import Mixer
 from ..measure.steps import Step
 from ..stages.attention import AttentionStage
+from ..stages.graphs import Inputs
 from ..stages.shortcuts import take
+from ..stages.stage import Stage
 from ..teacher import Teacher, freeze
 from .layer import Layer
 from .maploss import Loss, dense
@@ -22,6 +24,8 @@ from .maploss import floor as floor_of_maps
 
 #: Layers of the model, as GPT-2 small has them; its words are not looked at.
 LAYERS, WORDS = 12, 64
+#: What a run computes in beside weights of float32.
+HALF = torch.bfloat16, torch.float16
 WANTED = Attention(
     max_steps=1, batch_size=1, place=False, learning_rate=1e-2, warmup=0.0, loss="kl", queries=None, negative=0.0
 )
@@ -53,27 +57,34 @@ def floor(layer: Layer, length: int, multiplied: float, copied: float) -> float:
 
 
 def teacher(layer: Layer, length: int, words: int = WORDS) -> Teacher:
-    """Of no training: how long a step takes does not depend on it."""
+    """Of no training: how long a step takes does not depend on it. Of float32, as recipes have it at this size."""
     heads, _, head_dim = layer.shape
     told = GPT2Config(n_layer=LAYERS, n_head=heads, n_embd=heads * head_dim, n_positions=length, vocab_size=words)
     told.bos_token_id = told.eos_token_id = 0
-    model = AutoModelForCausalLM.from_config(told, attn_implementation=CAPTURE, dtype=layer.dtype)
+    model = AutoModelForCausalLM.from_config(told, attn_implementation=CAPTURE, dtype=torch.float32)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel()))
-    return freeze("gpt2", model.to(layer.device), tokenizer, layer.dtype)
+    return freeze("gpt2", model.to(layer.device), tokenizer, torch.float32)
+
+
+def taken(stage: Stage, layer: Layer, batch: Inputs) -> Step:
+    """A step of `stage` forwards and backwards, as `bf16-mixed` has it where the layer is of bfloat16."""
+    take(stage.running())
+    stage.steps.graphs = layer.device.type == "cuda"
+
+    def step() -> None:
+        stage.zero_grad()
+        with torch.autocast(layer.device.type, layer.dtype, enabled=layer.dtype in HALF):
+            loss = stage.training_step(batch, 0)
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    return step
 
 
 def ways(layer: Layer) -> dict[str, Callable[[int], Step]]:
     def make(stage: type[AttentionStage], length: int) -> Step:
         made = stage(teacher(layer, length), {i: layer.mixer() for i in range(LAYERS)}, WANTED).to(layer.device)
-        take(made.running())
-        made.steps.graphs = layer.device.type == "cuda"
         batch = {"input_ids": torch.randint(WORDS, (1, length), device=layer.device)}
-
-        def step() -> None:
-            made.zero_grad()
-            made.training_step(batch, 0).backward()  # type: ignore[no-untyped-call]
-
-        return step
+        return taken(made, layer, batch)
 
     return {name: partial(make, stage) for name, stage in stages(layer.device).items()}
 

@@ -11,10 +11,9 @@ from ..divergence import LogitKl, kls_in_parts
 from ..measure.steps import Step
 from ..stages.graphs import Inputs
 from ..stages.logits import LogitsStage
-from ..stages.shortcuts import take
 from ..student import build_student
 from .layer import Layer
-from .stage1 import LAYERS, teacher
+from .stage1 import LAYERS, taken, teacher
 
 #: Words that logits are of, as many as GPT-2 has.
 WORDS = 50257
@@ -37,8 +36,6 @@ class Plain(LogitsStage):
         return gap
 
 
-#: What a run computes in beside weights of float32.
-HALF = torch.bfloat16, torch.float16
 #: Stages by what they are called.
 STAGES = {"plain": Plain, "as a run": LogitsStage}
 
@@ -66,21 +63,11 @@ def compiled(layer: Layer) -> dict[str, Callable[[int], Step]]:
 
 def timed(layer: Layer, stage: type[LogitsStage], fused: bool, length: int) -> Step:
     made = staged(layer, stage, length)
-    take(made.running())
-    made.steps.graphs = layer.device.type == "cuda"
     for model in made.models() if fused else []:
         # As a run's first length is: of a model that was compiled for any length, PyTorch 2.11 made no CUDA graph.
         model.compile(dynamic=False)
     batch = {"input_ids": torch.randint(WORDS, (1, length), device=layer.device)}
-
-    def step() -> None:
-        made.zero_grad()
-        # As `bf16-mixed` has it: weights and their gradients are float32.
-        with torch.autocast(layer.device.type, layer.dtype, enabled=layer.dtype in HALF):
-            loss = made.training_step(batch, 0)
-        loss.backward()  # type: ignore[no-untyped-call]
-
-    return step
+    return taken(made, layer, batch)
 
 
 def errors(layer: Layer) -> dict[str, float]:

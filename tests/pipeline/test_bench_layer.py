@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from distill import divergence
 from distill.bench import attention, maploss, public, stage1, stage2, step
@@ -112,10 +113,28 @@ def test_stages_are_timed_with_the_shortcuts_of_a_run(stage: Any, models: list[i
     """A teacher, and a student beside it; plain is without."""
     monkeypatch.setattr(stage2, "WORDS", 90)
     taken: list[int] = []
-    monkeypatch.setattr(stage, "take", lambda running: taken.append(len(running)))
+    monkeypatch.setattr(stage1, "take", lambda running: taken.append(len(running)))
     for make in stage.ways(Layer(HeadShape(2, 2, 16), OPTIONS, CPU)).values():
         make(8)
     assert taken == models
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("stage", [stage1, stage2])
+def test_stages_are_timed_in_the_precision_of_a_run(stage: Any, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
+    """Products of bfloat16, of weights of float32."""
+    monkeypatch.setattr(stage2, "WORDS", 90)
+    steps = [make(8) for make in stage.ways(Layer(HeadShape(2, 2, 16), OPTIONS, CPU, dtype)).values()]
+    found = set()
+
+    def told(module: nn.Module, given: Any, out: Any) -> None:
+        if isinstance(module, Conv1D):
+            found.add((module.weight.dtype, out.dtype))
+
+    with torch.nn.modules.module.register_module_forward_hook(told):
+        for step in steps:
+            step()
+    assert found == {(torch.float32, dtype)}
 
 
 def test_every_length_is_compiled_for_itself(monkeypatch: pytest.MonkeyPatch):
