@@ -34,7 +34,10 @@ METRICS = {
     "issued_ms": ("ms", "Its instructions, ms", number),
     "registers": ("of a thread", "Registers", count),
     "spilled": ("numbers of a thread", "Spilled", count),
+    "programs": ("on a multiprocessor", "Programs at a time", count),
 }
+#: How registers are given out, to a warp at a time, and what of shared memory is not a program's own.
+REGISTERS, RESERVED = 256, 1024
 
 
 class Chunk(NamedTuple):
@@ -118,7 +121,7 @@ def measured(layer: Layer, length: int, multiplied: float, copied: float) -> dic
             made[name] |= floors(chunk, programs, multiplied, copied)
             if chunk.once:
                 made[name]["issued_ms"] = 1e3 * programs * issued(built)
-            made[name] |= {"registers": built.n_regs, "spilled": built.n_spills}
+            made[name] |= {"registers": built.n_regs, "spilled": built.n_spills, "programs": at_a_time(built, here())}
     return made
 
 
@@ -136,23 +139,45 @@ def floors(chunk: Chunk, programs: int, multiplied: float, copied: float) -> dic
     }
 
 
+def found_in(there: list[Row]) -> dict[tuple[str, int], dict[str, float | None]]:
+    """By kernel and length, what was measured of it."""
+    found: dict[tuple[str, int], dict[str, float | None]] = {}
+    for row in there:
+        if place := re.match(r"(\w+) of attention at (\d+) tokens", parse(row.case).domain):
+            found.setdefault((place[1], int(place[2])), {})[row.metric] = row.value
+    return found
+
+
 def table(there: list[Row]) -> Table:
-    values = {
-        (*found.groups(), row.metric): row.value
-        for row in there
-        if (found := re.match(r"(\w+) of attention at (\d+) tokens", parse(row.case).domain))
-    }
-    kernels = dict.fromkeys((name, length) for name, length, _ in values)
     lines = [
-        [
-            name,
-            f"{int(length):,}",
-            *(written(values.get((name, length, metric))) for metric, (_, _, written) in METRICS.items()),
-        ]
-        for name, length in kernels
+        [name, f"{length:,}", *(written(values.get(metric)) for metric, (_, _, written) in METRICS.items())]
+        for (name, length), values in found_in(there).items()
     ]
     columns = ["Kernel", "Tokens", *(column for _, column, _ in METRICS.values())]
     return Table("Attention by kernel, a step: what it takes, and the least that each part of it would", columns, lines)
+
+
+def notes(there: list[Row]) -> list[str]:
+    """What holds a step up, of each length."""
+    by_length: dict[int, list[dict[str, float | None]]] = {}
+    for (_, length), values in found_in(there).items():
+        by_length.setdefault(length, []).append(values)
+    return [bound(length, kernels) for length, kernels in by_length.items()]
+
+
+def bound(length: int, kernels: list[dict[str, float | None]]) -> str:
+    taken, moved, multiplied, issued = (
+        number(sum(values.get(metric) or 0 for values in kernels))
+        for metric in ("kernel_ms", "moved_ms", "multiplied_ms", "issued_ms")
+    )
+    told = (
+        f"What bounds a step of texts of {length:,} tokens: its kernels take {taken} ms; what they move takes {moved} "
+        f"at least, their products {multiplied}, and to begin the instructions of those without loops {issued}. All "
+        "else is that programs wait for their own results"
+    )
+    room = [programs for values in kernels if (programs := values.get("programs"))]
+    fit = f", and a multiprocessor has room for {count(min(room))} to {count(max(room))} of them" if room else ""
+    return f"{told}{fit}."
 
 
 def profiled(step: Step) -> dict[str, float]:
@@ -172,6 +197,24 @@ def compiled(kernel: Any) -> Any:
     """What Triton built of it last."""
     *_, built = kernel.device_caches[torch.cuda.current_device()][0].values()
     return built
+
+
+def here() -> Any:
+    return torch.cuda.get_device_properties(torch.cuda.current_device())
+
+
+def at_a_time(built: Any, there: Any) -> int:
+    """Programs of `built` that a multiprocessor has room for, which is what hides that one waits for its own results.
+
+    there: what is known of the GPU.
+    """
+    warps = built.metadata.num_warps
+    registers = warps * -(-built.n_regs * there.warp_size // REGISTERS) * REGISTERS
+    return min(
+        there.regs_per_multiprocessor // registers,
+        there.shared_memory_per_multiprocessor // (built.metadata.shared + RESERVED),
+        there.max_threads_per_multi_processor // (warps * there.warp_size),
+    )
 
 
 def issued(built: Any) -> float:

@@ -103,6 +103,7 @@ def section(name: str, there: list[Row]) -> Section:
         f"{'; '.join(dict.fromkeys(row.command or '' for row in there))}",
         data={},
         tables=[*([goals] if goals.rows else []), *tables],
+        notes=by_kernel.notes(there),
     )
 
 

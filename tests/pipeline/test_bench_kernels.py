@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +21,8 @@ CPU = torch.device("cpu")
 OPTIONS = bare("exponential", features=32, frequency_scale=0.3, key_weight="quadratic")
 TOLD = (1e12, 1e12), "c", "one GPU", "abc"
 THERE = {
-    "later": {"kernel_ms": 0.25, "moved_ms": 0.1, "registers": 255.0, "spilled": 40.0},
+    "later": {"kernel_ms": 0.25, "moved_ms": 0.1, "registers": 255.0, "spilled": 40.0, "programs": 2.0},
+    "output": {"kernel_ms": 0.35, "moved_ms": 0.1, "multiplied_ms": 0.05, "issued_ms": 0.2, "programs": 4.0},
     "scan": {"kernel_ms": 0.06},
 }
 
@@ -65,9 +67,14 @@ def test_they_are_told_of_at_the_longest_texts(monkeypatch: pytest.MonkeyPatch):
     (table,) = [each for each in section("speed", made).tables if each.caption.startswith("Attention by kernel")]
     assert lengths == [4096] and table.columns[2:4] == ["ms", "What it moves, ms"]
     assert table.rows == [
-        ["later", "4,096", "0.250", "0.100", "–", "–", "255", "40"],
-        ["scan", "4,096", "0.0600", "–", "–", "–", "–", "–"],
+        ["later", "4,096", "0.250", "0.100", "–", "–", "255", "40", "2"],
+        ["output", "4,096", "0.350", "0.100", "0.0500", "0.200", "–", "–", "4"],
+        ["scan", "4,096", "0.0600", "–", "–", "–", "–", "–", "–"],
     ]
+    (note,) = section("speed", made).notes
+    assert "texts of 4,096 tokens: its kernels take 0.660 ms; what they move takes 0.200 at least" in note
+    assert "products 0.0500, and to begin the instructions of those without loops 0.200." in note
+    assert note.endswith("a multiprocessor has room for 2 to 4 of them.")
     # Of what is computed by others, or has loops of its own, nothing is known.
     assert not by_kernel.rows(layer(2, 1), found[2:], *TOLD)
     for more in ({"window": 3}, {"features": 129}):
@@ -82,6 +89,25 @@ def test_the_benchmark_of_attention_tells_of_them(tmp_path: Path, monkeypatch: p
     cases = [row["case"] for row in json.loads((tmp_path / "speed.json").read_text()) if row["metric"] == "kernel_ms"]
     assert sum("later of attention at 32 tokens" in case for case in cases) == 1
     assert "Attention by kernel" in (tmp_path / "speed.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("registers", "shared", "warps", "room"),
+    [
+        (255, 40_000, 4, 2),
+        (168, 40_000, 4, 3),
+        (168, 113_000, 4, 2),
+        (129, 1000, 8, 1),
+        (128, 1000, 8, 2),
+        (16, 0, 4, 16),
+    ],
+)
+def test_a_multiprocessor_has_room(registers: int, shared: int, warps: int, room: int):
+    """An H200's: of registers, given out to a warp 256 at a time, of shared memory, or of threads."""
+    told = {"warp_size": 32, "regs_per_multiprocessor": 65536, "max_threads_per_multi_processor": 2048}
+    there = SimpleNamespace(**told, shared_memory_per_multiprocessor=228 * 1024)
+    built = SimpleNamespace(n_regs=registers, metadata=SimpleNamespace(num_warps=warps, shared=shared))
+    assert by_kernel.at_a_time(built, there) == room
 
 
 def test_instructions_are_those_of_a_thread():
