@@ -3,7 +3,7 @@
 `__main__` (from what `arguments` takes) → `serving` (a step, a text, a step of training) → `faster` (what is done to a
 step) → `table` (rows, a page, a figure);
 `__main__` → `attention`, `maploss`, `step`, `stage1`, `stage2` (the ways) → `layer` (what is timed) → `by_kernel` (what
-kernels of attention take, one by one) → `layer_table`.
+kernels of attention take, one by one) and `by_group` (what those of a stage are for) → `layer_table`.
 """
 
 #: What one types.

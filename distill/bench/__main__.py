@@ -99,7 +99,7 @@ def bench_layer(given: argparse.Namespace, command: str) -> Path:
     from ..measure.origin import hardware
     from ..mixer import named_options
     from ..stages.compiled import refusing
-    from . import attention, by_kernel, maploss, stage1, stage2, step
+    from . import attention, by_group, by_kernel, maploss, stage1, stage2, step
     from .layer import Layer, copied_per_second, multiplied_per_second, time_ways
     from .layer_table import ATTENTION, KINDS, MAP_LOSS, STAGE_1, STAGE_2, STEP, TITLE, rows, section
     from .table import save, writable
@@ -112,9 +112,9 @@ def bench_layer(given: argparse.Namespace, command: str) -> Path:
         "stage2": (stage2, STAGE_2),
     }[given.what]
     writable(given.out, KINDS)
-    shape = HeadShape(given.heads, given.kv_heads, given.head_dim)
-    if min(shape) < 1 or given.heads % given.kv_heads:
-        raise UserError(f"--heads {given.heads} must be a multiple of --kv-heads {given.kv_heads}, and all at least 1")
+    shape = HeadShape(given.heads, given.heads if given.kv_heads is None else given.kv_heads, given.head_dim)
+    if min(shape) < 1 or shape.heads % shape.kv_heads:
+        raise UserError(f"--heads {given.heads} must be a multiple of --kv-heads {shape.kv_heads}, and all at least 1")
     if given.mixer == "softmax":
         raise UserError("--mixer softmax: it stands beside every other; give another")
     said = {key: getattr(given, key) for key in ("features", "window") if getattr(given, key) is not None}
@@ -126,7 +126,7 @@ def bench_layer(given: argparse.Namespace, command: str) -> Path:
         mixer = layer.mixer()
     except (ValueError, KeyError) as error:
         raise UserError(f"--mixer {given.mixer}: {error}") from error
-    if timed in (stage1, stage2) and given.kv_heads != given.heads:
+    if timed in (stage1, stage2) and shape.kv_heads != shape.heads:
         raise UserError(f"--kv-heads {given.kv_heads}: stages are of a GPT-2, whose keys have all heads; leave it out")
     if timed in (maploss, stage1) and not (mixer.comparable and any(True for _ in mixer.parameters())):
         raise UserError(f"--mixer {given.mixer}: it has no map that could be fitted; give attention or step")
@@ -145,6 +145,8 @@ def bench_layer(given: argparse.Namespace, command: str) -> Path:
         page = save(given.out, rows(layer, goals, found, floors, timed.errors(layer), *told), TITLE, section)
         if timed is attention:
             save(given.out, by_kernel.rows(layer, found, rates, *told), TITLE, section)
+        if timed in (stage1, stage2):
+            save(given.out, by_group.rows(layer, goals.what, ways, found, *told), TITLE, section)
         return page
     except OSError as error:
         raise UserError(f"--out {given.out} cannot be written: {reason(error)}") from error

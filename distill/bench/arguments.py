@@ -17,7 +17,7 @@ SIZES = (
     ("--features", None, "features of the map, if not as conf/mixer/ has it"),
     ("--window", None, "tokens of exact softmax, if not so"),
     ("--heads", 12, "of queries"),
-    ("--kv-heads", 12, "of keys and values"),
+    ("--kv-heads", None, "of keys and values, if not as many"),
     ("--head-dim", 64, "numbers to a head"),
 )
 #: Of a run on several devices.

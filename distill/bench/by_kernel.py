@@ -182,15 +182,20 @@ def bound(length: int, kernels: list[dict[str, float | None]]) -> str:
 
 def profiled(step: Step) -> dict[str, float]:
     """Seconds of a step by kernel of linear attention, the longest first."""
+    taken = every_kernel(step)
+    ours = (name for name in sorted(taken, key=taken.__getitem__, reverse=True) if name.endswith(KERNEL))
+    return {name.removesuffix(KERNEL): taken[name] for name in ours}
+
+
+def every_kernel(step: Step) -> dict[str, float]:
+    """Seconds of a step by the name of what it launches."""
     for _ in range(WARM):
         step()
     with profile(activities=[ProfilerActivity.CUDA]) as found:
         for _ in range(STEPS):
             step()
         torch.cuda.synchronize()
-    taken = {each.key: each.device_time_total / 1e6 / STEPS for each in found.key_averages()}
-    ours = (name for name in sorted(taken, key=taken.__getitem__, reverse=True) if name.endswith(KERNEL))
-    return {name.removesuffix(KERNEL): taken[name] for name in ours}
+    return {each.key: each.device_time_total / 1e6 / STEPS for each in found.key_averages()}
 
 
 def compiled(kernel: Any) -> Any:

@@ -8,7 +8,7 @@ from ..report.compare.rows import Row
 from ..report.compare.tables import goal_table
 from ..report.quantities import DASH, number, size, times
 from ..report.section import Section, Table
-from . import by_kernel
+from . import by_group, by_kernel
 from .attention import KERNELS, TOKENS
 from .layer import Layer, Measured
 
@@ -92,7 +92,7 @@ def section(name: str, there: list[Row]) -> Section:
     for what in dict.fromkeys(found[0] for row in there if (found := place_of(row))):
         tables += [timing_table(what, there), *([error_table(what, there)] if what in ERRORS else [])]
     kernels = by_kernel.table(there)
-    tables += [kernels] if kernels.rows else []
+    tables += [*by_group.tables(there), *([kernels] if kernels.rows else [])]
     return Section(
         title=name,
         intro=f"A layer forwards and backwards, of {TOKENS['cuda']:,} tokens in all on a GPU, {TOKENS['cpu']:,} on a "

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from distill.bench import by_kernel
+from distill.bench import by_group, by_kernel, stage2
 from distill.bench.__main__ import main
 from distill.bench.attention import KERNELS
 from distill.bench.by_kernel import Chunk
@@ -16,6 +16,7 @@ from distill.bench.layer import Layer, Measured
 from distill.bench.layer_table import section
 from distill.flexformer.feature_map import HeadShape
 from distill.mixer import bare
+from distill.report.quantities import number
 
 CPU = torch.device("cpu")
 OPTIONS = bare("exponential", features=32, frequency_scale=0.3, key_weight="quadratic")
@@ -113,3 +114,45 @@ def test_a_multiprocessor_has_room(registers: int, shared: int, warps: int, room
 def test_instructions_are_those_of_a_thread():
     assembly = "Function:sums_kernel\n--:-:-:Y:2\tMOV R1, R2;\n.L_1:\n01:-:-:-:1\t@P0 EXIT;\n--:-:-:-:0\tNOP;"
     assert by_kernel.instructions(assembly) == 2
+
+
+NAMES = {
+    "nvjet_sm90_tst_256x128_64x4_1x2_h_bz_coopA_TNT": "products",
+    "void cutlass::Kernel2<cutlass_80_tensorop_bf16_s16816gemm_bf16>": "products",
+    "cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob_7_64x128x64": "softmax attention",
+    "void pytorch_flash::flash_bwd_kernel<Flash_bwd_kernel_traits<64, cutlass::bfloat16_t>>": "softmax attention",
+    "query_gradient_kernel": "linear attention",
+    "scan_kernel": "linear attention",
+    "query_kernel": "loss",
+    "logit_kl_kernel": "loss",
+    "void at::native::vectorized_elementwise_kernel<8, at::native::bfloat16_copy_kernel_cuda>": "all else",
+    "Memcpy DtoD (Device -> Device)": "all else",
+}
+
+
+def test_what_kernels_of_a_stage_are_for(monkeypatch: pytest.MonkeyPatch):
+    assert {name: by_group.group_of(name) for name in NAMES} == NAMES
+    steps: list[int] = []
+    monkeypatch.setattr(by_group, "every_kernel", lambda step: step() or dict.fromkeys(NAMES, 0.001))
+    ways = {by_group.WAY: lambda length: lambda: steps.append(length)}
+    found = [Measured(by_group.WAY, n, 0.02, 7) for n in (4096, 1024)] + [Measured("plain", 8192, 0.02, 7)]
+    on_gpu = Layer(HeadShape(2, 1, 16), OPTIONS, torch.device("cuda"))
+    made = by_group.rows(on_gpu, "stage 2", ways, found, *TOLD[1:])
+    (table,) = section("speed", made).tables
+    assert steps == [4096] and table.caption.startswith("Stage 2 as a run")
+    assert table.rows == [
+        [group, "4,096", number(milliseconds), f"{10 * milliseconds:.1f}\N{NO-BREAK SPACE}%"]
+        for group, milliseconds in zip([*by_group.GROUPS, by_group.ELSE], (2, 2, 2, 2, 2), strict=True)
+    ]
+    assert not by_group.rows(layer(2, 1), "stage 2", ways, found, *TOLD[1:])
+    assert not by_group.rows(on_gpu, "stage 2", ways, found[2:], *TOLD[1:])
+
+
+def test_benchmarks_of_stages_tell_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(stage2, "WORDS", 90)
+    asked: list[str] = []
+    monkeypatch.setattr(by_group, "rows", lambda layer, what, ways, *given: asked.append(what) or [])
+    options = ["--heads", "2", "--head-dim", "16", "--features", "16", "--device", "cpu", "--lengths", "8"]
+    for what in ("stage1", "stage2"):
+        assert main([what, *options, "--out", str(tmp_path / "speed")]) == 0
+    assert asked == ["stage 1", "stage 2"]

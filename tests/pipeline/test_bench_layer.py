@@ -222,7 +222,7 @@ def test_goals_are_for_one_way_on_a_gpu():
 
 def test_the_commands_add_to_their_page(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch):
     monkeypatch.setitem(attention.TOKENS, "cpu", 32)
-    sizes = ["--device", "cpu", "--heads", "2", "--kv-heads", "2", "--head-dim", "16", "--features", "16"]
+    sizes = ["--device", "cpu", "--heads", "2", "--head-dim", "16", "--features", "16"]
     monkeypatch.setattr(stage2, "WORDS", 90)
     for what in ("attention", "maploss", "step", "stage1", "stage2"):
         assert main([what, *sizes, "--lengths", "8,16", "--out", str(tmp_path / "speed")]) == 0
@@ -236,14 +236,14 @@ def test_the_commands_add_to_their_page(tmp_path: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize("mixer", ["zero", "cosformer", "stationary-delta-window"])
 def test_any_mixer_is_timed(mixer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(attention.TOKENS, "cpu", 32)
-    sizes = ["--device", "cpu", "--heads", "2", "--kv-heads", "2", "--head-dim", "16", "--mixer", mixer]
+    sizes = ["--device", "cpu", "--heads", "2", "--head-dim", "16", "--mixer", mixer]
     assert main(["attention", *sizes, "--lengths", "16", "--out", str(tmp_path / "speed")]) == 0
     page = (tmp_path / "speed.md").read_text()
     assert "| linear, plain | 16 |" in page and f"## {mixer.partition('-')[0]} F=" in page
 
 
 def test_products_are_made_as_a_run_makes_them(tmp_path: Path):
-    sizes = ["--device", "cpu", "--heads", "1", "--kv-heads", "1", "--head-dim", "16", "--features", "16"]
+    sizes = ["--device", "cpu", "--heads", "1", "--head-dim", "16", "--features", "16"]
     for precision in ("medium", "highest"):
         main(["maploss", *sizes, "--lengths", "8", "--precision", precision, "--out", str(tmp_path / "speed")])
         assert torch.get_float32_matmul_precision() == precision

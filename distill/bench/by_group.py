@@ -1,0 +1,70 @@
+"""A step of a stage by what its kernels are for: where its time goes on a GPU."""
+
+import re
+from collections.abc import Callable, Mapping
+
+from ..measure.steps import Step
+from ..report.compare.case import Case, mixer_words, parse
+from ..report.compare.rows import Row
+from ..report.quantities import number, share
+from ..report.section import Table
+from .by_kernel import every_kernel
+from .layer import Layer, Measured
+
+#: The way that is looked into.
+WAY = "as a run"
+#: What kernels are for by their names, the first that is found in one.
+GROUPS = {
+    "softmax attention": r"flash|fmha|sdpa",
+    "linear attention": r"^(sums|scan|output|query_gradient|later|value_gradient|key_gradient)_kernel$",
+    "loss": r"^(features|forward|query|key|logit_kl)_kernel$",
+    "products": r"nvjet|gemm|cutlass|xmma|splitk|cublas",
+}
+ELSE = "all else"
+
+
+def group_of(name: str) -> str:
+    return next((group for group, pattern in GROUPS.items() if re.search(pattern, name, re.IGNORECASE)), ELSE)
+
+
+def rows(
+    layer: Layer, what: str, ways: Mapping[str, Callable[[int], Step]], found: list[Measured], command: str,
+    hardware: str, commit: str | None,
+) -> list[Row]:  # fmt: skip
+    """Of the longest text that was `found` to have room; none where there is no GPU, whose kernels have names.
+
+    what: the stage; ways: by name, what makes a step of a length.
+    """
+    lengths = [each.length for each in found if each.way == WAY]
+    if not lengths or layer.device.type != "cuda":
+        return []
+    length = max(lengths)
+    taken = dict.fromkeys([*GROUPS, ELSE], 0.0)
+    for name, seconds in every_kernel(ways[WAY](length)).items():
+        taken[group_of(name)] += 1e3 * seconds
+    mixer = mixer_words(layer.name, layer.options, layer.feature_dim)
+    return [
+        Row(
+            str(Case(mixer, layer.words, f"{group} of {what} at {length} tokens, {hardware}")),
+            "kernel_ms", milliseconds, None, [0], "ms", None, command, hardware, commit,
+        )
+        for group, milliseconds in taken.items()
+    ]  # fmt: skip
+
+
+def tables(there: list[Row]) -> list[Table]:
+    """One of every stage that was looked into."""
+    found: dict[str, dict[tuple[str, int], float]] = {}
+    for row in there:
+        if place := re.match(r"(.+) of (stage \d) at (\d+) tokens", parse(row.case).domain):
+            found.setdefault(place[2], {})[place[1], int(place[3])] = row.value or 0.0
+    return [table(stage, values) for stage, values in found.items()]
+
+
+def table(stage: str, values: dict[tuple[str, int], float]) -> Table:
+    lines = []
+    for (group, length), milliseconds in values.items():
+        whole = sum(each for (_, at), each in values.items() if at == length)
+        lines.append([group, f"{length:,}", number(milliseconds), share(milliseconds / whole if whole else None)])
+    caption = f"{stage.capitalize()} as a run, a step: what its kernels are for"
+    return Table(caption, ["For", "Tokens", "ms", "Of it"], lines)
