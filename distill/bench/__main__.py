@@ -181,20 +181,23 @@ def loaded(given: argparse.Namespace, source: dict[str, Any], device: Any) -> di
 
     from ..config import Teacher
     from ..loading import location
+    from .free import FREE
+    from .serving import REST
     from .unmasked import UNMASKED
 
     student = load_decoder(given.checkpoint, given.dtype, device)
     path = location(Teacher(given.teacher or source["teacher"]["name"], given.dtype, None, None))
+    # Read whole, a text may be longer than a sliding window, which only a mask tells of.
+    ways = {"teacher": UNMASKED if given.what == "decode" else "sdpa"}
+    ways |= {REST: FREE} if given.what == "train" else {}
     try:
-        teacher = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=getattr(torch, given.dtype),
-            # Read whole, a text may be longer than a sliding window, which only a mask tells of.
-            attn_implementation=UNMASKED if given.what == "decode" else "sdpa",
-        )
+        exact = {
+            who: AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, given.dtype), attn_implementation=way)
+            for who, way in ways.items()
+        }
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"--teacher {path} cannot be loaded: {reason(error)}") from error
-    return {"teacher": teacher.eval().to(device), "student": student}
+    return {who: model.eval().to(device) for who, model in exact.items()} | {"student": student}
 
 
 if __name__ == "__main__":

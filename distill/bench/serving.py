@@ -19,12 +19,16 @@ TURNS = 15, 3
 #: Steps of decoding, and of training, to a round: one after the other, without waiting in between.
 STEPS = 4
 Faster = Callable[[Step], Step]
+#: Of a step of training, all but attention, see `free`.
+REST = "rest"
 
 
 @dataclass(frozen=True)
 class Timing:
     """seconds: by who, the median of a step, or of a text read whole. speedup: the median over rounds of the teacher's
     over the student's; error: half of what lies between its quartiles. kept_bytes: by who, what decoding goes on from.
+
+    Of training there is a third, REST: the teacher without its attention.
     """
 
     what: str
@@ -87,7 +91,7 @@ def time_whole(
     times: int,
 ) -> list[Timing]:
     def both(batch: int, length: int) -> dict[str, Step]:
-        return {who: make(models[who], batch, length) for who in WHO}
+        return {who: make(model, batch, length) for who, model in models.items()}
 
     found = []
     for batch in batches:
@@ -129,5 +133,5 @@ def timing(
 ) -> Timing:
     quotients = [teacher / student for teacher, student in zip(seconds["teacher"], seconds["student"], strict=True)]
     low, middle, high = statistics.quantiles(quotients, n=4)
-    medians = {who: statistics.median(seconds[who]) for who in WHO}
+    medians = {who: statistics.median(each) for who, each in seconds.items()}
     return Timing(what, batch, length, medians, middle, (high - low) / 2, kept)

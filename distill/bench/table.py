@@ -17,10 +17,10 @@ from ..report.compare.rows import Row, joined, read_rows
 from ..report.compare.tables import goal_table
 from ..report.pages import Page
 from ..report.plots import Line, curves
-from ..report.quantities import number, size, with_error
+from ..report.quantities import number, size, times, with_error
 from ..report.section import Figure, Section, Table
 from . import PROGRAM
-from .serving import Timing
+from .serving import REST, Timing
 
 TITLE = "Speed beside the teacher"
 #: What its pages are of.
@@ -50,7 +50,7 @@ def rows(
         place = f"{each.what} at {each.length} tokens, batch {each.batch}"
         goal = wanted_of(each) if on_gpu else None
         made.append(row(place, "speedup", each.speedup, "teacher / student seconds", goal, each.error))
-        made += [row(place, f"{who}_ms", 1e3 * each.seconds[who], "ms") for who in WHO]
+        made += [row(place, f"{who}_ms", 1e3 * seconds, "ms") for who, seconds in each.seconds.items()]
         made += [row(place, f"{who}_bytes", kept, "bytes") for who, kept in (each.kept_bytes or {}).items()]
     for batch in dict.fromkeys(each.batch for each in found if each.what == "decode"):
         times = [
@@ -108,6 +108,7 @@ def section(name: str, there: list[Row]) -> Section:
     places = sorted({found for row in there if (found := place_of(row))})
     values = {(place_of(row), row.metric): row for row in there}
     kinds = sorted({(what, batch) for what, batch, _ in places})
+    bounded = any(row.metric == f"{REST}_ms" for row in there)
     lines = [
         [
             what,
@@ -116,6 +117,7 @@ def section(name: str, there: list[Row]) -> Section:
             *(number(values[(what, batch, length), f"{who}_ms"].value) for who in WHO),
             with_error(values[(what, batch, length), "speedup"].value, values[(what, batch, length), "speedup"].spread),
             *(kept((what, batch, length), who, values) for who in WHO),
+            *(at_most((what, batch, length), values) if bounded else []),
         ]
         for what, batch, length in places
     ]
@@ -128,13 +130,15 @@ def section(name: str, there: list[Row]) -> Section:
         "Teacher / student",
         "Teacher keeps",
         "Student keeps",
+        *(["Teacher without attention, ms", "Teacher / that"] if bounded else []),
     ]
     goals, caption = goal_table(there), "Side by side, the median of rounds; ± half of what lies between quartiles"
     tables = [*([goals] if goals.rows else []), Table(caption, columns, lines, labels=2)]
     return Section(
         title=name,
         intro="Decoding is one token after so many in every row; prefill reads them whole and keeps what the next "
-        "needs; train reads them whole and goes back to all weights. "
+        "needs; train reads them whole and goes back to all weights. Without attention, which is q + k + v then, a "
+        "step takes what no attention makes faster. "
         f"{'; '.join(dict.fromkeys(row.command or '' for row in there))}",
         data={},
         tables=tables,
@@ -151,6 +155,12 @@ def place_of(row: Row) -> tuple[str, int, int] | None:
 def kept(place: tuple[str, int, int], who: str, values: dict[tuple[tuple[str, int, int] | None, str], Row]) -> str:
     row = values.get((place, f"{who}_bytes"))
     return size(row.value if row else None)
+
+
+def at_most(place: tuple[str, int, int], values: dict[tuple[tuple[str, int, int] | None, str], Row]) -> list[str]:
+    """What a step takes without attention, and so what any could gain."""
+    rest, teacher = (row.value if (row := values.get((place, f"{who}_ms"))) else None for who in (REST, WHO[0]))
+    return [number(rest), times(teacher / rest if rest and teacher else None)]
 
 
 def figure(

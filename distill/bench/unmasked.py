@@ -14,9 +14,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 UNMASKED = "distill_unmasked"
 
 
-def _none(*args: Any, **kwargs: Any) -> None:
+def no_mask(*args: Any, **kwargs: Any) -> None:
     """No mask, whatever would be hidden: of several queries SDPA then hides from each what comes after it."""
 
 
 AttentionInterface.register(UNMASKED, ALL_ATTENTION_FUNCTIONS["sdpa"])
-AttentionMaskInterface.register(UNMASKED, _none)
+AttentionMaskInterface.register(UNMASKED, no_mask)

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from distill.bench import PROGRAM, serving
 from distill.bench.__main__ import main
+from distill.bench.free import FREE, added
 from distill.bench.serving import Timing, timing
 from distill.bench.table import TITLE, rows, section
 from distill.bench.table import save as save_page
@@ -18,6 +20,7 @@ from distill.measure.turns import in_turn
 from distill.report.compare.rows import Row
 
 COMMAND = f"{PROGRAM} decode DIR"
+SMALL = {"vocab_size": 30, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 SECONDS = {1024: (0.01, 0.02), 4096: (0.02, 0.021), 16384: (0.05, 0.02)}
 
 
@@ -64,6 +67,42 @@ def test_a_step_of_training_is_to_be_faster_at_two_lengths():
     wanted = {case.split("at ")[1].split(" ")[0]: row.goal for (case, metric), row in made(found).items() if row.goal}
     assert wanted == {"4096": ">= 1.1", "16384": ">= 1.7"}
     assert not any(row.goal for row in made(found, "2 CPU cores").values())
+
+
+def test_what_any_attention_could_gain_is_told(tmp_path: Path):
+    found = Timing("train", 1, 4096, {"teacher": 0.02, "student": 0.016, "rest": 0.0125}, 1.25, 0.1)
+    page = save(tmp_path / "train", list(made([found]).values())).read_text()
+    assert "Teacher without attention, ms | Teacher / that |" in page
+    assert "| train | 1 | 4,096 | 20.0 | 16.0 | 1.250 ± 0.100 | – | – | 12.5 | 1.60× |" in page
+    assert "without attention, ms" not in save(tmp_path / "decode", list(made(timings()).values())).read_text()
+
+
+@pytest.mark.parametrize(("kv_heads", "width"), [(4, 8), (2, 8), (4, 6)])
+def test_attention_that_costs_nothing_reaches_all(kv_heads: int, width: int):
+    """Queries may share keys, and rows of values be shorter than those of queries."""
+    query = torch.randn(2, 4, 5, 8, requires_grad=True)
+    key, value = (torch.randn(2, kv_heads, 5, n, requires_grad=True) for n in (8, width))
+    out, _ = added(torch.nn.Identity(), query, key, value, None, scaling=0.5)
+    for head in range(4):
+        of = head * kv_heads // 4
+        expected = query[:, head, :, :width] + key[:, of, :, :width] + value[:, of]
+        torch.testing.assert_close(out[:, :, head], expected)
+    out.sum().backward()
+    assert all((each.grad[..., :width] != 0).all() for each in (query, key, value))
+
+
+def test_a_model_without_attention_is_one():
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**SMALL, num_key_value_heads=1, attn_implementation=FREE))
+    seen: list[int] = []
+    model.model.layers[1].self_attn.o_proj.register_forward_hook(lambda *given: seen.append(given[1][0].shape[-1]))
+    ids = torch.arange(6)[None]
+    serving.training(model, 1, 6, False, False)()
+    assert seen == [16] and all((each.grad != 0).any() for each in model.parameters())
+    # A token is all that its own logits know of.
+    changed = ids.clone()
+    changed[0, 0] = 9
+    torch.testing.assert_close(model(changed).logits[:, 1:], model(ids).logits[:, 1:])
 
 
 def test_a_step_of_training_reaches_all_weights(checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
@@ -141,6 +180,7 @@ def test_the_command_measures_a_student(
     assert all(row["value"] > 0 for row in found) and found[0]["command"].startswith(f"python -m distill.bench {what}")
     places = {row["case"].split(" | ")[2].rsplit(",", 2)[0] for row in found}
     assert places == {f"{what} at {length} tokens, batch {batch}" for length in (32, 64) for batch in (1, 2)}
+    assert ("rest_ms" in {row["metric"] for row in found}) == (what == "train")
 
 
 def test_mistakes_are_one_line(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
