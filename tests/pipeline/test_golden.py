@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from distill import divergence, map_stream
 from distill.flexformer import attempt, step
 from distill.pipeline import distil
+from distill.progress import TOLD, Progress
 from distill.stages import fit
 
 from .conftest import compose
@@ -46,8 +48,8 @@ GOLDEN = {
 }
 
 
-#: What kernels do in a run.
-ALL = (attempt.LINEAR, map_stream.WHAT, divergence.WHAT, step.WHAT)
+#: What kernels train.
+ALL = (attempt.LINEAR, map_stream.WHAT, divergence.WHAT)
 
 
 def short_run(name: str, folder: Path, *more: str) -> dict[str, Any]:
@@ -72,16 +74,27 @@ def test_a_short_run_ends_as_it_did(name: str, tmp_path: Path):
         assert found["kl"]["dom"] == pytest.approx(kl, rel=0.06)
 
 
+def ways_of(folder: Path) -> dict[str, list[str]]:
+    """Of all that there are kernels for, the ways that the two stages of a short run took."""
+    found = {}
+    for stage in ("attention", "logits"):
+        with safe_open(folder / "run" / "progress" / f"{stage}.safetensors", "pt") as kept:
+            found |= json.loads(kept.metadata()[TOLD])["ways"]
+    return {what: found[what] for what in ALL}
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="kernels are chosen on a GPU")
 @pytest.mark.parametrize("name", ["exponential", "exponential-window"])
 def test_kernels_end_where_all_digits_do(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Of products in bfloat16, and of what is computed in fewer kernels, a student's perplexity hardly tells."""
     on_gpu = "trainer.accelerator=gpu"
+    # What is told of a stage is gone with it.
+    monkeypatch.setattr(Progress, "drop", lambda progress: None)
     found = short_run(name, tmp_path / "kernels", on_gpu, "matmul_precision=medium")
-    assert all(attempt.KERNELS in attempt.taken[what] for what in (attempt.LINEAR, divergence.WHAT))
-    monkeypatch.setattr(attempt, "_given_up", {*ALL})
+    assert ways_of(tmp_path / "kernels") == {what: [attempt.KERNELS] for what in ALL}
+    monkeypatch.setattr(attempt, "_given_up", {*ALL, step.WHAT})
     monkeypatch.setattr(fit, "shortcuts", nullcontext)
     expected = short_run(name, tmp_path / "digits", on_gpu, "matmul_precision=highest")
-    assert not any(attempt.KERNELS in ways for ways in attempt.taken.values())
+    assert ways_of(tmp_path / "digits") == {what: [attempt.PYTORCH] for what in ALL}
     print(name, found["ratio"]["dom"], expected["ratio"]["dom"])
     assert found["ratio"]["dom"] == pytest.approx(expected["ratio"]["dom"], rel=0.005)
