@@ -36,6 +36,9 @@ CURES |= dict.fromkeys((errno.EACCES, errno.EPERM), "allow it to this user, or c
 #: What brings the launchers that are not part of Hydra.
 EXTRAS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm"}
 
+#: What takes keys of any name: text, and what transformers builds a model from.
+OPEN = ("data.domains.", "teacher.architecture.")
+
 
 def register_recipes() -> None:
     """Make every recipes/NAME.yaml an option of the group `recipe`, laid over the whole configuration."""
@@ -111,9 +114,12 @@ def explain(error: Exception, known: list[str]) -> str:
         return f"{group}={option} is unknown; known: {', '.join(error.options)}"
     if lines and lines[0].startswith("Could not override"):
         key = lines[0].split("'")[1]
+        # Of a value {…} that is what takes it, and the cause has the key in it that there is not.
+        inner = str(getattr(error.__cause__, "full_key", None))
+        key = inner if inner.startswith(key) else key
         if key in mixer_keys():
             return f"{key} is no key of the mixer that was chosen; leave it out, or choose another mixer"
-        if key.startswith("data.domains."):
+        if key.startswith(OPEN):
             return f"{key} is new here; write +{key} to add it"
         near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
         return f"unknown key {key}" + (f"; did you mean {', '.join(near)}?" if near else "; see --help")

@@ -26,6 +26,11 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "misspelt key": (["stages.attention.max_step=3"], ["stages.attention.max_step", "stages.attention.max_steps"]),
     "misspelt group": (["techer.path=x"], ["techer.path", "teacher.path"]),
     "unknown key": (["xyzzy=1"], ["xyzzy", "--help"]),
+    "misspelt key of a group": (["stages.logits={{lr: 3}}"], ["unknown key stages.logits.lr;"]),
+    "key of an architecture": (
+        ["recipe=pocket-teacher", "teacher.architecture={{vocab_size: 9}}"],
+        ["teacher.architecture.vocab_size is new here; write +teacher.architecture.vocab_size"],
+    ),
     "added key": (["+stages.logits.colour=red"], ["stages.logits.colour"]),
     "number": (["data.context=many"], ["data.context", "many", "(?i)int"]),
     "real number": (["stages.logits.learning_rate=fast"], ["stages.logits.learning_rate", "fast", "(?i)float"]),
