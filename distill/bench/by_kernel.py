@@ -172,8 +172,8 @@ def bound(length: int, kernels: list[dict[str, float | None]]) -> str:
     )
     told = (
         f"What bounds a step of texts of {length:,} tokens: its kernels take {taken} ms; what they move takes {moved} "
-        f"at least, their products {multiplied}, and to begin the instructions of those without loops {issued}. All "
-        "else is that programs wait for their own results"
+        f"at least, their products {multiplied}, and to begin the instructions of those without loops {issued}. What "
+        "is left of it they wait for results of their own"
     )
     room = [programs for values in kernels if (programs := values.get("programs"))]
     fit = f", and a multiprocessor has room for {count(min(room))} to {count(max(room))} of them" if room else ""
