@@ -35,7 +35,6 @@ CURES |= {errno.EROFS: "choose another place"}
 CURES |= dict.fromkeys((errno.EACCES, errno.EPERM), "allow it to this user, or choose another place")
 #: What brings the launchers that are not part of Hydra.
 EXTRAS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm"}
-
 #: What takes keys of any name: text, and what transformers builds a model from.
 OPEN = ("data.domains.", "teacher.architecture.")
 

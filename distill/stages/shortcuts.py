@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from inspect import signature
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -50,9 +51,9 @@ def aligned(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(x, F.pad(weight, (0, 0, 0, more)), wide)[..., : len(weight)]
 
 
-def normalised(norm: nn.Module, x: Tensor) -> Tensor:
+def normalised(norm: Any, x: Tensor) -> Tensor:
     """w x / √(mean x² + ε), of the wider dtype of both."""
-    weight = norm.get_parameter("weight")
+    weight = norm.weight
     # As families call it.
     epsilon = getattr(norm, "variance_epsilon", None) or getattr(norm, "eps", None)
     # PyTorch has a kernel where both are of one dtype, and in mixed precision would make it float32.
@@ -94,15 +95,12 @@ def shortcut(module: nn.Module) -> type[nn.Module] | None:
 
 def take(models: Iterable[nn.Module]) -> list[tuple[nn.Module, type[nn.Module]]]:
     """Modules that compute otherwise from now on, and what they were."""
-    found = [
-        (module, shortcut(module)) for module in dict.fromkeys(part for model in models for part in model.modules())
-    ]
-    taken = []
-    for module, kind in found:
-        if kind is not None:
-            taken.append((module, type(module)))
-            # The very module, so that whoever holds it or its weights need not be told.
-            module.__class__ = kind
+    modules = dict.fromkeys(module for model in models for module in model.modules())
+    found = {module: kind for module in modules if (kind := shortcut(module)) is not None}
+    taken = [(module, type(module)) for module in found]
+    for module, kind in found.items():
+        # The very module, so that whoever holds it or its weights need not be told.
+        module.__class__ = kind
     return taken
 
 
