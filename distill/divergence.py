@@ -56,7 +56,7 @@ class LogitKl(torch.autograd.Function):
         found, ctx.gradient = ctx.gradient, None
         if found is None:
             raise RuntimeError("the gradient of this gap is gone: it was taken, and is not kept by retain_graph")
-        return None, found.mul_(gradient).to(ctx.dtype), None, None
+        return None, scaled(found, gradient).to(ctx.dtype), None, None
 
 
 def kls(teacher: Tensor, student: Tensor, gradient: Tensor | None, temperature: float) -> Tensor:
@@ -85,6 +85,20 @@ def kls_by_kernel(teacher: Tensor, student: Tensor, gradient: Tensor | None, tem
     from .logit_kernel import row_kls
 
     return row_kls(teacher, student, gradient, temperature)
+
+
+def scaled(found: Tensor, factor: Tensor) -> Tensor:
+    """found (…) times a number, in its place: by a kernel where there is one, since PyTorch's is slow where the number
+    is of another dtype, and reads and writes all even where it is 1."""
+    made = attempt(WHAT, lambda: scaled_by_kernel(found, factor)) if has_kernel(found, found) else None
+    return found.mul_(factor) if made is None else made
+
+
+def scaled_by_kernel(found: Tensor, factor: Tensor) -> Tensor:
+    """As `scaled`."""
+    from .logit_kernel import scale
+
+    return scale(found, factor)
 
 
 def kls_in_parts(teacher: Tensor, student: Tensor, gradient: Tensor | None, temperature: float) -> Tensor:

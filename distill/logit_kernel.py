@@ -1,5 +1,7 @@
 """KL of two predictions of a token and its gradient as one Triton kernel: logits are read twice, the gradient written.
 
+Another takes a gradient times what comes back to it.
+
     KL = Σ_v p_v (log p_v − log s_v),    T ∂KL/∂u_v = s_v − p_v,    p = softmax(t/T), s = softmax(u/T)
 
 of teacher's logits t and student's u. A program has a row: first what its softmaxes are divided by, then, from its end
@@ -17,6 +19,8 @@ from .flexformer.tiles import LOG2_E, narrow
 
 #: Logits that a program has at a time, and its warps.
 AT_ONCE, WARPS = 4096, 8
+#: Numbers that a program scales.
+SCALED = 8192
 #: Stands for the logit of a token that there is not: its power is 0, whatever is taken from it. Those below LEAST are
 #: such: their last digit is more than a power can be.
 NO_TOKEN, LEAST = tl.constexpr(-1e30), tl.constexpr(-1e9)
@@ -74,6 +78,23 @@ def logit_kl_kernel(
             by_u = narrow((tl.exp2(log_s) - p) * factor, gradient.dtype.element_ty)
             tl.store(gradient + v, by_u, mask=v < V)
     tl.store(kls + row, tl.sum(kl, 0) / LOG2_E)
+
+
+@triton.jit
+def scale_kernel(x, factor, N, BLOCK: tl.constexpr):
+    """Grid (blocks,): x (N,) becomes x times the number `factor`; where that is 1, as it mostly is, nothing is read."""
+    times = tl.load(factor).to(tl.float32)
+    if times != 1:
+        at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        scaled = tl.load(x + at, mask=at < N).to(tl.float32) * times
+        tl.store(x + at, narrow(scaled, x.dtype.element_ty), mask=at < N)
+
+
+def scale(x: Tensor, factor: Tensor) -> Tensor:
+    """x times a number that only the device knows, in its place: x lies in one piece."""
+    with torch.cuda.device_of(x):
+        scale_kernel[(triton.cdiv(x.numel(), SCALED),)](x, factor, x.numel(), SCALED, num_warps=WARPS)
+    return x
 
 
 def row_kls(teacher: Tensor, student: Tensor, gradient: Tensor | None, temperature: float) -> Tensor:

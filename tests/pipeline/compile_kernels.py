@@ -39,6 +39,7 @@ LOGITS: dict[str, Any] = dict.fromkeys(("teacher", "student", "gradient"), "*bf1
 KERNELS: list[tuple[Any, ...]] = [
     (step_kernel.step_kernel, STEP),
     (logit_kernel.logit_kl_kernel, {"V": 101, "BLOCK": 64, "TRACKED": True}, LOGITS),
+    (logit_kernel.scale_kernel, {"BLOCK": 64}, {"x": "*bf16"}),
     (map_kernels.features_kernel, MAP | HALF),
     (map_kernels.forward_kernel, MAP | HALF),
     (map_kernels.forward_kernel, MAP | FULL),

@@ -13,7 +13,7 @@ from distill import divergence, logit_kernel
 from distill.divergence import WHAT, has_kernel, logit_kl
 from distill.flexformer import attempt
 from distill.flexformer.attempt import KERNELS, PYTORCH
-from distill.logit_kernel import row_kls
+from distill.logit_kernel import row_kls, scale
 
 
 def drawn(rows: int, width: int, dtype: torch.dtype, size: float = 3.0) -> list[Tensor]:
@@ -138,6 +138,22 @@ def test_a_token_that_there_must_not_be(both: bool):
     close(gradient, by_student, 1e-5, "gradient")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("factor", [1.0, 0.3, -2.0])
+def test_a_gradient_is_scaled(factor: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
+    """What lies beside it is not."""
+    monkeypatch.setattr(logit_kernel, "SCALED", 64)
+    room = torch.randn(200, device=DEVICE).to(dtype)
+    before, x = room.clone(), room[:150].view(10, 15)
+    assert scale(x, torch.tensor(factor, device=DEVICE)) is x
+    torch.testing.assert_close(room[:150].float(), (before[:150].float() * factor).to(dtype).float(), rtol=0, atol=0)
+    assert torch.equal(room[150:], before[150:])
+
+
+def test_a_factor_that_is_no_number_is_told():
+    assert scale(torch.ones(3, device=DEVICE), torch.tensor(torch.nan, device=DEVICE)).isnan().all()
+
+
 def logits(rows: int = 2, width: int = 5, **changed: Any) -> Any:
     like = {"is_cuda": True, "device": "cuda", "dtype": torch.bfloat16, "shape": (rows, width)}
     return SimpleNamespace(**like | changed, numel=lambda: rows * width)
@@ -155,7 +171,8 @@ def test_where_there_is_one(monkeypatch: pytest.MonkeyPatch):
     assert not has_kernel(logits(), logits())
 
 
-def test_a_run_takes_it_and_tells(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("forwards", [True, False])
+def test_a_run_takes_it_and_tells(forwards: bool, monkeypatch: pytest.MonkeyPatch):
     """Where there is one; and what it cannot do, PyTorch does after a word, from then on."""
     monkeypatch.setattr(divergence, "has_kernel", lambda *rows: attempt.possible(WHAT))
     monkeypatch.setattr(attempt, "taken", {})
@@ -169,10 +186,14 @@ def test_a_run_takes_it_and_tells(monkeypatch: pytest.MonkeyPatch):
         loss = logit_kl(teacher, asked, 2.0)
         return [loss.detach(), *torch.autograd.grad(3 * loss, asked)]
 
+    asked: list[Tensor] = []
+    monkeypatch.setattr(logit_kernel, "scale", lambda x, factor: asked.append(factor) or scale(x, factor))
     found = losses()
-    monkeypatch.setattr(logit_kernel, "row_kls", refused)
+    assert [each.item() for each in asked] == [3]
+    monkeypatch.setattr(logit_kernel, "row_kls" if forwards else "scale", refused)
     with pytest.warns(UserWarning, match="^the loss of logits goes through PyTorch, .*: no compiler$"):
         torch.testing.assert_close(found, losses(), rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(found, losses(), rtol=1e-4, atol=1e-7)
     assert attempt.taken == {WHAT: [KERNELS, PYTORCH]}
 
 
