@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from distill.bench import by_group, by_kernel, stage2
+from distill.bench import by_group, by_kernel, stage1, stage2
 from distill.bench.__main__ import main
 from distill.bench.attention import KERNELS
 from distill.bench.by_kernel import Chunk
@@ -150,6 +150,7 @@ def test_what_kernels_of_a_stage_are_for(monkeypatch: pytest.MonkeyPatch):
 
 def test_benchmarks_of_stages_tell_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(stage2, "WORDS", 90)
+    monkeypatch.setattr(stage1, "LAYERS", 2)
     asked: list[str] = []
     monkeypatch.setattr(by_group, "rows", lambda layer, what, ways, *given: asked.append(what) or [])
     options = ["--heads", "2", "--head-dim", "16", "--features", "16", "--device", "cpu", "--lengths", "8"]

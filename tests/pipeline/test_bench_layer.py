@@ -124,6 +124,7 @@ def test_stages_are_timed_with_the_shortcuts_of_a_run(stage: Any, models: list[i
 def test_stages_are_timed_in_the_precision_of_a_run(stage: Any, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
     """Products of bfloat16, of weights of float32."""
     monkeypatch.setattr(stage2, "WORDS", 90)
+    monkeypatch.setattr(stage1, "LAYERS", 2)
     steps = [make(8) for make in stage.ways(Layer(HeadShape(2, 2, 16), OPTIONS, CPU, dtype)).values()]
     found = set()
 
@@ -140,7 +141,6 @@ def test_stages_are_timed_in_the_precision_of_a_run(stage: Any, dtype: torch.dty
 def test_every_length_is_compiled_for_itself(monkeypatch: pytest.MonkeyPatch):
     """As a run's is, although all are the same lines of code."""
     monkeypatch.setattr(stage2, "WORDS", 90)
-    monkeypatch.setattr(stage2, "LAYERS", 1)
     monkeypatch.setattr(stage1, "LAYERS", 1)
     torch._dynamo.reset()
     given: list[Any] = []
