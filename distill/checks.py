@@ -38,6 +38,8 @@ def check(wanted: config.Config) -> None:
     check_pairs(wanted)
     if wanted.teacher.quantization is not None and (wanted.goal == "teacher" or wanted.measure.teacher_tuned):
         raise UserError("teacher.quantization: such weights cannot be trained; leave it out, or measure.teacher_tuned")
+    if wanted.goal != "teacher" and (wanted.teacher.architecture or wanted.teacher.vocabulary) is not None:
+        raise UserError("teacher.architecture, teacher.vocabulary: such a teacher has yet to be trained, goal=teacher")
     check_devices(wanted)
     try:
         check_options(swapped_options(wanted.mixer), TASKS[wanted.task].causal)

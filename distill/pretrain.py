@@ -17,7 +17,7 @@ from .measure.cost import TRAINING, training
 from .measure.origin import hardware
 from .measure.perplexity import read_domains
 from .rundir import RunDirectory
-from .scratch import build_model, train_tokenizer
+from .scratch import build_model, check_architecture, train_tokenizer
 from .stages.fit import device_to_train_on, fit
 from .stages.language import LanguageStage
 from .swappable import attention_layers
@@ -101,6 +101,8 @@ def check_start(config: Config) -> None:
             f"teacher.path={wanted.path} has a tokenizer and an architecture: set teacher.path=null to begin anew, "
             "or teacher.vocabulary=null and teacher.architecture=null to go on from it"
         )
+    if wanted.architecture is not None:
+        check_architecture(wanted.architecture)
 
 
 def named(classes: list[str] | None) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """What a teacher is made of where nothing is there yet: a tokenizer and an untrained model."""
 
 from collections.abc import Iterable
+from difflib import get_close_matches
+from inspect import signature
 from typing import Any
 
 import torch
@@ -38,6 +40,19 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, task: Task) -> PreTra
     return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, **end, **special)
 
 
+def check_architecture(architecture: dict[str, Any]) -> None:
+    """UserError for an unknown family, and for a key that is almost one of its keys: transformers takes any."""
+    model_type = str(architecture.get("model_type"))
+    if model_type not in CONFIG_MAPPING:
+        raise UserError(f"teacher.architecture.model_type={model_type} is unknown to transformers; try llama or bert")
+    made = CONFIG_MAPPING[model_type]
+    known = {*signature(made).parameters, *made.attribute_map}
+    for key in architecture:
+        near = get_close_matches(key, known, n=1, cutoff=0.8)
+        if near and key not in known and not hasattr(made, key):
+            raise UserError(f"teacher.architecture.{key} is unknown to {model_type}; did you mean {near[0]}?")
+
+
 def build_model(
     wanted: Wanted, tokenizer: PreTrainedTokenizerBase, context: int, task: Task, named: dict[str, Any]
 ) -> Any:
@@ -47,8 +62,6 @@ def build_model(
     """
     architecture = dict(wanted.architecture or {})
     model_type, end = architecture.pop("model_type", None), tokenizer.eos_token_id
-    if model_type not in CONFIG_MAPPING:
-        raise UserError(f"teacher.architecture.model_type={model_type} is unknown to transformers; try llama or bert")
     check_family("teacher.architecture", model_type, task)
     tokens = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": tokenizer.pad_token_id}
     try:

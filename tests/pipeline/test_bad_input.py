@@ -31,6 +31,15 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
         ["recipe=pocket-teacher", "teacher.architecture={{vocab_size: 9}}"],
         ["teacher.architecture.vocab_size is new here; write +teacher.architecture.vocab_size"],
     ),
+    "misspelt key of an architecture": (
+        ["recipe=pocket-teacher", "teacher.path=null", "+teacher.architecture.hidden_sise=64"],
+        ["teacher.architecture.hidden_sise is unknown to llama; did you mean hidden_size?"],
+    ),
+    "student of an architecture": (
+        ["teacher.architecture={{model_type: llama}}"],
+        ["teacher.architecture", "goal=teacher"],
+    ),
+    "student of a vocabulary": (["teacher.vocabulary=300"], ["teacher.vocabulary", "goal=teacher"]),
     "added key": (["+stages.logits.colour=red"], ["stages.logits.colour"]),
     "number": (["data.context=many"], ["data.context", "many", "(?i)int"]),
     "real number": (["stages.logits.learning_rate=fast"], ["stages.logits.learning_rate", "fast", "(?i)float"]),
