@@ -185,8 +185,10 @@ def loaded(given: argparse.Namespace, source: dict[str, Any], device: Any) -> di
     from .serving import REST
     from .unmasked import UNMASKED
 
-    student = load_decoder(given.checkpoint, given.dtype, device)
     path = location(Teacher(given.teacher or source["teacher"]["name"], given.dtype, None, None))
+    if given.teacher is not None and not Path(path).is_dir():
+        raise UserError(f"--teacher {given.teacher}: no such directory")
+    student = load_decoder(given.checkpoint, given.dtype, device)
     # Read whole, a text may be longer than a sliding window, which only a mask tells of.
     ways = {"teacher": UNMASKED if given.what == "decode" else "sdpa"}
     ways |= {REST: FREE} if given.what == "train" else {}

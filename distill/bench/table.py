@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -17,7 +18,7 @@ from ..report.compare.rows import Row, joined, read_rows
 from ..report.compare.tables import goal_table
 from ..report.pages import Page
 from ..report.plots import Line, curves
-from ..report.quantities import number, size, times, with_error
+from ..report.quantities import DASH, number, size, times, with_error
 from ..report.section import Figure, Section, Table
 from . import PROGRAM
 from .serving import REST, Timing
@@ -34,7 +35,7 @@ FASTER, FASTER_AT = ">= 2", (16384, 8)
 TRAINED = {4096: ">= 1.1", 16384: ">= 1.7"}
 
 #: What a step of training without attention tells.
-FREELY = "Without attention, which is q + k + v then, a step takes what no attention makes faster. "
+FREELY = "Without attention: the teacher's step where o is q + k + v. No other attention can be faster beside it. "
 
 
 def rows(
@@ -133,10 +134,10 @@ def section(name: str, there: list[Row]) -> Section:
         "Teacher / student",
         "Teacher keeps",
         "Student keeps",
-        *(["Teacher without attention, ms", "Teacher / that"] if bounded else []),
+        *(["Without attention, ms", "Teacher / that, the most"] if bounded else []),
     ]
     goals, caption = goal_table(there), "Side by side, the median of rounds; ± half of what lies between quartiles"
-    tables = [*([goals] if goals.rows else []), Table(caption, columns, lines, labels=2)]
+    tables = [*([goals] if goals.rows else []), without_dashes(Table(caption, columns, lines, labels=2))]
     return Section(
         title=name,
         intro="Decoding is one token after so many in every row; prefill reads them whole and keeps what the next "
@@ -158,6 +159,13 @@ def place_of(row: Row) -> tuple[str, int, int] | None:
 def kept(place: tuple[str, int, int], who: str, values: dict[tuple[tuple[str, int, int] | None, str], Row]) -> str:
     row = values.get((place, f"{who}_bytes"))
     return size(row.value if row else None)
+
+
+def without_dashes(table: Table) -> Table:
+    """Without the columns that have nothing to tell."""
+    told = [at for at in range(len(table.columns)) if any(row[at] != DASH for row in table.rows)]
+    rows = [[row[at] for at in told] for row in table.rows]
+    return replace(table, columns=[table.columns[at] for at in told], rows=rows)
 
 
 def at_most(place: tuple[str, int, int], values: dict[tuple[tuple[str, int, int] | None, str], Row]) -> list[str]:
