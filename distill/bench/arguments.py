@@ -44,7 +44,7 @@ def parser(of_student: Work, of_layer: Work, of_devices: Work) -> argparse.Argum
     students = {
         "decode": "a token after so many",
         "prefill": "so many tokens at once",
-        "train": "so many tokens, and back to all weights",
+        "train": "so many tokens, and back to all weights; and the teacher without attention",
     }
     for name, told in students.items():
         student = commands.add_parser(name, help=f"a student beside its exact teacher: {told}")
@@ -61,14 +61,14 @@ def parser(of_student: Work, of_layer: Work, of_devices: Work) -> argparse.Argum
         )
         student.add_argument("--graphs", action="store_true", help="decode, train: capture both steps as CUDA graphs")
     layers = {
-        "attention": "one layer, forwards and backwards",
+        "attention": "one layer, forwards and backwards; on a GPU kernel by kernel, too",
         "maploss": "the loss of stage 1, of one layer, forwards and backwards",
         "step": "one layer, a step of decoding",
-        "stage1": "a step of stage 1, of a model of twelve layers",
-        "stage2": "a step of stage 2, of a model of twelve layers and 50,257 words",
+        "stage1": "a step of stage 1, of a model of twelve layers; on a GPU what its kernels are for, too",
+        "stage2": "a step of stage 2, likewise, of a model of 50,257 words",
     }
     for name, told in layers.items():
-        layer = commands.add_parser(name, help=f"{told}, of random numbers")
+        layer = commands.add_parser(name, help=f"of random numbers: {told}")
         layer.set_defaults(work=of_layer)
         layer.add_argument(
             "--mixer",

@@ -8,23 +8,29 @@ from ..report.compare.case import Case, mixer_words, parse
 from ..report.compare.rows import Row
 from ..report.quantities import number, share
 from ..report.section import Table
-from .by_kernel import every_kernel
+from .by_kernel import KERNEL, every_kernel
 from .layer import Layer, Measured
 
 #: The way that is looked into.
 WAY = "as a run"
-#: What kernels are for by their names, the first that is found in one.
-GROUPS = {
-    "softmax attention": r"flash|fmha|sdpa",
-    "linear attention": r"^(sums|scan|output|query_gradient|later|value_gradient|key_gradient)_kernel$",
-    "loss": r"^(features|forward|query|key|logit_kl)_kernel$",
-    "products": r"nvjet|gemm|cutlass|xmma|splitk|cublas",
-}
-ELSE = "all else"
+LINEAR, LOSS, ELSE = "linear attention", "loss", "all else"
+#: What kernels of other libraries are for, by what is found in their names, the first of these.
+OTHERS = {"softmax attention": r"flash|fmha|sdpa", "products": r"nvjet|gemm|cutlass|xmma|splitk|cublas"}
+
+
+def own() -> dict[str, str]:
+    """What kernels of this project are for, by their names."""
+    # Not everywhere is there Triton.
+    from .. import logit_kernel, map_gradients, map_kernels
+    from ..flexformer import linear_function
+
+    modules = {linear_function: LINEAR, map_kernels: LOSS, map_gradients: LOSS, logit_kernel: LOSS}
+    return {name: group for module, group in modules.items() for name in vars(module) if name.endswith(KERNEL)}
 
 
 def group_of(name: str) -> str:
-    return next((group for group, pattern in GROUPS.items() if re.search(pattern, name, re.IGNORECASE)), ELSE)
+    others = (group for group, pattern in OTHERS.items() if re.search(pattern, name, re.IGNORECASE))
+    return own().get(name) or next(others, ELSE)
 
 
 def rows(
@@ -39,7 +45,7 @@ def rows(
     if not lengths or layer.device.type != "cuda":
         return []
     length = max(lengths)
-    taken = dict.fromkeys([*GROUPS, ELSE], 0.0)
+    taken = dict.fromkeys((*OTHERS, LINEAR, LOSS, ELSE), 0.0)
     for name, seconds in every_kernel(ways[WAY](length)).items():
         taken[group_of(name)] += 1e3 * seconds
     mixer = mixer_words(layer.name, layer.options, layer.feature_dim)

@@ -66,7 +66,7 @@ def teacher(layer: Layer, length: int, words: int = WORDS) -> Teacher:
     return freeze("gpt2", model.to(layer.device), tokenizer, torch.float32)
 
 
-def taken(stage: Stage, layer: Layer, batch: Inputs) -> Step:
+def step_of(stage: Stage, layer: Layer, batch: Inputs) -> Step:
     """A step of `stage` forwards and backwards, as `bf16-mixed` has it where the layer is of bfloat16."""
     take(stage.running())
     stage.steps.graphs = layer.device.type == "cuda"
@@ -84,7 +84,7 @@ def ways(layer: Layer) -> dict[str, Callable[[int], Step]]:
     def make(stage: type[AttentionStage], length: int) -> Step:
         made = stage(teacher(layer, length), {i: layer.mixer() for i in range(LAYERS)}, WANTED).to(layer.device)
         batch = {"input_ids": torch.randint(WORDS, (1, length), device=layer.device)}
-        return taken(made, layer, batch)
+        return step_of(made, layer, batch)
 
     return {name: partial(make, stage) for name, stage in stages(layer.device).items()}
 

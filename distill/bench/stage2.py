@@ -13,7 +13,7 @@ from ..stages.graphs import Inputs
 from ..stages.logits import LogitsStage
 from ..student import build_student
 from .layer import Layer
-from .stage1 import LAYERS, taken, teacher
+from .stage1 import LAYERS, step_of, teacher
 
 #: Words that logits are of, as many as GPT-2 has.
 WORDS = 50257
@@ -67,7 +67,7 @@ def timed(layer: Layer, stage: type[LogitsStage], fused: bool, length: int) -> S
         # As a run's first length is: of a model that was compiled for any length, PyTorch 2.11 made no CUDA graph.
         model.compile(dynamic=False)
     batch = {"input_ids": torch.randint(WORDS, (1, length), device=layer.device)}
-    return taken(made, layer, batch)
+    return step_of(made, layer, batch)
 
 
 def errors(layer: Layer) -> dict[str, float]:

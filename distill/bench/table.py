@@ -34,8 +34,8 @@ FASTER, FASTER_AT = ">= 2", (16384, 8)
 #: And to take a step of training, by length.
 TRAINED = {4096: ">= 1.1", 16384: ">= 1.7"}
 
-#: What a step of training without attention tells.
-FREELY = "Without attention: the teacher's step where o is q + k + v. No other attention can be faster beside it. "
+#: What the column of a step of training without attention is.
+WITHOUT = "Without attention: the teacher's step where o is q + k + v, which no attention can outdo. "
 
 
 def rows(
@@ -142,7 +142,7 @@ def section(name: str, there: list[Row]) -> Section:
         title=name,
         intro="Decoding is one token after so many in every row; prefill reads them whole and keeps what the next "
         "needs; train reads them whole and goes back to all weights. "
-        f"{FREELY if bounded else ''}"
+        f"{WITHOUT if bounded else ''}"
         f"{'; '.join(dict.fromkeys(row.command or '' for row in there))}",
         data={},
         tables=tables,
