@@ -181,8 +181,11 @@ def waiting_refused() -> Iterator[None]:
     """Inside, what waits for the GPU is an error: in a graph that is made it would be one that PyTorch does not get
     over."""
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        with warnings.catch_warnings():
+            # That not all of it may be found.
+            warnings.filterwarnings("ignore", "Synchronization debug mode")
+            torch.cuda.set_sync_debug_mode("error")
         yield
     finally:
         torch.cuda.set_sync_debug_mode(before)

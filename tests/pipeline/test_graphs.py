@@ -31,6 +31,7 @@ from distill.stages.graphs import (
     Steps,
     differentiated,
     one_text_a_row,
+    waiting_refused,
 )
 from distill.stages.language import LanguageStage
 from distill.stages.logits import LogitsStage
@@ -125,6 +126,24 @@ def test_what_makes_no_graph_goes_on_without(steps: Steps, monkeypatch: pytest.M
     follows = Steps(steps.compute, steps.parameters)
     follows.graphs = True
     assert totals(follows, *[tokens()] * 9)[-1] != 0
+
+
+@pytest.mark.parametrize("told", ["Synchronization debug mode is a prototype feature", "something else"])
+def test_what_waits_is_refused_inside_alone(told: str, monkeypatch: pytest.MonkeyPatch):
+    """PyTorch says the first time what that may miss. Here warnings are errors, after which it is as before, too."""
+    modes, known = [0], told.startswith("Sync")
+
+    def set_mode(mode: str | int) -> None:
+        modes.append(2 if mode == "error" else int(mode))
+        if len(modes) == 2:
+            warnings.warn(told, stacklevel=2)
+
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: modes[-1])
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", set_mode)
+    with pytest.raises(RuntimeError if known else UserWarning, match="waits" if known else told), waiting_refused():
+        assert modes == [0, 2]
+        raise RuntimeError("waits")
+    assert modes == [0, 2, 0]
 
 
 def test_gradients_are_taken_outside_of_autocast_and_lie_apart():
