@@ -3,7 +3,7 @@
 import gc
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -15,6 +15,7 @@ from transformers import masking_utils
 
 from ..errors import reason
 from ..flexformer.attempt import tell
+from .built import built
 
 #: Steps alike that are taken kernel by kernel before: what is built or chosen at its first use must be there.
 BEFORE = 2
@@ -50,7 +51,7 @@ class Steps:
         self.graphs = self.accumulates = False
         self.graph: Graph | None = None
         self.alike, self.shapes = 0, shapes_of({})
-        self.refused = False
+        self.built = self.refused = False
 
     def __call__(self, inputs: Inputs) -> Loss:
         whole = inputs.keys() <= FIXED
@@ -58,9 +59,20 @@ class Steps:
         with one_text_a_row() if whole else nullcontext():
             if not self.graphs:
                 return self.compute(inputs)
+            if not self.built:
+                self.build(inputs)
             loss = self.as_graph(inputs) if whole and not self.refused else None
             tell(WHAT, ONE_BY_ONE if loss is None else GRAPH)
             return self.compute(inputs) if loss is None else loss
+
+    def build(self, inputs: Inputs) -> None:
+        """All kernels of a step at once. What goes wrong does so in the step itself, which says it."""
+        self.built = True
+        with suppress(Exception), built():
+            differentiated(self.compute, inputs, self.trained())
+
+    def trained(self) -> list[Tensor]:
+        return [each for each in self.parameters() if each.requires_grad]
 
     def as_graph(self, inputs: Inputs) -> Loss | None:
         """None where there is no graph of such inputs: not yet, or not at all."""
@@ -77,7 +89,7 @@ class Steps:
         return self.graph(inputs) if self.graph is not None and shapes == shapes_of(self.graph.inputs) else None
 
     def captured(self, inputs: Inputs) -> "Graph":
-        parameters = [each for each in self.parameters() if each.requires_grad]
+        parameters = self.trained()
         if not self.accumulates:
             # Those of the last step, beside which there would be no room for others.
             for each in parameters:

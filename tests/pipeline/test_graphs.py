@@ -1,8 +1,8 @@
 """Steps as CUDA graphs compute what steps compute kernel after kernel, and stand back where they could not."""
 
 import warnings
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -97,7 +97,40 @@ def test_what_is_computed_before_a_graph_is_what_it_is_made_of(steps: Steps, mor
     totals(steps, *[tokens() | {name: torch.ones(1, 4) for name in more}] * (BEFORE + 1))
     # A mask may hide what begins another text.
     assert set(seen) == {before if more else graphs.none_packed}
-    assert len(seen) == BEFORE + 1 and masking_utils.find_packed_sequence_indices is before
+    # Once more for what is built, and once for what is captured.
+    assert len(seen) == BEFORE + 2 and masking_utils.find_packed_sequence_indices is before
+
+
+def test_all_kernels_are_built_before_the_first_step(steps: Steps, monkeypatch: pytest.MonkeyPatch):
+    seen, compute = list[str](), steps.compute
+
+    @contextmanager
+    def built() -> Iterator[None]:
+        seen.append("building")
+        yield
+        seen.append("built")
+
+    monkeypatch.setattr(graphs, "built", built)
+    steps.compute = lambda inputs: seen.append("computed") or compute(inputs)
+    (weight,) = steps.parameters()
+    steps.graphs = False
+    totals(steps, tokens())
+    assert seen == ["computed"]
+    steps.graphs = True
+    totals(steps, tokens(4), tokens(5))
+    assert seen[1:] == ["building", "computed", "built", "computed", "computed"] and weight.grad is None
+
+
+def test_what_goes_wrong_before_the_first_step_does_so_in_it(steps: Steps):
+    def wrong(inputs: Inputs) -> Loss:
+        tried.append(inputs)
+        raise ValueError("of a step")
+
+    tried = list[Inputs]()
+    steps.compute = wrong
+    with pytest.raises(ValueError, match="of a step"):
+        steps(tokens())
+    assert len(tried) == 2
 
 
 def test_inputs_of_other_shapes_have_no_graph(steps: Steps):
@@ -321,6 +354,29 @@ def test_a_stage_learns_the_same(
         losses.append(torch.tensor([line["loss"] for line in run.metrics()]))
     assert len(losses[0]) == STEPS and losses[0].unique().numel() == STEPS
     torch.testing.assert_close(*losses, rtol=3e-3, atol=0)
+
+
+@gpu
+def test_a_first_step_builds_no_kernel(small: Compose, teachers: dict[str, Path], monkeypatch: pytest.MonkeyPatch):
+    """All are there, of both stages; features of a number that no other test has."""
+    from triton.runtime.jit import JITFunction
+
+    make, names = JITFunction._do_compile, list[tuple[str, bool]]()
+
+    def made(kernel: Any, *given: Any) -> Any:
+        names.append((kernel.__name__, given[-1]))
+        return make(kernel, *given)
+
+    monkeypatch.setattr(JITFunction, "_do_compile", made)
+    run = Run(
+        small(*sized("exponential-window"), "mixer.features=41", "matmul_precision=medium", *ON_GPU, *MANY),
+        teachers["gpt2"],
+    )
+    run.fit(run.attention(), "attention")
+    run.fit(run.logits(), "logits")
+    # Where it is not launched at once it was built beforehand.
+    assert {"forward_kernel", "key_gradient_kernel"} <= {name for name, beforehand in names if beforehand}
+    assert not [name for name, beforehand in names if not beforehand]
 
 
 @gpu

@@ -6,10 +6,21 @@ import sys
 from pathlib import Path
 
 
-def test_every_kernel_compiles_for_a_gpu(tmp_path: Path):
-    """In a process of its own, since this one interprets them."""
-    script = Path(__file__).with_name("compile_kernels.py")
+def compiled(script: str, cache: Path) -> list[str]:
+    """What it prints, in a process of its own, since this one interprets kernels."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=300)
+    environment |= {"TRITON_CACHE_DIR": str(cache), "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, Path(__file__).with_name(script)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and done.stdout.endswith("all\n"), done.stderr[-2000:]
+    return done.stdout.splitlines()
+
+
+def test_every_kernel_compiles_for_a_gpu(tmp_path: Path):
+    compiled("compile_kernels.py", tmp_path)
+
+
+def test_kernels_are_built_before_they_are_launched(tmp_path: Path):
+    """Each but once, and what cannot be built says nothing before it is launched."""
+    (told, _) = compiled("build_kernels.py", tmp_path)
+    assert told.split() == ["broken", *["doubled"] * 3, "output_kernel", "scan_kernel", "sums_kernel"]

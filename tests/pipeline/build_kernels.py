@@ -1,0 +1,101 @@
+"""What is launched inside `built` is built for a GPU, which takes none, and found when it is launched again."""
+
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from distill.flexformer.feature_map import HeadShape
+from distill.flexformer.linear_function import forwards
+from distill.flexformer.linear_layout import Sizes
+from distill.flexformer.mixer import Mixer
+from distill.flexformer.parameters import parameters
+from distill.mixer import named_options
+from distill.stages.built import built
+
+
+class Driver:
+    """Of an H100 that is not there: a launch would fail."""
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+class Device:
+    """Stands for `torch.cuda.device`."""
+
+    def __init__(self, index: int):
+        assert index == 0
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *problem: object) -> None: ...
+
+
+@triton.jit
+def doubled(x, SIZE: tl.constexpr):
+    at = tl.arange(0, SIZE)
+    tl.store(x + at, 2 * tl.load(x + at))
+
+
+@triton.jit
+def broken(x, SIZE: tl.constexpr):
+    tl.store(x, tl.arange(0, SIZE + 1))
+
+
+def work() -> None:
+    for size in (32, 64, 32):
+        doubled[(1,)](torch.ones(64), SIZE=size)
+    doubled[(1,)](torch.ones(64, dtype=torch.bfloat16), SIZE=32)
+    mixer = Mixer(HeadShape(2, 2, 16), named_options("exponential", 64) | {"features": 16})
+    heads = (torch.randn(1, 2, 64, 16, dtype=torch.bfloat16) for _ in range(3))
+    degree = len(mixer.key_weight.coefficients)
+    forwards(*heads, parameters(mixer), None, (), Sizes(0, degree, 1e-6, 0.5, False))
+
+
+def main() -> None:
+    names, make, run = list[str](), JITFunction._do_compile, JITFunction.run
+
+    def made(kernel: Any, *given: Any) -> Any:
+        names.append(kernel.__name__)
+        return make(kernel, *given)
+
+    def looked_up(kernel: Any, *given: Any, grid: Any, warmup: bool, **settings: Any) -> None:
+        run(kernel, *given, grid=grid, warmup=True, **settings)
+
+    driver.set_active(Driver())
+    there = patch.multiple(torch.cuda, device=Device, current_device=lambda: 0)
+    with there, patch.object(JITFunction, "_do_compile", made):
+        x = torch.ones(64)
+        with built():
+            work()
+            broken[(1,)](x, SIZE=2)
+            doubled[(1,)](x, SIZE=64)
+        assert x.unique() == 1 and JITFunction.run is run
+        print(*sorted(names))
+        names.clear()
+        with patch.object(JITFunction, "run", looked_up):
+            work()
+        assert not names, names
+        try:
+            with built():
+                doubled[(1,)](x, SIZE=16)
+                raise RuntimeError("elsewhere")
+        except RuntimeError:
+            assert not names and JITFunction.run is run
+    print("all")
+
+
+if __name__ == "__main__":
+    main()
