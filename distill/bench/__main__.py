@@ -29,8 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
     return exit_code(lambda: work(given, f"{PROGRAM} {shlex.join(typed)}"))
 
 
-def bench(given: argparse.Namespace, command: str) -> Path:
-    """Measures, and adds what was found to OUT.json; returns OUT.md."""
+def bench(given: argparse.Namespace, command: str) -> str:
+    """Measures, and adds what was found to OUT.json; returns it as tables, and where it is."""
     from ..checkpoint import git_commit
     from ..device import compile_on, named_device
     from ..measure.origin import hardware
@@ -38,7 +38,7 @@ def bench(given: argparse.Namespace, command: str) -> Path:
     from ..stages.compiled import refusing
     from .faster import captured, compiled
     from .serving import Timing, time_decode, time_prefill, time_train
-    from .table import KINDS, TITLE, rows, save, section, writable
+    from .table import KINDS, TITLE, printed, rows, save, section, writable
 
     source = provenance(str(given.checkpoint), "")
     writable(given.out, KINDS)
@@ -74,7 +74,7 @@ def bench(given: argparse.Namespace, command: str) -> Path:
     try:
         where = ", ".join([hardware(device), given.dtype, *ways])
         made = rows(found, label, teacher, command, where, git_commit(), device.type == "cuda")
-        return save(given.out, made, TITLE, section)
+        return printed(made, section, save(given.out, made, TITLE, section))
     except OSError as error:
         raise UserError(f"--out {given.out} cannot be written: {reason(error)}") from error
 
@@ -89,8 +89,8 @@ def told_of(found: list[Any], lengths: list[int], batches: list[int]) -> None:
         print(f"distill: no memory for texts of {', '.join(absent)} tokens", file=sys.stderr)
 
 
-def bench_layer(given: argparse.Namespace, command: str) -> Path:
-    """Measures, and adds what was found to OUT.json; returns OUT.md."""
+def bench_layer(given: argparse.Namespace, command: str) -> str:
+    """Measures, and adds what was found to OUT.json; returns it as tables, and where it is."""
     import torch
 
     from ..checkpoint import git_commit
@@ -102,7 +102,7 @@ def bench_layer(given: argparse.Namespace, command: str) -> Path:
     from . import attention, by_group, by_kernel, maploss, stage1, stage2, step
     from .layer import Layer, copied_per_second, multiplied_per_second, time_ways
     from .layer_table import ATTENTION, KINDS, MAP_LOSS, STAGE_1, STAGE_2, STEP, TITLE, rows, section
-    from .table import save, writable
+    from .table import printed, save, writable
 
     timed, goals = {
         "attention": (attention, ATTENTION),
@@ -142,24 +142,25 @@ def bench_layer(given: argparse.Namespace, command: str) -> Path:
         rates = multiplied_per_second(device), copied_per_second(device)
         floors = {length: timed.floor(layer, length, *rates) for length in lengths}
         told = command, f"{hardware(device)}, {given.dtype}, {given.precision} precision", git_commit()
-        page = save(given.out, rows(layer, goals, found, floors, timed.errors(layer), *told), TITLE, section)
+        made = rows(layer, goals, found, floors, timed.errors(layer), *told)
+        save(given.out, made, TITLE, section)
         if timed is attention:
-            save(given.out, by_kernel.rows(layer, found, rates, *told), TITLE, section)
+            made += by_kernel.rows(layer, found, rates, *told)
         if timed in (stage1, stage2):
-            save(given.out, by_group.rows(layer, goals.what, ways, found, *told), TITLE, section)
-        return page
+            made += by_group.rows(layer, goals.what, ways, found, *told)
+        return printed(made, section, save(given.out, made, TITLE, section))
     except OSError as error:
         raise UserError(f"--out {given.out} cannot be written: {reason(error)}") from error
 
 
-def bench_devices(given: argparse.Namespace, command: str) -> Path:
-    """Measures, and adds what was found to OUT.json; returns OUT.md."""
+def bench_devices(given: argparse.Namespace, command: str) -> str:
+    """Measures, and adds what was found to OUT.json; returns it as tables, and where it is."""
     import torch
 
     from ..checkpoint import git_commit
     from ..measure.origin import hardware
     from .devices import TITLE, Job, measure, rows, section
-    from .table import save, writable
+    from .table import printed, save, writable
 
     writable(given.out, ["devices"])
     there = torch.cuda.device_count()
@@ -170,7 +171,8 @@ def bench_devices(given: argparse.Namespace, command: str) -> Path:
     found = measure(Job(graphs=on_gpu, **sizes))
     one = hardware(torch.device("cuda" if on_gpu else "cpu"))
     where = f"{given.devices} × {one.removeprefix('one ')}, {given.precision}" if on_gpu else one
-    return save(given.out, rows(found, given.mixer, command, where, git_commit()), TITLE, section)
+    made = rows(found, given.mixer, command, where, git_commit())
+    return printed(made, section, save(given.out, made, TITLE, section))
 
 
 def loaded(given: argparse.Namespace, source: dict[str, Any], device: Any) -> dict[str, Any]:

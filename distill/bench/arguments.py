@@ -8,8 +8,8 @@ from typing import Any
 from ..exported import DTYPES
 from . import PROGRAM
 
-#: From what was typed, and the command as it was, to a page.
-Work = Callable[[argparse.Namespace, str], Path]
+#: From what was typed, and the command as it was, to what is said of it.
+Work = Callable[[argparse.Namespace, str], str]
 #: Tokens where a step of many would take a CPU minutes.
 ON_CPU = [256, 1024]
 #: Of one layer.

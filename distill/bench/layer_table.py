@@ -7,7 +7,7 @@ from ..report.compare.case import Case, mixer_words, parse
 from ..report.compare.rows import Row
 from ..report.compare.tables import goal_table
 from ..report.quantities import DASH, number, size, times
-from ..report.section import Section, Table
+from ..report.section import Section, Table, without_dashes
 from . import by_group, by_kernel
 from .attention import KERNELS, TOKENS
 from .layer import Layer, Measured
@@ -117,7 +117,7 @@ def timing_table(what: str, there: list[Row]) -> Table:
         memory = size(values.get((place, "peak_bytes")))
         lines.append([place[2], f"{place[1]:,}", number(taken), number(floor), over, memory])
     columns = ["Way", "Tokens", "ms", "Floor, ms", "Over it", "Memory at its peak"]
-    return Table(f"{what.capitalize()}, side by side, the median of rounds", columns, lines)
+    return without_dashes(Table(f"{what.capitalize()}, side by side, the median of rounds", columns, lines))
 
 
 def error_table(what: str, there: list[Row]) -> Table:

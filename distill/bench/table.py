@@ -15,11 +15,12 @@ from ..names import file_name
 from ..report.compare.build import beside, figure_name, files, write
 from ..report.compare.case import Case, parse
 from ..report.compare.rows import Row, joined, read_rows
-from ..report.compare.tables import goal_table
+from ..report.compare.tables import GOALS, goal_table
 from ..report.pages import Page
 from ..report.plots import Line, curves
-from ..report.quantities import DASH, number, size, times, with_error
-from ..report.section import Figure, Section, Table
+from ..report.quantities import number, size, times, with_error
+from ..report.section import Figure, Section, Table, without_dashes
+from ..report.terminal import told
 from . import PROGRAM
 from .serving import REST, Timing
 
@@ -98,14 +99,26 @@ def save(out: Path, new: list[Row], title: str, section: Callable[[str, list[Row
     """
     file = beside(out, ".json")
     all_rows = joined({file: read_rows(file)} if file.exists() else {}, new)
-    parts: dict[str, list[Row]] = {}
-    for row in all_rows:
-        case = parse(row.case)
-        parts.setdefault(f"{case.mixer} | {case.teacher} | {row.hardware}", []).append(row)
-    sections = {name: section(name, there) for name, there in parts.items()}
+    sections = sections_of(all_rows, section)
     page = Page(title, [], sections, lambda *place: quote(figure_name(out, place[-1])))
     write(files(all_rows, page, out))
     return beside(out, ".md")
+
+
+def sections_of(rows: list[Row], section: Callable[[str, list[Row]], Section]) -> dict[str, Section]:
+    """By their titles."""
+    parts: dict[str, list[Row]] = {}
+    for row in rows:
+        case = parse(row.case)
+        parts.setdefault(f"{case.mixer} | {case.teacher} | {row.hardware}", []).append(row)
+    return {name: section(name, there) for name, there in parts.items()}
+
+
+def printed(new: list[Row], section: Callable[[str, list[Row]], Section], page: Path) -> str:
+    """What was timed, for a terminal, without goals; and where it is kept."""
+    sections = sections_of(new, section).values()
+    shown = (replace(each, tables=[table for table in each.tables if table.caption != GOALS]) for each in sections)
+    return "\n\n".join([*map(told, shown), str(page)])
 
 
 def section(name: str, there: list[Row]) -> Section:
@@ -159,13 +172,6 @@ def place_of(row: Row) -> tuple[str, int, int] | None:
 def kept(place: tuple[str, int, int], who: str, values: dict[tuple[tuple[str, int, int] | None, str], Row]) -> str:
     row = values.get((place, f"{who}_bytes"))
     return size(row.value if row else None)
-
-
-def without_dashes(table: Table) -> Table:
-    """Without the columns that have nothing to tell."""
-    told = [at for at in range(len(table.columns)) if any(row[at] != DASH for row in table.rows)]
-    rows = [[row[at] for at in told] for row in table.rows]
-    return replace(table, columns=[table.columns[at] for at in told], rows=rows)
 
 
 def at_most(place: tuple[str, int, int], values: dict[tuple[tuple[str, int, int] | None, str], Row]) -> list[str]:

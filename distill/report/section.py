@@ -1,7 +1,9 @@
 """What a section hands to the page. All text is plain: the page escapes it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from .quantities import DASH
 
 
 @dataclass
@@ -66,3 +68,10 @@ class Skipped:
     """A section that is not in the report, and why."""
 
     reason: str
+
+
+def without_dashes(table: Table) -> Table:
+    """Without the columns that have nothing to tell."""
+    told = [at for at in range(len(table.columns)) if any(row[at] != DASH for row in table.rows)]
+    rows = [[row[at] for at in told] for row in table.rows]
+    return replace(table, columns=[table.columns[at] for at in told], rows=rows)

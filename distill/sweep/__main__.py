@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from ..errors import UserError, exit_code
-from ..report.section import Table
+from ..report.terminal import aligned
 from .jobs import read
 from .result import METRICS
 from .summary import NAME, summarise
@@ -33,19 +33,6 @@ def told(folder: Path, by: str, domain: str | None) -> str:
     return "\n".join(
         [*aligned(summary.table()), "", *summary.told(), *summary.commands(), f"written: {folder / NAME}.md"]
     )
-
-
-def aligned(table: Table) -> list[str]:
-    """Its rows for a terminal: what names a row to the left, numbers to the right."""
-    lines = [table.columns, *table.rows]
-    widths = [max(len(line[place]) for line in lines) for place in range(len(table.columns))]
-    return [
-        "  ".join(
-            cell.ljust(width) if place < table.labels else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    ]
 
 
 if __name__ == "__main__":

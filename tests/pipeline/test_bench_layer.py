@@ -224,9 +224,15 @@ def test_the_commands_add_to_their_page(tmp_path: Path, capsys: pytest.CaptureFi
     monkeypatch.setitem(attention.TOKENS, "cpu", 32)
     sizes = ["--device", "cpu", "--heads", "2", "--head-dim", "16", "--features", "16"]
     monkeypatch.setattr(stage2, "WORDS", 90)
-    for what in ("attention", "maploss", "step", "stage1", "stage2"):
+    captions = {"Attention": 2, "Map loss": 2, "Step": 2, "Stage 1": 1, "Stage 2": 1}
+    for caption, tables in captions.items():
+        what = caption.lower().replace(" ", "")
         assert main([what, *sizes, "--lengths", "8,16", "--out", str(tmp_path / "speed")]) == 0
-    assert capsys.readouterr().out == 5 * f"{tmp_path / 'speed.md'}\n"
+        title, *parts, page = capsys.readouterr().out.split("\n\n")
+        assert title.startswith("exponential F=16 | 2 heads of 16 | ") and page == f"{tmp_path / 'speed.md'}\n"
+        # What was timed before is on the page alone, and of a processor there is no memory to tell.
+        assert len(parts) == tables and parts[0].startswith(f"{caption}, ")
+        assert parts[0].splitlines()[1].split() == ["Way", "Tokens", "ms", "Floor,", "ms", "Over", "it"]
     found = json.loads((tmp_path / "speed.json").read_text())
     assert len(found) == 5 * 2 * 2 * 2 + 2 + 2 + 1 + 2 and all(row["value"] > 0 for row in found)
     page = (tmp_path / "speed.md").read_text()

@@ -175,7 +175,12 @@ def test_the_command_measures_a_student(
     monkeypatch.setattr(serving, "TURNS", (3, 0))
     command = [what, str(checkpoint), "--lengths", "32,64", "--batches", "1,2"]
     assert main([*command, "--device", "cpu", "--teacher", "pocket", "--out", str(tmp_path / "speed")]) == 0
-    assert capsys.readouterr().out == f"{tmp_path / 'speed.md'}\n"
+    title, *printed, page = capsys.readouterr().out.splitlines()
+    assert title.startswith("exponential F=") and page == str(tmp_path / "speed.md")
+    assert [line.split()[:3] for line in printed if line.startswith(what)] == [
+        [what, batch, length] for batch in "12" for length in ("32", "64")
+    ]
+    assert "Goals" not in printed
     found = json.loads((tmp_path / "speed.json").read_text())
     assert all(row["value"] > 0 for row in found) and found[0]["command"].startswith(f"python -m distill.bench {what}")
     places = {row["case"].split(" | ")[2].rsplit(",", 2)[0] for row in found}

@@ -11,6 +11,8 @@ from .goals import kept, told_apart
 from .rows import GAP, Row
 from .words import commits
 
+#: The caption of the table of goals.
+GOALS = "Goals"
 #: What tells how often an answer is right, and what it is called.
 SCORES = {"accuracy": "Accuracy", "f1": "F1", "mcc": "MCC", "cosine": "Cosine to teacher"}
 
@@ -98,7 +100,7 @@ def goal_table(rows: Iterable[Row]) -> Table:
         for row in rows
         if row.goal
     ]
-    return Table("Goals", ["Case", "Metric", "Goal", "Value", "It is"], lines, labels=5)
+    return Table(GOALS, ["Case", "Metric", "Goal", "Value", "It is"], lines, labels=5)
 
 
 def origin_table(found: Compared) -> Table:

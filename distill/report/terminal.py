@@ -1,0 +1,22 @@
+"""Tables as they are read in a terminal."""
+
+from .section import Section, Table
+
+
+def aligned(table: Table) -> list[str]:
+    """Its rows: what names a row to the left, numbers to the right."""
+    lines = [table.columns, *table.rows]
+    widths = [max(len(line[place]) for line in lines) for place in range(len(table.columns))]
+    return [
+        "  ".join(
+            cell.ljust(width) if place < table.labels else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+
+
+def told(section: Section) -> str:
+    """Its title, tables and notes, with a line between."""
+    tables = ["\n".join([table.caption, *aligned(table)]) for table in section.tables]
+    return "\n\n".join([section.title, *tables, *section.notes])
