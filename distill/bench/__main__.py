@@ -143,12 +143,13 @@ def bench_layer(given: argparse.Namespace, command: str) -> str:
         floors = {length: timed.floor(layer, length, *rates) for length in lengths}
         told = command, f"{hardware(device)}, {given.dtype}, {given.precision} precision", git_commit()
         made = rows(layer, goals, found, floors, timed.errors(layer), *told)
-        save(given.out, made, TITLE, section)
-        if timed is attention:
-            made += by_kernel.rows(layer, found, rates, *told)
+        page = save(given.out, made, TITLE, section)
+        more = by_kernel.rows(layer, found, rates, *told) if timed is attention else []
         if timed in (stage1, stage2):
-            made += by_group.rows(layer, goals.what, ways, found, *told)
-        return printed(made, section, save(given.out, made, TITLE, section))
+            more = by_group.rows(layer, goals.what, ways, found, *told)
+        if more:
+            save(given.out, more, TITLE, section)
+        return printed(made + more, section, page)
     except OSError as error:
         raise UserError(f"--out {given.out} cannot be written: {reason(error)}") from error
 

@@ -73,5 +73,9 @@ class Skipped:
 def without_dashes(table: Table) -> Table:
     """Without the columns that have nothing to tell."""
     told = [at for at in range(len(table.columns)) if any(row[at] != DASH for row in table.rows)]
-    rows = [[row[at] for at in told] for row in table.rows]
-    return replace(table, columns=[table.columns[at] for at in told], rows=rows)
+    return replace(
+        table,
+        columns=[table.columns[at] for at in told],
+        rows=[[row[at] for at in told] for row in table.rows],
+        labels=sum(at < table.labels for at in told),
+    )

@@ -5,49 +5,92 @@ of features, minutes.
 """
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
+from .. import ranks
 from ..cores import cpu_cores
+
+#: Whose kernels these are: launches of others may decide what comes next.
+PACKAGE = __name__.split(".")[0]
+#: Bytes that a pointer is a multiple of where a kernel is built for wide loads.
+ALIGNED = 16
+
+
+class Like(NamedTuple):
+    """Of a tensor what a kernel is built for: its dtype, and the bytes that it begins beyond a multiple of ALIGNED."""
+
+    dtype: torch.dtype
+    beyond: int
 
 
 @contextmanager
-def built() -> Iterator[None]:
-    """Inside, no kernel of Triton's is launched, so that what it would write is whatever was there; after it, all that
-    would have been are built. One that cannot be says so when it is launched."""
+def built() -> Iterator[list[BaseException]]:
+    """Inside, no kernel of this package is launched, so that what it would write is whatever was there; after it, all
+    that would have been are built. What came of those that could not be is in the list."""
+    failed = list[BaseException]()
     try:
         from triton.runtime.jit import JITFunction, MockTensor
     except ImportError:
-        yield
+        yield failed
         return
-    # As keys, since layers alike launch the same; and without tensors, which would be kept.
-    wanted = dict[tuple[Any, ...], None]()
+    # By all that they are built for, since layers alike launch the same; and without tensors, which would be kept.
+    wanted = dict[tuple[Any, str], tuple[Any, ...]]()
+    run = JITFunction.run
 
-    def noted(kernel: Any, *given: Any, grid: Any, warmup: bool, **settings: Any) -> None:
-        wanted[kernel, described(given), tuple(settings.items())] = None
+    def noted(kernel: Any, *given: Any, grid: Any, warmup: bool, **settings: Any) -> Any:
+        if kernel.__module__.partition(".")[0] != PACKAGE:
+            return run(kernel, *given, grid=grid, warmup=warmup, **settings)
+        told = described(given), settings
+        wanted[kernel, repr(told)] = told
+        return None
 
-    with patch.object(JITFunction, "run", noted):
-        yield
+    class Standing(MockTensor):
+        """In the place of a tensor."""
+
+        def __init__(self, like: Like):
+            super().__init__(like.dtype)
+            self.like = like
+
+        def data_ptr(self) -> int:  # type: ignore[override]
+            return self.like.beyond
 
     def standing(x: Any) -> Any:
-        return tuple(map(standing, x)) if isinstance(x, tuple) else MockTensor.wrap_dtype(x)
+        if isinstance(x, Like):
+            return Standing(x)
+        return tuple(map(standing, x)) if isinstance(x, tuple) else x
 
-    def build(device: int, kernel: Any, given: tuple[Any, ...], settings: tuple[tuple[str, Any], ...]) -> None:
+    def build(kernel: Any, given: tuple[Any, ...], settings: dict[str, Any]) -> None:
         with torch.cuda.device(device):
-            kernel.warmup(*standing(given), grid=(1,), **dict(settings))
+            kernel.warmup(*standing(given), grid=(1,), **settings)
 
-    with ThreadPoolExecutor(cpu_cores()) as threads:
-        for each in wanted:
-            threads.submit(build, torch.cuda.current_device(), *each)
+    with patch.object(JITFunction, "run", noted):
+        yield failed
+    if not wanted:
+        return
+    device = torch.cuda.current_device()
+    for kernel, _ in wanted:
+        # Made by the first to ask, which two threads could be.
+        kernel.device_caches[device]
+    beside = max(1, min(ranks.size(), torch.cuda.device_count()))
+    with ThreadPoolExecutor(max(1, cpu_cores() // beside)) as threads:
+        begun = list[Future[None]]()
+        try:
+            begun += [threads.submit(build, kernel, *told) for (kernel, _), told in wanted.items()]
+            failed += [problem for each in begun if (problem := each.exception())]
+        except BaseException:
+            # Or Ctrl-C would wait for all that is left.
+            threads.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def described(x: Any) -> Any:
-    """An argument by all that a kernel is built for: of a tensor the dtype."""
+    """An argument, or several, without what tensors hold."""
     if isinstance(x, Tensor):
-        return x.dtype
+        return Like(x.dtype, x.data_ptr() % ALIGNED)
     return tuple(map(described, x)) if isinstance(x, tuple) else x

@@ -3,7 +3,7 @@
 import gc
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from transformers import masking_utils
 
+from .. import ranks
 from ..errors import reason
-from ..flexformer.attempt import tell
+from ..flexformer.attempt import taken, tell
 from .built import built
 
 #: Steps alike that are taken kernel by kernel before: what is built or chosen at its first use must be there.
@@ -51,7 +52,7 @@ class Steps:
         self.graphs = self.accumulates = False
         self.graph: Graph | None = None
         self.alike, self.shapes = 0, shapes_of({})
-        self.built = self.refused = False
+        self.begun = self.refused = False
 
     def __call__(self, inputs: Inputs) -> Loss:
         whole = inputs.keys() <= FIXED
@@ -59,17 +60,29 @@ class Steps:
         with one_text_a_row() if whole else nullcontext():
             if not self.graphs:
                 return self.compute(inputs)
-            if not self.built:
+            if not self.begun:
                 self.build(inputs)
             loss = self.as_graph(inputs) if whole and not self.refused else None
             tell(WHAT, ONE_BY_ONE if loss is None else GRAPH)
             return self.compute(inputs) if loss is None else loss
 
     def build(self, inputs: Inputs) -> None:
-        """All kernels of a step at once. What goes wrong does so in the step itself, which says it."""
-        self.built = True
-        with suppress(Exception), built():
-            differentiated(self.compute, inputs, self.trained())
+        """All kernels of such a step at once. What goes wrong does so in the step itself, which says it."""
+        self.begun = True
+        before = {what: list(ways) for what, ways in taken.items()}
+        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        try:
+            # What is computed from nothing may be no number, and leaves chance as it was.
+            with built() as failed, torch.random.fork_rng(devices), torch.autograd.set_detect_anomaly(False):
+                differentiated(self.compute, inputs, self.trained())
+        except Exception as problem:
+            if ranks.size() > 1:
+                # This device would be a step behind the others.
+                raise
+            failed = [problem]
+        if failed:
+            taken.clear()
+            taken.update(before)
 
     def trained(self) -> list[Tensor]:
         return [each for each in self.parameters() if each.requires_grad]

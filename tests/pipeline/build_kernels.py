@@ -1,5 +1,7 @@
 """What is launched inside `built` is built for a GPU, which takes none, and found when it is launched again."""
 
+import threading
+from itertools import count
 from typing import Any
 from unittest.mock import patch
 
@@ -54,10 +56,21 @@ def broken(x, SIZE: tl.constexpr):
     tl.store(x, tl.arange(0, SIZE + 1))
 
 
+@triton.jit
+def foreign(x):
+    tl.store(x, 1)
+
+
+for ours in (doubled, broken):
+    ours.__module__ = "distill.example"
+
+
 def work() -> None:
     for size in (32, 64, 32):
         doubled[(1,)](torch.ones(64), SIZE=size)
     doubled[(1,)](torch.ones(64, dtype=torch.bfloat16), SIZE=32)
+    # Which begins where no wide load does.
+    doubled[(1,)](torch.ones(65)[1:], SIZE=64)
     mixer = Mixer(HeadShape(2, 2, 16), named_options("exponential", 64) | {"features": 16})
     heads = (torch.randn(1, 2, 64, 16, dtype=torch.bfloat16) for _ in range(3))
     degree = len(mixer.key_weight.coefficients)
@@ -66,9 +79,13 @@ def work() -> None:
 
 def main() -> None:
     names, make, run = list[str](), JITFunction._do_compile, JITFunction.run
+    both, begun = threading.Barrier(2, timeout=60), count()
 
     def made(kernel: Any, *given: Any) -> Any:
         names.append(kernel.__name__)
+        if next(begun) < 2:
+            # One after the other this would wait in vain.
+            both.wait()
         return make(kernel, *given)
 
     def looked_up(kernel: Any, *given: Any, grid: Any, warmup: bool, **settings: Any) -> None:
@@ -76,14 +93,17 @@ def main() -> None:
 
     driver.set_active(Driver())
     there = patch.multiple(torch.cuda, device=Device, current_device=lambda: 0)
-    with there, patch.object(JITFunction, "_do_compile", made):
+    cores = patch("distill.stages.built.cpu_cores", lambda: 2)
+    with there, cores, patch.object(JITFunction, "_do_compile", made):
         x = torch.ones(64)
-        with built():
+        with built() as failed:
             work()
             broken[(1,)](x, SIZE=2)
             doubled[(1,)](x, SIZE=64)
         assert x.unique() == 1 and JITFunction.run is run
         print(*sorted(names))
+        (problem,) = failed
+        assert "power of 2" in str(problem), problem
         names.clear()
         with patch.object(JITFunction, "run", looked_up):
             work()
@@ -94,6 +114,11 @@ def main() -> None:
                 raise RuntimeError("elsewhere")
         except RuntimeError:
             assert not names and JITFunction.run is run
+        try:
+            with built():
+                foreign[(1,)](x)
+        except AttributeError as launched:
+            assert "launcher" in str(launched) and names == ["foreign"]
     print("all")
 
 

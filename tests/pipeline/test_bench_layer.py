@@ -16,6 +16,7 @@ from distill.bench import attention, maploss, public, stage1, stage2, step
 from distill.bench.__main__ import main
 from distill.bench.layer import Layer, Measured, time_ways
 from distill.bench.layer_table import ATTENTION, MAP_LOSS, STAGE_1, rows, section
+from distill.bench.table import printed
 from distill.flexformer.feature_map import HeadShape
 from distill.maploss import layer_kl
 from distill.mixer import bare
@@ -215,6 +216,12 @@ def test_goals_are_for_one_way_on_a_gpu():
     assert shown.tables[2].rows == [["streamed", "0.00300"], ["in blocks", "0.100"]]
     assert [line[1] for line in shown.tables[3].rows] == ["1,024", "1,024", "16,384", "16,384"]
     assert shown.tables[4].rows == [["linear, kernels", "0.0200"]]
+    title, loss, *_, page = printed(made, section, Path("speed.md")).split("\n\n")
+    assert title == "exponential F=128 | 12 heads of 64 | one GPU" and page == "speed.md"
+    assert loss.splitlines()[1:3] == [
+        "Way        Tokens    ms  Floor, ms  Over it  Memory at its peak",
+        "streamed    1,024  20.0       1.00    20.0×                 7\N{NO-BREAK SPACE}B",
+    ]
     other = Layer(HeadShape(12, 12, 64), OPTIONS | {"features": 64}, torch.device("cuda"))
     assert not any(row.goal for row in rows(other, MAP_LOSS, found, floors, {"streamed": 1.0}, "c", "one GPU", "abc"))
     assert not any(row.goal for row in rows(LAYER, MAP_LOSS, [], {}, {"streamed": 1.0}, "c", "2 CPU cores", "abc"))

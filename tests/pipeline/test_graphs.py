@@ -14,9 +14,10 @@ from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from transformers import masking_utils
 
+from distill import ranks
 from distill.errors import UserError
 from distill.flexformer import attempt
-from distill.flexformer.attempt import taken
+from distill.flexformer.attempt import KERNELS, LINEAR, PYTORCH, taken
 from distill.remembered import Remembered
 from distill.stages import graphs
 from distill.stages.fit import STRATEGIES, graphed
@@ -102,26 +103,33 @@ def test_what_is_computed_before_a_graph_is_what_it_is_made_of(steps: Steps, mor
 
 
 def test_all_kernels_are_built_before_the_first_step(steps: Steps, monkeypatch: pytest.MonkeyPatch):
-    seen, compute = list[str](), steps.compute
+    seen, chances, (weight,) = list[str](), list[float](), steps.parameters()
 
     @contextmanager
-    def built() -> Iterator[None]:
+    def built() -> Iterator[list[BaseException]]:
         seen.append("building")
-        yield
+        yield []
         seen.append("built")
 
+    def compute(inputs: Inputs) -> Loss:
+        seen.append("computed")
+        chances.append(torch.rand(()).item())
+        loss = 2 * weight
+        loss.register_hook(lambda _: seen.append("gone back"))
+        return Loss(loss, {})
+
     monkeypatch.setattr(graphs, "built", built)
-    steps.compute = lambda inputs: seen.append("computed") or compute(inputs)
-    (weight,) = steps.parameters()
-    steps.graphs = False
+    steps.compute, steps.graphs = compute, False
     totals(steps, tokens())
     assert seen == ["computed"]
     steps.graphs = True
     totals(steps, tokens(4), tokens(5))
-    assert seen[1:] == ["building", "computed", "built", "computed", "computed"] and weight.grad is None
+    assert seen[1:] == ["building", "computed", "gone back", "built", "computed", "computed"] and weight.grad is None
+    # What was drawn before is drawn again.
+    assert chances[1] == chances[2] != chances[3]
 
 
-def test_what_goes_wrong_before_the_first_step_does_so_in_it(steps: Steps):
+def test_what_goes_wrong_before_the_first_step_does_so_in_it(steps: Steps, monkeypatch: pytest.MonkeyPatch):
     def wrong(inputs: Inputs) -> Loss:
         tried.append(inputs)
         raise ValueError("of a step")
@@ -131,6 +139,44 @@ def test_what_goes_wrong_before_the_first_step_does_so_in_it(steps: Steps):
     with pytest.raises(ValueError, match="of a step"):
         steps(tokens())
     assert len(tried) == 2
+    # But where others would be a step ahead.
+    monkeypatch.setattr(ranks, "size", lambda: 2)
+    several = Steps(wrong, steps.parameters)
+    several.graphs = True
+    with pytest.raises(ValueError, match="of a step"):
+        several(tokens())
+    assert len(tried) == 3
+
+
+def test_what_is_computed_from_nothing_is_no_anomaly(steps: Steps):
+    compute, looked = steps.compute, list[bool]()
+    steps.compute = lambda inputs: looked.append(torch.is_anomaly_enabled()) or compute(inputs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with torch.autograd.set_detect_anomaly(True):
+            totals(steps, tokens())
+    assert looked == [False, True]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_kernels_that_cannot_be_built_are_not_told_of(fails: bool, steps: Steps, monkeypatch: pytest.MonkeyPatch):
+    ways = iter([KERNELS, PYTORCH])
+    compute = steps.compute
+
+    @contextmanager
+    def built() -> Iterator[list[BaseException]]:
+        yield [ValueError()] if fails else []
+
+    def told(inputs: Inputs) -> Loss:
+        attempt.tell(LINEAR, next(ways))
+        return compute(inputs)
+
+    monkeypatch.setattr(graphs, "built", built)
+    steps.compute = told
+    attempt.tell("before", KERNELS)
+    totals(steps, tokens())
+    found = [PYTORCH] if fails else [KERNELS, PYTORCH]
+    assert taken == {"before": [KERNELS], LINEAR: found, WHAT: [ONE_BY_ONE]}
 
 
 def test_inputs_of_other_shapes_have_no_graph(steps: Steps):

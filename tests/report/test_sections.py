@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from distill.report.quantities import with_error
+from distill.report.quantities import DASH, with_error
 from distill.report.run import ArtefactError, Run
-from distill.report.section import Section
+from distill.report.section import Section, Table, without_dashes
 from distill.report.sections import load
+from distill.report.terminal import aligned
 
 from .conftest import dump, recalled
 
@@ -426,3 +427,11 @@ def test_a_section_that_was_not_measured_says_why(make_run: MakeRun) -> None:
 def test_provenance_is_flattened(make_run: MakeRun) -> None:
     rows = load("provenance")(Run(make_run())).tables[0].rows
     assert rows == [["teacher.name", "books-6x512"], ["teacher.weights", "5f2c"], ["seeds", "3"]]
+
+
+def test_columns_with_nothing_to_tell_are_left_out():
+    """The names that are left stand to the left, numbers to the right."""
+    table = Table("", ["a", "name", "n", "none"], [[DASH, "long one", "1", DASH], [DASH, "b", "22", DASH]], labels=2)
+    shown = without_dashes(table)
+    assert shown == Table("", ["name", "n"], [["long one", "1"], ["b", "22"]], labels=1)
+    assert aligned(shown) == ["name       n", "long one   1", "b         22"]
