@@ -43,12 +43,8 @@ def bench(given: argparse.Namespace, command: str) -> str:
     source = provenance(str(given.checkpoint), "")
     writable(given.out, KINDS)
     device = named_device(given.device)
-    if given.compile and given.what == "prefill":
-        raise UserError("--compile: only steps of decoding and of training are compiled; leave it out")
     if given.compile and given.what == "train":
         compile_on(device, "--compile")
-    if given.graphs and given.what == "prefill":
-        raise UserError("--graphs: only steps of decoding and of training are captured; leave it out")
     if given.graphs and device.type != "cuda":
         raise UserError(f"--graphs: CUDA graphs are for a GPU, and --device is {device.type}; leave it out")
     models = loaded(given, source, device)

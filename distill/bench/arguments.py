@@ -55,11 +55,12 @@ def parser(of_student: Work, of_layer: Work, of_devices: Work) -> argparse.Argum
         )
         held = "weights and keys; a state is float32"
         common(student, [1024, 2048, 4096, 8192, 16384], "serving", "OUT.json, OUT.md, OUT-*.svg", held)
-        student.add_argument("--batches", type=counts, default=[1, 8], help="texts at a time, 1,8")
-        student.add_argument(
-            "--compile", action="store_true", help="decode, and train on a GPU: let the compiler fuse both steps"
-        )
-        student.add_argument("--graphs", action="store_true", help="decode, train: capture both steps as CUDA graphs")
+        student.add_argument("--batches", type=counts, default=[1, 8], help="texts at a time (1,8)")
+        student.set_defaults(compile=False, graphs=False)
+    for name, where in {"decode": "", "train": "on a GPU: "}.items():
+        steps = commands.choices[name]
+        steps.add_argument("--compile", action="store_true", help=f"{where}let the compiler fuse both steps")
+        steps.add_argument("--graphs", action="store_true", help="on a GPU: capture both steps as CUDA graphs")
     layers = {
         "attention": "one layer, forwards and backwards; on a GPU kernel by kernel, too",
         "maploss": "the loss of stage 1, of one layer, forwards and backwards",
@@ -118,7 +119,7 @@ def stem(text: str) -> Path:
 def counts(text: str) -> list[int]:
     parts = text.split(",")
     if not all(part.isdecimal() and int(part) for part in parts):
-        raise argparse.ArgumentTypeError(f"{text} must be numbers of at least 1, as in 1024,4096")
+        raise argparse.ArgumentTypeError(f"{text} must be whole numbers of at least 1, with commas between")
     return [int(part) for part in parts]
 
 

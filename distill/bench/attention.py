@@ -21,8 +21,8 @@ TOKENS = {"cuda": 65536, "cpu": 2048}
 CHECKED = 512
 #: The longest text that a way is timed with, tokens: the compiler takes minutes over the scan of a longer one.
 LONGEST = {"linear, compiled": 1024}
-#: The way that has kernels.
-KERNELS = "linear, kernels"
+#: The way that all others stand beside, and the one that has kernels.
+SOFTMAX, KERNELS = "softmax (SDPA)", "linear, kernels"
 #: Outputs (B, H, N, D).
 Attention = Callable[[Mixer, Heads], Tensor]
 
@@ -58,7 +58,7 @@ def kernels(mixer: Mixer, heads: Heads) -> Tensor:
 
 def attentions(layer: Layer) -> dict[str, Attention]:
     """Those that there are on this machine."""
-    found: dict[str, Attention] = {"softmax (SDPA)": softmax, "linear, plain": plain}
+    found: dict[str, Attention] = {SOFTMAX: softmax, "linear, plain": plain}
     if layer.device.type == "cuda":
         found["linear, compiled"] = torch.compile(plain, dynamic=False)
     mixer, heads = layer.mixer(), layer.heads(1)

@@ -9,7 +9,7 @@ from ..report.compare.tables import goal_table
 from ..report.quantities import DASH, number, size, times
 from ..report.section import Section, Table, without_dashes
 from . import by_group, by_kernel
-from .attention import KERNELS, TOKENS
+from .attention import KERNELS, SOFTMAX, TOKENS
 from .layer import Layer, Measured
 
 TITLE = "Speed of the kernels"
@@ -73,7 +73,8 @@ def rows(
     for each in found:
         place = f"at {each.length} tokens, {each.way}"
         made.append(row(place, goals.metric, 1e3 * each.seconds, "ms", each.way, each.length))
-        made.append(row(place, "floor_ms", 1e3 * floors[each.length], "ms", each.way, each.length))
+        if each.way != SOFTMAX:
+            made.append(row(place, "floor_ms", 1e3 * floors[each.length], "ms", each.way, each.length))
         if each.peak_bytes is not None:
             made.append(row(place, "peak_bytes", each.peak_bytes, "bytes", each.way, each.length))
     seconds = {(each.way, each.length): each.seconds for each in found}
@@ -97,9 +98,9 @@ def section(name: str, there: list[Row]) -> Section:
         title=name,
         intro=f"A layer forwards and backwards, of {TOKENS['cuda']:,} tokens in all on a GPU, {TOKENS['cpu']:,} on a "
         "CPU, in texts of so many; its loss, of one text; of decoding a step forwards, of 8 texts; of the "
-        "stages a step. On a GPU as CUDA graphs, and the memory of one step by itself. Floor: what its products, "
-        "made once, take at the rate of a large matrix product on the same machine, or what reading and "
-        "writing take at that of a large copy, whichever is more. "
+        "stages a step. On a GPU as CUDA graphs, and the memory of one step by itself. Floor, of all but softmax: "
+        "what its products, made once, take at the rate of a large matrix product on the same machine, or what "
+        "reading and writing take at that of a large copy, whichever is more. "
         f"{'; '.join(dict.fromkeys(row.command or '' for row in there))}",
         data={},
         tables=[*([goals] if goals.rows else []), *tables],
@@ -109,15 +110,28 @@ def section(name: str, there: list[Row]) -> Section:
 
 def timing_table(what: str, there: list[Row]) -> Table:
     values = {(place, row.metric): row.value for row in there if (place := place_of(row)) and place[0] == what}
+    taken = {place: value for (place, metric), value in values.items() if metric in TIMED}
     lines = []
-    for place in sorted(dict.fromkeys(place for place, _ in values), key=lambda place: place[1]):
-        taken = next(value for (at, metric), value in values.items() if at == place and metric in TIMED)
-        floor = values[place, "floor_ms"]
-        over = times(taken / floor) if taken and floor else DASH
-        memory = size(values.get((place, "peak_bytes")))
-        lines.append([place[2], f"{place[1]:,}", number(taken), number(floor), over, memory])
-    columns = ["Way", "Tokens", "ms", "Floor, ms", "Over it", "Memory at its peak"]
+    for place in sorted(taken, key=lambda place: place[1]):
+        _, length, way = place
+        softmax, floor = taken.get((what, length, SOFTMAX)), values.get((place, "floor_ms"))
+        lines.append(
+            [
+                way,
+                f"{length:,}",
+                number(taken[place]),
+                quotient(softmax, taken[place]) if way != SOFTMAX else DASH,
+                number(floor),
+                quotient(taken[place], floor),
+                size(values.get((place, "peak_bytes"))),
+            ]
+        )
+    columns = ["Way", "Tokens", "ms", "Softmax / it", "Floor, ms", "Over it", "Memory at its peak"]
     return without_dashes(Table(f"{what.capitalize()}, side by side, the median of rounds", columns, lines))
+
+
+def quotient(value: float | None, by: float | None) -> str:
+    return times(value / by if value and by else None)
 
 
 def error_table(what: str, there: list[Row]) -> Table:

@@ -16,7 +16,7 @@ from . import faster
 
 #: Rounds that are timed, after so many to warm up.
 TURNS = 15, 3
-#: Steps of decoding, and of training, to a round: one after the other, without waiting in between.
+#: Steps of decoding, and of training on a GPU, to a round: one after the other, without waiting in between.
 STEPS = 4
 Faster = Callable[[Step], Step]
 #: Of a step of training, all but attention, see `free`.
@@ -79,7 +79,8 @@ def time_train(
 
     graphs: as CUDA graphs, as a run takes its steps. compiled: what the compiler fuses of both models.
     """
-    return time_whole("train", partial(training, graphs=graphs, compiled=compiled), models, lengths, batches, STEPS)
+    made = partial(training, graphs=graphs, compiled=compiled)
+    return time_whole("train", made, models, lengths, batches, STEPS if models["teacher"].device.type == "cuda" else 1)
 
 
 def time_whole(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache, partial
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -59,8 +60,8 @@ def floor(layer: Layer, length: int, multiplied: float, copied: float) -> float:
 def teacher(layer: Layer, length: int, words: int = WORDS) -> Teacher:
     """Of no training: how long a step takes does not depend on it. Of float32, as recipes have it at this size."""
     heads, _, head_dim = layer.shape
-    told = GPT2Config(n_layer=LAYERS, n_head=heads, n_embd=heads * head_dim, n_positions=length, vocab_size=words)
-    told.bos_token_id = told.eos_token_id = 0
+    sizes: dict[str, Any] = {"n_layer": LAYERS, "n_head": heads, "n_embd": heads * head_dim, "n_positions": length}
+    told = GPT2Config(**sizes, vocab_size=words, bos_token_id=0, eos_token_id=0)
     model = AutoModelForCausalLM.from_config(told, attn_implementation=CAPTURE, dtype=torch.float32)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel()))
     return freeze("gpt2", model.to(layer.device), tokenizer, torch.float32)

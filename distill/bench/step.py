@@ -13,6 +13,7 @@ from ..flexformer.memory import Memory
 from ..flexformer.mixer import Mixer
 from ..flexformer.step import has_kernel, launched
 from ..measure.steps import READ, Step
+from .attention import SOFTMAX
 from .layer import Layer, error
 
 #: Texts that are written at a time.
@@ -63,7 +64,7 @@ def ways(layer: Layer) -> dict[str, Callable[[int], Step]]:
         kept, new = kept_and_new(layer, min(length, READ))
         return no_gradients(partial(decode, mixer, new, read(mixer, kept)))
 
-    found: dict[str, Callable[[int], Step]] = {"softmax (SDPA)": exact}
+    found: dict[str, Callable[[int], Step]] = {SOFTMAX: exact}
     return found | {name: partial(state, decode) for name, decode in linear(layer).items()}
 
 

@@ -1,6 +1,11 @@
 """Tables as they are read in a terminal."""
 
+import textwrap
+
 from .section import Section, Table
+
+#: Letters to a line of text.
+WIDTH = 100
 
 
 def aligned(table: Table) -> list[str]:
@@ -17,6 +22,7 @@ def aligned(table: Table) -> list[str]:
 
 
 def told(section: Section) -> str:
-    """Its title, tables and notes, with a line between."""
+    """Its title, what its numbers mean, tables and notes, with a line between."""
     tables = ["\n".join([table.caption, *aligned(table)]) for table in section.tables]
-    return "\n\n".join([section.title, *tables, *section.notes])
+    intro, *notes = (textwrap.fill(text, WIDTH, break_on_hyphens=False) for text in [section.intro, *section.notes])
+    return "\n\n".join([section.title, intro, *tables, *notes])
