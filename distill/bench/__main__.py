@@ -109,8 +109,12 @@ def bench_layer(given: argparse.Namespace, command: str) -> str:
     }[given.what]
     writable(given.out, KINDS)
     shape = HeadShape(given.heads, given.heads if given.kv_heads is None else given.kv_heads, given.head_dim)
-    if min(shape) < 1 or shape.heads % shape.kv_heads:
-        raise UserError(f"--heads {given.heads} must be a multiple of --kv-heads {shape.kv_heads}, and all at least 1")
+    if min(shape) < 1:
+        raise UserError(
+            f"--heads {given.heads}, --kv-heads {shape.kv_heads}, --head-dim {given.head_dim}: at least 1 each"
+        )
+    if shape.heads % shape.kv_heads:
+        raise UserError(f"--heads {given.heads} must be a multiple of --kv-heads {shape.kv_heads}")
     if given.mixer == "softmax":
         raise UserError("--mixer softmax: it stands beside every other; give another")
     said = {key: getattr(given, key) for key in ("features", "window") if getattr(given, key) is not None}

@@ -100,7 +100,8 @@ def section(name: str, there: list[Row]) -> Section:
         "CPU, in texts of so many; its loss, of one text; of decoding a step forwards, of 8 texts; of the "
         "stages a step. On a GPU as CUDA graphs, and the memory of one step by itself. Floor, of all but softmax: "
         "what its products, made once, take at the rate of a large matrix product on the same machine, or what "
-        "reading and writing take at that of a large copy, whichever is more. "
+        "reading and writing take at that of a large copy, whichever is more. Plain: by PyTorch, of a stage with "
+        "transformers' own modules; dense: with whole maps in memory; as a run: with all that a stage has. "
         f"{'; '.join(dict.fromkeys(row.command or '' for row in there))}",
         data={},
         tables=[*([goals] if goals.rows else []), *tables],

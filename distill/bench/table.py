@@ -149,7 +149,10 @@ def section(name: str, there: list[Row]) -> Section:
         "Student keeps",
         *(["Without attention, ms", "Teacher / that, the most"] if bounded else []),
     ]
-    goals, caption = goal_table(there), "Side by side, the median of rounds; ± half of what lies between quartiles"
+    goals, caption = (
+        goal_table(there),
+        "Side by side, the medians of rounds, of their quotients too; ± half of what lies between quartiles",
+    )
     tables = [*([goals] if goals.rows else []), without_dashes(Table(caption, columns, lines, labels=2))]
     return Section(
         title=name,
