@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ..report.compare.case import Case, mixer_words, parse
 from ..report.compare.rows import Row
 from ..report.compare.tables import goal_table
-from ..report.quantities import DASH, number, size, times
+from ..report.quantities import DASH, number, quotient, size
 from ..report.section import Section, Table, without_dashes
 from . import by_group, by_kernel
 from .attention import KERNELS, SOFTMAX, TOKENS
@@ -129,10 +129,6 @@ def timing_table(what: str, there: list[Row]) -> Table:
         )
     columns = ["Way", "Tokens", "ms", "Softmax / it", "Floor, ms", "Over it", "Memory at its peak"]
     return without_dashes(Table(f"{what.capitalize()}, side by side, the median of rounds", columns, lines))
-
-
-def quotient(value: float | None, by: float | None) -> str:
-    return times(value / by if value and by else None)
 
 
 def error_table(what: str, there: list[Row]) -> Table:

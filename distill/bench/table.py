@@ -18,7 +18,7 @@ from ..report.compare.rows import Row, joined, read_rows
 from ..report.compare.tables import GOALS, goal_table
 from ..report.pages import Page
 from ..report.plots import Line, curves
-from ..report.quantities import number, size, times, with_error
+from ..report.quantities import number, quotient, size, with_error
 from ..report.section import Figure, Section, Table, without_dashes
 from ..report.terminal import told
 from . import PROGRAM
@@ -180,7 +180,7 @@ def kept(place: tuple[str, int, int], who: str, values: dict[tuple[tuple[str, in
 def at_most(place: tuple[str, int, int], values: dict[tuple[tuple[str, int, int] | None, str], Row]) -> list[str]:
     """What a step takes without attention, and so what any could gain."""
     rest, teacher = (row.value if (row := values.get((place, f"{who}_ms"))) else None for who in (REST, WHO[0]))
-    return [number(rest), times(teacher / rest if rest and teacher else None)]
+    return [number(rest), quotient(teacher, rest)]
 
 
 def figure(

@@ -23,6 +23,11 @@ def times(value: float | None) -> str:
     return f"{value:.2f}×" if value < 10 else f"{number(value)}×"
 
 
+def quotient(value: float | None, by: float | None) -> str:
+    """`times`, where both are known and `by` is not 0."""
+    return times(value / by if value is not None and by else None)
+
+
 def with_error(value: float | None, error: float | None) -> str:
     """A quotient and its standard error: 1.118 ± 0.004."""
     if value is None:

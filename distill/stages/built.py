@@ -7,7 +7,8 @@ of features, minutes.
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -22,11 +23,16 @@ PACKAGE = __name__.split(".")[0]
 ALIGNED = 16
 
 
-class Like(NamedTuple):
-    """Of a tensor what a kernel is built for: its dtype, and the bytes that it begins beyond a multiple of ALIGNED."""
+@dataclass(frozen=True)
+class Like:
+    """In the place of a tensor, all of it that a kernel is built for: its dtype, and the bytes that it begins beyond a
+    multiple of ALIGNED."""
 
     dtype: torch.dtype
     beyond: int
+
+    def data_ptr(self) -> int:
+        return self.beyond
 
 
 @contextmanager
@@ -35,7 +41,7 @@ def built() -> Iterator[list[BaseException]]:
     that would have been are built. What came of those that could not be is in the list."""
     failed = list[BaseException]()
     try:
-        from triton.runtime.jit import JITFunction, MockTensor
+        from triton.runtime.jit import JITFunction
     except ImportError:
         yield failed
         return
@@ -50,24 +56,9 @@ def built() -> Iterator[list[BaseException]]:
         wanted[kernel, repr(told)] = told
         return None
 
-    class Standing(MockTensor):
-        """In the place of a tensor."""
-
-        def __init__(self, like: Like):
-            super().__init__(like.dtype)
-            self.like = like
-
-        def data_ptr(self) -> int:  # type: ignore[override]
-            return self.like.beyond
-
-    def standing(x: Any) -> Any:
-        if isinstance(x, Like):
-            return Standing(x)
-        return tuple(map(standing, x)) if isinstance(x, tuple) else x
-
     def build(kernel: Any, given: tuple[Any, ...], settings: dict[str, Any]) -> None:
         with torch.cuda.device(device):
-            kernel.warmup(*standing(given), grid=(1,), **settings)
+            kernel.warmup(*given, grid=(1,), **settings)
 
     with patch.object(JITFunction, "run", noted):
         yield failed
