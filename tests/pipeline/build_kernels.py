@@ -1,6 +1,7 @@
 """What is launched inside `built` is built for a GPU, which takes none, and found when it is launched again."""
 
 import threading
+from concurrent.futures import Future
 from itertools import count
 from typing import Any
 from unittest.mock import patch
@@ -121,6 +122,16 @@ def main() -> None:
         except AttributeError as problem:
             launched = str(problem)
         assert "launcher" in launched and names == ["foreign"]
+        names.clear()
+        stopped = False
+        try:
+            with patch.object(Future, "exception", side_effect=KeyboardInterrupt), built():
+                for power in range(7, 17):
+                    doubled[(1,)](x, SIZE=2**power)
+        except KeyboardInterrupt:
+            stopped = True
+        # None is begun after Ctrl-C.
+        assert stopped and len(names) < 10, names
     print("all")
 
 

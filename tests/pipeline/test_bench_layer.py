@@ -227,6 +227,17 @@ def test_goals_are_for_one_way_on_a_gpu():
     assert not any(row.goal for row in rows(LAYER, MAP_LOSS, [], {}, {"streamed": 1.0}, "c", "2 CPU cores", "abc"))
 
 
+def test_all_stand_beside_softmax_which_has_no_floor_of_theirs():
+    found = [Measured("softmax (SDPA)", 1024, 0.03, None), Measured("linear, kernels", 1024, 0.02, None)]
+    made = rows(LAYER, ATTENTION, found, {1024: 0.01}, {}, "c", "2 CPU cores", "abc")
+    table = section("name", made).tables[0]
+    assert table.columns == ["Way", "Tokens", "ms", "Softmax / it", "Floor, ms", "Over it"]
+    assert sorted(table.rows) == [
+        ["linear, kernels", "1,024", "20.0", "1.50×", "10.0", "2.00×"],
+        ["softmax (SDPA)", "1,024", "30.0", "–", "–", "–"],
+    ]
+
+
 def test_the_commands_add_to_their_page(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch):
     monkeypatch.setitem(attention.TOKENS, "cpu", 32)
     sizes = ["--device", "cpu", "--heads", "2", "--head-dim", "16", "--features", "16"]

@@ -3,6 +3,7 @@
 import json
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -166,6 +167,21 @@ def test_quotients_are_of_the_same_round():
     # 8 to 36, of which 22 is the middle, and 14 and 30 are the quartiles.
     assert found.seconds == {"teacher": 22.0, "student": 1.0} and (found.speedup, found.error) == (22.0, 8.0)
     assert timing("decode", 1, 64, {"teacher": [1.0, 3.0, 9.0], "student": [1.0, 1.0, 3.0]}).speedup == 3.0
+
+
+@pytest.mark.parametrize("option", ["--compile", "--graphs"])
+def test_reading_is_neither_compiled_nor_captured(option: str, checkpoint: Path, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["prefill", str(checkpoint), option])
+    assert f"unrecognized arguments: {option}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("device", "times"), [("cpu", 1), ("cuda", 4)])
+def test_steps_of_seconds_are_taken_once_to_a_round(device: str, times: int, monkeypatch: pytest.MonkeyPatch):
+    asked = []
+    monkeypatch.setattr(serving, "time_whole", lambda *given: asked.append(given[-1]) or [])
+    serving.time_train({"teacher": SimpleNamespace(device=torch.device(device))}, [8], [1], False, False)
+    assert asked == [times]
 
 
 @pytest.mark.parametrize("what", ["decode", "prefill", "train"])
