@@ -160,7 +160,10 @@ def make_trainer(config: Config, **kwargs: Any) -> Trainer:
     several = ranks.size() > 1
     how = {"strategy": STRATEGIES[config.trainer["strategy"]]() if several else "auto"}
     plugins = [*kwargs.pop("plugins", []), *([ranks.environment()] if several else [])]
-    return hydra.utils.instantiate(config.trainer, **kwargs, **quiet, **how, plugins=plugins)
+    with warnings.catch_warnings():
+        # Who has a GPU and asks for a processor means it.
+        warnings.filterwarnings("ignore", ".*available but not used")
+        return hydra.utils.instantiate(config.trainer, **kwargs, **quiet, **how, plugins=plugins)
 
 
 def graphed(trainer: Trainer) -> bool:

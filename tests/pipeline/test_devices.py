@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from hydra.types import RunMode
+from lightning.pytorch.accelerators import CUDAAccelerator
 from safetensors.torch import load_file
 
 from distill import ranks, several
@@ -26,6 +27,7 @@ from distill.launch import launch, launched
 from distill.pipeline import distil
 from distill.stages.attention import AttentionStage
 from distill.stages.callbacks import NumberGuard
+from distill.stages.fit import device_of
 from distill.stages.language import LanguageStage
 from distill.stages.logits import LogitsStage
 from distill.student import build_student
@@ -191,6 +193,12 @@ def test_processes_meet_again_where_there_are_gpus(tmp_path: Path):
     done = together(met_again, tmp_path, (1,))
     said = "trainer.devices=2: there are GPUs for 1; give fewer, or trainer.accelerator=cpu"
     assert [found for _, found, _ in done] == [(said, [])] * 2
+
+
+def test_a_processor_is_trained_on_beside_a_gpu(monkeypatch: pytest.MonkeyPatch):
+    """Without a warning, which would be an error here."""
+    monkeypatch.setattr(CUDAAccelerator, "is_available", lambda: True)
+    assert device_of(compose("recipe=pocket", "trainer.accelerator=cpu")) == torch.device("cpu")
 
 
 def test_srun_starts_processes_and_a_script_of_several_tasks_does_not(

@@ -30,7 +30,7 @@ class Packed(nn.Linear):
 
 
 def both_ways(out: Tensor, given: list[Tensor]) -> list[Tensor]:
-    weight = torch.linspace(-1, 2, out.numel(), dtype=out.dtype).view_as(out)
+    weight = torch.linspace(-1, 2, out.numel(), dtype=out.dtype, device=out.device).view_as(out)
     return [out, *torch.autograd.grad((out * weight).sum(), given)]
 
 
