@@ -31,6 +31,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def bench(given: argparse.Namespace, command: str) -> str:
     """Measures, and adds what was found to OUT.json; returns it as tables, and where it is."""
+    # Told before what takes seconds to import.
+    source = provenance(str(given.checkpoint), "")
+
     from ..checkpoint import git_commit
     from ..device import compile_on, named_device
     from ..measure.origin import hardware
@@ -40,7 +43,6 @@ def bench(given: argparse.Namespace, command: str) -> str:
     from .serving import Timing, time_decode, time_prefill, time_train
     from .table import KINDS, TITLE, printed, rows, save, section, writable
 
-    source = provenance(str(given.checkpoint), "")
     writable(given.out, KINDS)
     device = named_device(given.device)
     if given.compile and given.what == "train":
@@ -87,6 +89,8 @@ def told_of(found: list[Any], lengths: list[int], batches: list[int]) -> None:
 
 def bench_layer(given: argparse.Namespace, command: str) -> str:
     """Measures, and adds what was found to OUT.json; returns it as tables, and where it is."""
+    heads = heads_of(given)
+
     import torch
 
     from ..checkpoint import git_commit
@@ -108,15 +112,7 @@ def bench_layer(given: argparse.Namespace, command: str) -> str:
         "stage2": (stage2, STAGE_2),
     }[given.what]
     writable(given.out, KINDS)
-    shape = HeadShape(given.heads, given.heads if given.kv_heads is None else given.kv_heads, given.head_dim)
-    if min(shape) < 1:
-        raise UserError(
-            f"--heads {given.heads}, --kv-heads {shape.kv_heads}, --head-dim {given.head_dim}: at least 1 each"
-        )
-    if shape.heads % shape.kv_heads:
-        raise UserError(f"--heads {given.heads} must be a multiple of --kv-heads {shape.kv_heads}")
-    if given.mixer == "softmax":
-        raise UserError("--mixer softmax: it stands beside every other; give another")
+    shape = HeadShape(*heads)
     said = {key: getattr(given, key) for key in ("features", "window") if getattr(given, key) is not None}
     device = named_device(given.device)
     lengths = lengths_of(given, device)
@@ -152,6 +148,18 @@ def bench_layer(given: argparse.Namespace, command: str) -> str:
         return printed(made + more, section, page)
     except OSError as error:
         raise UserError(f"--out {given.out} cannot be written: {reason(error)}") from error
+
+
+def heads_of(given: argparse.Namespace) -> tuple[int, int, int]:
+    """Query heads, key heads, head_dim; UserError where there is no such layer, before what takes seconds to import."""
+    heads = given.heads, given.heads if given.kv_heads is None else given.kv_heads, given.head_dim
+    if min(heads) < 1:
+        raise UserError(f"--heads {heads[0]}, --kv-heads {heads[1]}, --head-dim {heads[2]}: at least 1 each")
+    if heads[0] % heads[1]:
+        raise UserError(f"--heads {heads[0]} must be a multiple of --kv-heads {heads[1]}")
+    if given.mixer == "softmax":
+        raise UserError("--mixer softmax: it stands beside every other; give another")
+    return heads
 
 
 def bench_devices(given: argparse.Namespace, command: str) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..command_line import CommandLine
 from ..exported import DTYPES
 from . import PROGRAM
 
@@ -37,9 +38,9 @@ SEVERAL = (
 )
 
 
-def parser(of_student: Work, of_layer: Work, of_devices: Work) -> argparse.ArgumentParser:
+def parser(of_student: Work, of_layer: Work, of_devices: Work) -> CommandLine:
     """Each of what is given times what its name says."""
-    made = argparse.ArgumentParser(PROGRAM, description="Time what there is to be faster.")
+    made = CommandLine(PROGRAM, description="Time what there is to be faster.")
     commands = made.add_subparsers(dest="what", required=True)
     students = {
         "decode": "a token after so many",
@@ -101,7 +102,7 @@ def parser(of_student: Work, of_layer: Work, of_devices: Work) -> argparse.Argum
     return made
 
 
-def common(made: argparse.ArgumentParser, lengths: list[int], out: str, files: str, held: str) -> None:
+def common(made: CommandLine, lengths: list[int], out: str, files: str, held: str) -> None:
     usual, few = (",".join(map(str, each)) for each in (lengths, ON_CPU))
     made.add_argument("--lengths", type=counts, metavar="N,N", help=f"tokens ({usual}; on a CPU {few})")
     made.set_defaults(usual=lengths)

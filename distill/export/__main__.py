@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..command_line import CommandLine
 from ..errors import UserError, exit_code, reason
 from ..exported import load_decoder
 from ..whole import whole
@@ -43,8 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
     return exit_code(lambda: export(given))
 
 
-def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(PROGRAM, description="Write a student's step of decoding for another runtime.")
+def parser() -> CommandLine:
+    made = CommandLine(PROGRAM, description="Write a student's step of decoding for another runtime.")
     made.add_argument("runtime", choices=("torch", "onnx"), help="a torch.export program, or ONNX")
     made.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="the student/ that a run exported")
     made.add_argument("out", type=Path, metavar="OUT", help="the folder to write, which must not be there yet")

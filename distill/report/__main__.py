@@ -4,10 +4,10 @@ python -m distill.report RUN_DIR [--sections headline,fidelity]     the report o
 python -m distill.report compare RUNS… --out docs/results/compare   many runs in one table
 """
 
-import argparse
 import sys
 from pathlib import Path
 
+from ..command_line import CommandLine
 from ..errors import exit_code
 from .build import render
 from .compare import compare
@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def rebuilt(arguments: list[str]) -> Path:
     """RUN_DIR/report from the artefacts of a run; returns its page."""
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         PROGRAM,
         description="Rebuild RUN_DIR/report from artefacts.",
         epilog=f"Many runs in one table: {PROGRAM} compare --help",
@@ -43,7 +43,7 @@ def rebuilt(arguments: list[str]) -> Path:
 
 def compared(arguments: list[str]) -> Path:
     """OUT.json, OUT.md and figures from runs and earlier tables; returns the page for readers."""
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         f"{PROGRAM} compare",
         description="Compare finished runs: OUT.json, and rendered from it OUT.md and OUT-TEACHER-DOMAIN.svg.",
     )

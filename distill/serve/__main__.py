@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..command_line import CommandLine
 from ..errors import UserError, exit_code, reason
 from ..exported import DTYPES, load_decoder
 
@@ -26,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parsed(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(PROGRAM, description="Serve a student with OpenAI's chat and completions API.")
+    parser = CommandLine(PROGRAM, description="Serve a student with OpenAI's chat and completions API.")
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="the student/ that a run exported")
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen at (%(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (%(default)s)")

@@ -1,9 +1,9 @@
 """`python -m distill.sweep FOLDER`: what became of a sweep, in a table and a figure."""
 
-import argparse
 import sys
 from pathlib import Path
 
+from ..command_line import CommandLine
 from ..errors import UserError, exit_code
 from ..report.terminal import aligned
 from .jobs import read
@@ -15,7 +15,7 @@ PROGRAM = "python -m distill.sweep"
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code, see `errors.exit_code`."""
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         PROGRAM, description=f"Tell what became of a sweep, and write it down: FOLDER/{NAME}.md, .json and .svg."
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="its hydra.sweep.dir: outputs/NAME/sweep_DATE_TIME")
