@@ -49,7 +49,8 @@ def check_architecture(architecture: dict[str, Any]) -> None:
     known = {*signature(made).parameters, *made.attribute_map}
     for key in architecture:
         near = get_close_matches(key, known, n=1, cutoff=0.8)
-        if near and key not in known and not hasattr(made, key):
+        # Some are of what a class alone has, some of what comes of one.
+        if near and key not in known and not hasattr(made, key) and not hasattr(made(), key):
             raise UserError(f"teacher.architecture.{key} is unknown to {model_type}; did you mean {near[0]}?")
 
 

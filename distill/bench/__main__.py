@@ -135,6 +135,8 @@ def bench_layer(given: argparse.Namespace, command: str) -> str:
         often = (goals.times if on_gpu else 1), goals.graphs and on_gpu
         with refusing("--compile") if given.compile else nullcontext():
             found = time_ways(device, lengths, ways, goals.what, *often)
+        if not found:
+            raise UserError("--lengths: there is no memory for the shortest; give shorter ones")
         rates = multiplied_per_second(device), copied_per_second(device)
         floors = {length: timed.floor(layer, length, *rates) for length in lengths}
         told = command, f"{hardware(device)}, {given.dtype}, {given.precision} precision", git_commit()

@@ -19,7 +19,7 @@ OTHERS = {"softmax attention": r"flash|fmha|sdpa", "products": r"nvjet|gemm|cutl
 
 
 def own() -> dict[str, str]:
-    """What kernels of this project are for, by their names."""
+    """What kernels of this project are for, by their names; attention without is products and all else."""
     # Not everywhere is there Triton.
     from .. import logit_kernel, map_gradients, map_kernels
     from ..flexformer import linear_function
@@ -55,6 +55,7 @@ def rows(
             "kernel_ms", milliseconds, None, [0], "ms", None, command, hardware, commit,
         )
         for group, milliseconds in taken.items()
+        if milliseconds
     ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Attention that costs next to nothing: what a step still takes with it, no attention can make faster.
+"""Attention that costs next to nothing: what a step still takes with it, hardly any attention can make faster.
 
     o_i = q_i + k_i + v_i
 

@@ -1,6 +1,7 @@
 """One attention layer, and what computes the same of it in several ways, forwards and backwards, side by side."""
 
 import statistics
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -73,7 +74,7 @@ def time_ways(
     graphs: bool = False,
 ) -> list[Measured]:
     """ways: by name, what makes a step of a length, taken so many times to a round. One that makes none of a length, or
-    has no memory for it, is left out from there on.
+    has no memory for it, which is told, is left out from there on.
 
     graphs: whether steps are captured as CUDA graphs, so that how fast they are launched is not what is timed.
     """
@@ -93,6 +94,8 @@ def time_ways(
             except RuntimeError as problem:
                 if not out_of_memory(problem):
                     raise
+                absent = f"distill: no memory for {told}, {name}, of {length:,} tokens"
+                tqdm.write(absent, file=sys.stderr)
         left = {name: left[name] for name in fitting}
         steps[length] = fitting
     seconds = in_turn(steps, times, device, told, *TURNS)

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from ..errors import UserError
+from ..errors import UserError, reason
 from ..measure.steps import STEP_OF, WHO, Step, tokens
-from ..measure.turns import in_turn, while_there_is_room
-from ..stages.graphs import BEFORE, Inputs, Loss, Steps
+from ..measure.turns import in_turn, out_of_memory, while_there_is_room
+from ..stages.graphs import BEFORE, Inputs, Loss, Steps, cause
 from . import faster
 
 #: Rounds that are timed, after so many to warm up.
@@ -122,10 +122,16 @@ def training(model: Any, batch: int, length: int, graphs: bool, compiled: bool) 
         steps(inputs).total.backward()  # type: ignore[no-untyped-call]
 
     if graphs:
-        for _ in range(BEFORE + 1):
+        for _ in range(BEFORE):
             step()
-        if steps.graph is None:
-            raise UserError(f"--graphs: a step of {batch} × {length:,} tokens makes no CUDA graph here; leave it out")
+        try:
+            steps.graph = steps.captured(inputs)
+        except Exception as problem:
+            first = cause(problem)
+            if isinstance(first, RuntimeError) and out_of_memory(first):
+                raise first from None
+            what = f"a step of {batch} × {length:,} tokens makes no CUDA graph here: {reason(first)}"
+            raise UserError(f"--graphs: {what}; leave it out") from problem
     return step
 
 

@@ -36,7 +36,7 @@ FASTER, FASTER_AT = ">= 2", (16384, 8)
 TRAINED = {4096: ">= 1.1", 16384: ">= 1.7"}
 
 #: What the column of a step of training without attention is.
-WITHOUT = "Without attention: the teacher's step where o is q + k + v, which no attention can outdo. "
+WITHOUT = "Without attention: the teacher's step where o is q + k + v, about the most that any could gain. "
 
 
 def rows(
@@ -147,11 +147,11 @@ def section(name: str, there: list[Row]) -> Section:
         "Teacher / student",
         "Teacher keeps",
         "Student keeps",
-        *(["Without attention, ms", "Teacher / that, the most"] if bounded else []),
+        *(["Without attention, ms", "Teacher / that"] if bounded else []),
     ]
     goals, caption = (
         goal_table(there),
-        "Side by side, the medians of rounds, of their quotients too; ± half of what lies between quartiles",
+        "Side by side, the medians of rounds, of teacher / student as well; ± half of what lies between its quartiles",
     )
     tables = [*([goals] if goals.rows else []), without_dashes(Table(caption, columns, lines, labels=2))]
     return Section(

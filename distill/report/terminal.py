@@ -21,8 +21,13 @@ def aligned(table: Table) -> list[str]:
     ]
 
 
+def wrapped(text: str) -> str:
+    """A path stays whole, to be copied."""
+    return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)
+
+
 def told(section: Section) -> str:
     """Its title, what its numbers mean, tables and notes, with a line between."""
     tables = ["\n".join([table.caption, *aligned(table)]) for table in section.tables]
-    intro, *notes = (textwrap.fill(text, WIDTH, break_on_hyphens=False) for text in [section.intro, *section.notes])
+    intro, *notes = (wrapped(text) for text in [section.intro, *section.notes])
     return "\n\n".join([section.title, intro, *tables, *notes])

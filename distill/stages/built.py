@@ -1,9 +1,10 @@
 """Kernels that are built before they are launched, side by side.
 
-Built when it is first launched, each waits for the one before: for a student whose layers have five different numbers
-of features, minutes.
+Built when it is first launched, each waits for the one before: for a student whose layers have different numbers of
+features, a minute and more.
 """
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -68,8 +69,7 @@ def built() -> Iterator[list[BaseException]]:
     for kernel, _ in wanted:
         # Made by the first to ask, which two threads could be.
         kernel.device_caches[device]
-    beside = max(1, min(ranks.size(), torch.cuda.device_count()))
-    with ThreadPoolExecutor(max(1, cpu_cores() // beside)) as threads:
+    with ThreadPoolExecutor(threads_of(min(ranks.size(), torch.cuda.device_count()))) as threads:
         begun = list[Future[None]]()
         try:
             begun += [threads.submit(build, kernel, *told) for (kernel, _), told in wanted.items()]
@@ -78,6 +78,11 @@ def built() -> Iterator[list[BaseException]]:
             # Or Ctrl-C would wait for all that is left.
             threads.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def threads_of(processes: int) -> int:
+    """Of each of so many on a machine: its share of all cores, or those that it was bound to, as srun does."""
+    return max(1, min(cpu_cores(), (os.cpu_count() or 1) // max(1, processes)))
 
 
 def described(x: Any) -> Any:

@@ -71,16 +71,18 @@ class Steps:
         self.begun = True
         before = {what: list(ways) for what, ways in taken.items()}
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        wrong = False
         try:
             # What is computed from nothing may be no number, and leaves chance as it was.
             with built() as failed, torch.random.fork_rng(devices), torch.autograd.set_detect_anomaly(False):
                 differentiated(self.compute, inputs, self.trained())
-        except Exception as problem:
+        except Exception:
             if ranks.size() > 1:
                 # This device would be a step behind the others.
                 raise
-            failed = [problem]
-        if failed:
+            # Not kept, since all that was computed would be with it.
+            wrong = True
+        if wrong or failed:
             taken.clear()
             taken.update(before)
 
@@ -97,8 +99,8 @@ class Steps:
                 self.graph = self.captured(inputs)
             except Exception as problem:
                 self.refused = True
-                told = reason(problem.__context__ if isinstance(problem.__context__, Exception) else problem)
-                warnings.warn(f"steps are taken {ONE_BY_ONE}, since they make no CUDA graph: {told}", stacklevel=3)
+                told = f"steps are taken {ONE_BY_ONE}, since they make no CUDA graph: {reason(cause(problem))}"
+                warnings.warn(told, stacklevel=3)
         return self.graph(inputs) if self.graph is not None and shapes == shapes_of(self.graph.inputs) else None
 
     def captured(self, inputs: Inputs) -> "Graph":
@@ -116,6 +118,11 @@ class Steps:
     def end(self) -> None:
         """Frees what a graph holds, all that a step needs of memory."""
         self.graphs, self.graph = False, None
+
+
+def cause(problem: Exception) -> Exception:
+    """What went wrong while a graph was made, which then ends with an error of its own."""
+    return problem.__context__ if isinstance(problem.__context__, Exception) else problem
 
 
 class Graph:

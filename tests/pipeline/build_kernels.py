@@ -94,7 +94,7 @@ def main() -> None:
 
     driver.set_active(Driver())
     there = patch.multiple(torch.cuda, device=Device, current_device=lambda: 0)
-    cores = patch("distill.stages.built.cpu_cores", lambda: 2)
+    cores = patch("distill.stages.built.threads_of", lambda processes: 2)
     with there, cores, patch.object(JITFunction, "_do_compile", made):
         x = torch.ones(64)
         with built() as failed:

@@ -180,7 +180,7 @@ def test_the_floor_of_attention_is_products_or_memory():
     assert attention.floor(LAYER, 64, 1e9, 1.0) == moved
 
 
-def test_a_way_that_has_no_memory_is_left_out_from_there_on():
+def test_a_way_that_has_no_memory_is_left_out_from_there_on(capsys: pytest.CaptureFixture[str]):
     def make(length: int) -> attention.Step:
         if length == 12:
             raise torch.OutOfMemoryError
@@ -188,6 +188,7 @@ def test_a_way_that_has_no_memory_is_left_out_from_there_on():
 
     found = time_ways(CPU, [16, 8, 12], {"first": make, "second": lambda length: lambda: None}, "told")
     assert {(each.way, each.length) for each in found} == {("first", 8), *(("second", n) for n in (8, 12, 16))}
+    assert "distill: no memory for told, first, of 12 tokens\n" in capsys.readouterr().err
     with pytest.raises(RuntimeError, match="broken"):
         time_ways(CPU, [8], {"first": lambda length: exec("raise RuntimeError('broken')")}, "told")
 
@@ -296,3 +297,17 @@ def test_products_are_made_as_a_run_makes_them(tmp_path: Path):
 def test_a_mistake_is_one_line(wrong: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["maploss", "--device", "cpu", *wrong, "--out", str(tmp_path / "speed")]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_page_of_nothing_is_not_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    def without_memory(*given: object) -> attention.Step:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(maploss, "ways", lambda layer: {"streamed": without_memory})
+    assert main(["maploss", "--device", "cpu", "--lengths", "8", "--out", str(tmp_path / "speed")]) == 2
+    told = capsys.readouterr().err
+    assert "distill: no memory for map loss, streamed, of 8 tokens\n" in told
+    assert told.splitlines()[-1] == "distill: --lengths: there is no memory for the shortest; give shorter ones"
+    assert not [*tmp_path.iterdir()]

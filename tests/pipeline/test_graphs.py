@@ -1,6 +1,8 @@
 """Steps as CUDA graphs compute what steps compute kernel after kernel, and stand back where they could not."""
 
+import gc
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import product
@@ -146,6 +148,24 @@ def test_what_goes_wrong_before_the_first_step_does_so_in_it(steps: Steps, monke
     with pytest.raises(ValueError, match="of a step"):
         several(tokens())
     assert len(tried) == 3
+
+
+def test_what_there_was_no_memory_for_is_not_kept(steps: Steps):
+    def wrong(inputs: Inputs) -> Loss:
+        there.append(sum(each() is not None for each in made))
+        x = torch.ones(3)
+        made.append(weakref.ref(x))
+        raise torch.OutOfMemoryError
+
+    made, there = list[weakref.ref[torch.Tensor]](), list[int]()
+    steps.compute = wrong
+    gc.disable()
+    try:
+        with pytest.raises(torch.OutOfMemoryError):
+            steps(tokens())
+    finally:
+        gc.enable()
+    assert there == [0, 0]
 
 
 def test_what_is_computed_from_nothing_is_no_anomaly(steps: Steps):

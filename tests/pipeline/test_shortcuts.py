@@ -165,6 +165,20 @@ class BiasedRMSNorm(LlamaRMSNorm):
         return super().forward(hidden_states) + self.bias
 
 
+class ClampedRMSNorm(LlamaRMSNorm):
+    """The same of what is small."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return super().forward(hidden_states.clamp(-1, 1))
+
+
+class EmptyRMSNorm(LlamaRMSNorm):
+    """Of which nothing can be told as it is drawn."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return 2 * super().forward(hidden_states)
+
+
 class GroupRMSNorm(LlamaRMSNorm):
     """Of something that a shortcut is not tried with."""
 
@@ -194,12 +208,23 @@ def test_a_norm(norm: type[nn.Module], dtype: torch.dtype, weights: torch.dtype)
 
 @pytest.mark.parametrize(
     "norm",
-    [nn.RMSNorm, GemmaRMSNorm, BesideRMSNorm, LargerRMSNorm, WiderRMSNorm, GatedRMSNorm, BiasedRMSNorm, GroupRMSNorm],
+    [
+        nn.RMSNorm,
+        GemmaRMSNorm,
+        BesideRMSNorm,
+        LargerRMSNorm,
+        WiderRMSNorm,
+        GatedRMSNorm,
+        BiasedRMSNorm,
+        ClampedRMSNorm,
+        EmptyRMSNorm,
+        GroupRMSNorm,
+    ],
 )
 def test_what_is_only_called_a_norm(norm: type[nn.Module]):
     """Gemma's weights are taken from 1; and PyTorch's own is one kernel already."""
     module, head = norm(9, eps=1e-6), nn.Linear(1, 1025)
-    nn.init.normal_(module.weight)
+    nn.init.zeros_(module.weight) if norm is EmptyRMSNorm else nn.init.normal_(module.weight)
     with shortcuts([nn.Sequential(head, module)]):
         assert type(module) is norm and type(head) is AlignedLinear
     assert type(head) is nn.Linear

@@ -14,7 +14,7 @@ from distill.report.quantities import DASH, with_error
 from distill.report.run import ArtefactError, Run
 from distill.report.section import Section, Table, without_dashes
 from distill.report.sections import load
-from distill.report.terminal import aligned
+from distill.report.terminal import aligned, wrapped
 
 from .conftest import dump, recalled
 
@@ -435,3 +435,8 @@ def test_columns_with_nothing_to_tell_are_left_out():
     shown = without_dashes(table)
     assert shown == Table("", ["name", "n"], [["long one", "1"], ["b", "22"]], labels=1)
     assert aligned(shown) == ["name       n", "long one   1", "b         22"]
+
+
+def test_what_is_to_be_copied_stays_whole():
+    words = ["a" * 60, "b" * 60, "/" + "c/" * 60, "--d"]
+    assert wrapped(" ".join(words)).split("\n") == words
