@@ -24,3 +24,8 @@ def compile_on(device: torch.device, key: str) -> None:
     """
     if device.type != "cuda":
         raise UserError(f"{key}: PyTorch's compiler is trusted on CUDA alone, and this is {device.type}; leave it out")
+
+
+def slow_in_bfloat16(device: torch.device) -> bool:
+    """Where oneDNN has no products of bfloat16 PyTorch's own take 4 to 200 times as long as float32's, GPT-2's most."""
+    return device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in ("AVX2", "NO AVX")

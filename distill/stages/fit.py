@@ -22,7 +22,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from .. import ranks
 from ..config import Config
 from ..data import Corpus
-from ..device import compile_on
+from ..device import compile_on, slow_in_bfloat16
 from ..errors import UserError
 from ..flexformer.attempt import taken
 from ..progress import chance
@@ -184,8 +184,13 @@ def device_of(config: Config) -> torch.device:
 
 
 def device_to_train_on(config: Config) -> torch.device:
-    """As `device_of`; UserError, too, where models are to be compiled and it is none that this can be trusted on."""
+    """As `device_of`; UserError, too, where models are to be compiled and it is none that this can be trusted on.
+    What the precision costs there is told."""
     device = device_of(config)
     if config.compile:
         compile_on(device, "compile=true")
+    precision = str(config.trainer["precision"])
+    if precision.startswith("bf16") and slow_in_bfloat16(device) and not ranks.rank():
+        told = f"trainer.precision={precision}: this processor multiplies bfloat16 many times as slowly as float32"
+        print(f"distill: {told}; trainer.precision=32-true is faster", file=sys.stderr)
     return device

@@ -22,12 +22,13 @@ from distill import ranks, several
 from distill.__main__ import main
 from distill.checks import check
 from distill.config import Config
+from distill.device import slow_in_bfloat16
 from distill.errors import UserError
 from distill.launch import launch, launched
 from distill.pipeline import distil
 from distill.stages.attention import AttentionStage
 from distill.stages.callbacks import NumberGuard
-from distill.stages.fit import device_of
+from distill.stages.fit import device_of, device_to_train_on
 from distill.stages.language import LanguageStage
 from distill.stages.logits import LogitsStage
 from distill.student import build_student
@@ -199,6 +200,25 @@ def test_a_processor_is_trained_on_beside_a_gpu(monkeypatch: pytest.MonkeyPatch)
     """Without a warning, which would be an error here."""
     monkeypatch.setattr(CUDAAccelerator, "is_available", lambda: True)
     assert device_of(compose("recipe=pocket", "trainer.accelerator=cpu")) == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("precision", "capability", "told"),
+    [("bf16-mixed", "AVX2", True), ("bf16-true", "NO AVX", True), ("bf16-mixed", "AVX512", False), (32, "AVX2", False)],
+)
+def test_what_takes_many_times_as_long_is_told(
+    precision: str | int,
+    capability: str,
+    told: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    given = ["recipe=pocket", "trainer.accelerator=cpu", f"trainer.precision={precision}"]
+    assert device_to_train_on(compose(*given)) == torch.device("cpu")
+    said = f"distill: trainer.precision={precision}: this processor multiplies bfloat16 many times as slowly as float32"
+    assert capsys.readouterr().err == (f"{said}; trainer.precision=32-true is faster\n" if told else "")
+    assert not slow_in_bfloat16(torch.device("cuda"))
 
 
 def test_srun_starts_processes_and_a_script_of_several_tasks_does_not(

@@ -102,7 +102,7 @@ def test_help_lists_recipes_and_keys(monkeypatch: pytest.MonkeyPatch, capsys: py
 def test_gpt2_small_at_its_own_shape(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, text: Path):
     """Twelve heads of 64; three of its twelve layers and a small vocabulary, for more would only take longer."""
     # All that says how much is trained; shapes, mixer, precision and rates are the recipe's own.
-    shorter = [f"stages.{stage}.max_steps=2" for stage in ("allocation", "attention", "logits")]
+    shorter = [f"stages.{stage}.max_steps=1" for stage in ("allocation", "attention", "logits")]
     shorter += ["measure.teacher_tuned=false", "report.sections=[headline,fidelity]"]
     smaller = ["data.context=80", "data.validation_blocks=2", "measure.batch_size=1", "measure.fidelity_blocks=1"]
     smaller += [f"stages.{stage}.batch_size=1" for stage in ("attention", "logits")]
