@@ -71,8 +71,8 @@ def rms_norm(module: nn.Module) -> type[nn.Module] | None:
         return None
     weight = module.get_parameter("weight")
     # Small, so that ε counts, and large; of few digits, which tells whether what comes of it has more.
-    x = torch.linspace(-1e-3, 2e-3, len(weight), device=weight.device) * weight.new_tensor([[[1], [1e5]]])
-    x = x.to(torch.bfloat16)
+    row = torch.linspace(-1e-3, 2e-3, len(weight), device=weight.device)
+    x = torch.stack([row, 1e5 * row])[None].to(torch.bfloat16)
     with torch.no_grad():
         try:
             found, expected = module.forward(x), normalised(module, x)

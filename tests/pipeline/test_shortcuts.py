@@ -187,7 +187,7 @@ class GroupRMSNorm(LlamaRMSNorm):
         return super().forward(hidden_states.view(batch, heads, length, width))
 
 
-@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("norm", [LlamaRMSNorm, Olmo2RMSNorm, MoshiRMSNorm])
 def test_a_norm(norm: type[nn.Module], dtype: torch.dtype, weights: torch.dtype):
