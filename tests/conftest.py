@@ -8,6 +8,8 @@ import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
+# As the door has it, for whichever processes are the first to be forked.
+os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 

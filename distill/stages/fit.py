@@ -192,5 +192,5 @@ def device_to_train_on(config: Config) -> torch.device:
     precision = str(config.trainer["precision"])
     if precision.startswith("bf16") and slow_in_bfloat16(device) and not ranks.rank():
         told = f"trainer.precision={precision}: this processor multiplies bfloat16 many times as slowly as float32"
-        print(f"distill: {told}; trainer.precision=32-true is faster", file=sys.stderr)
+        print(f"{told}; trainer.precision=32-true is faster", file=sys.stderr)
     return device

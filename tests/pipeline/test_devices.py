@@ -216,7 +216,7 @@ def test_what_takes_many_times_as_long_is_told(
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     given = ["recipe=pocket", "trainer.accelerator=cpu", f"trainer.precision={precision}"]
     assert device_to_train_on(compose(*given)) == torch.device("cpu")
-    said = f"distill: trainer.precision={precision}: this processor multiplies bfloat16 many times as slowly as float32"
+    said = f"trainer.precision={precision}: this processor multiplies bfloat16 many times as slowly as float32"
     assert capsys.readouterr().err == (f"{said}; trainer.precision=32-true is faster\n" if told else "")
     assert not slow_in_bfloat16(torch.device("cuda"))
 

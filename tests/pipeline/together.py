@@ -18,8 +18,6 @@ def together(work: Callable[..., Any], folder: Path, *given: tuple[Any, ...]) ->
     given: what `work` is called with in each, or in all of them. folder: where texts and messages are kept.
     """
     context = multiprocessing.get_context("forkserver")
-    # As the door has it.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     context.set_forkserver_preload(["tests.pipeline.conftest", "distill.pipeline", "distill.ranks"])
     port, folder = free_port(), folder / "together"
     folder.mkdir(exist_ok=True)
