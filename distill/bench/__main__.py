@@ -53,6 +53,11 @@ def bench(given: argparse.Namespace, command: str) -> str:
     wanted = lengths_of(given, device)
     longest = within_positions(models["teacher"], max(wanted) + 1) - 1
     lengths = sorted(length for length in wanted if length <= longest)
+    seen = getattr(models["teacher"].config, "max_position_embeddings", None)
+    if lengths and seen and seen < max(lengths):
+        print(
+            f"distill: the teacher is for texts of {seen:,} tokens; of longer ones speed alone is told", file=sys.stderr
+        )
     if not lengths:
         raise UserError(f"--lengths: the teacher has positions for {longest + 1:,} tokens; give shorter ones")
     ways = {"compiled": compiled} if given.compile else {}
@@ -116,7 +121,10 @@ def bench_layer(given: argparse.Namespace, command: str) -> str:
     said = {key: getattr(given, key) for key in ("features", "window") if getattr(given, key) is not None}
     device = named_device(given.device)
     lengths = lengths_of(given, device)
-    options = named_options(given.mixer, max(lengths)) | said
+    options = named_options(given.mixer, max(lengths))
+    if unknown := [key for key in said if key not in options]:
+        raise UserError(f"--{unknown[0]} {said[unknown[0]]}: --mixer {given.mixer} has none; leave it out")
+    options |= said
     layer = Layer(shape, options, device, getattr(torch, given.dtype), given.mixer)
     try:
         mixer = layer.mixer()

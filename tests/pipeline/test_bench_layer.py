@@ -288,7 +288,7 @@ def test_products_are_made_as_a_run_makes_them(tmp_path: Path):
         (["--mixer", "stationary-delta"], "no map that could be fitted"),
         (["--mixer", "uniform"], "no map that could be fitted"),
         (["--mixer", "softmax"], "--mixer softmax"),
-        (["--mixer", "elu", "--features", "9"], "mixer.features is unknown to mixer=elu"),
+        (["--mixer", "elu", "--features", "9"], "--features 9: --mixer elu has none; leave it out"),
         (["--heads", "4", "--kv-heads", "3"], "--kv-heads 3"),
         (["--kv-heads", "0"], "--kv-heads 0"),
         (["--head-dim", "0"], "at least 1"),

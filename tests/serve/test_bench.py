@@ -299,3 +299,15 @@ def test_who_stops_it_is_told_no_more(
     monkeypatch.setattr("distill.bench.__main__.bench", stopped)
     assert main(["decode", str(checkpoint)]) == 130
     assert capsys.readouterr() == ("", "distill: stopped\n")
+
+
+@pytest.mark.parametrize(("length", "told"), [(1024, False), (1025, True)])
+def test_texts_that_a_teacher_is_not_for_are_told(
+    length: int, told: bool, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):  # fmt: skip
+    monkeypatch.setattr(serving, "TURNS", (3, 0))
+    command = ["prefill", str(checkpoint), "--lengths", f"{length}", "--batches", "1", "--device", "cpu"]
+    assert main([*command, "--teacher", "pocket", "--out", str(tmp_path / "speed")]) == 0
+    said = "distill: the teacher is for texts of 1,024 tokens; of longer ones speed alone is told\n"
+    assert (said in capsys.readouterr().err) == told
