@@ -53,13 +53,9 @@ def bench(given: argparse.Namespace, command: str) -> str:
     wanted = lengths_of(given, device)
     longest = within_positions(models["teacher"], max(wanted) + 1) - 1
     lengths = sorted(length for length in wanted if length <= longest)
-    seen = getattr(models["teacher"].config, "max_position_embeddings", None)
-    if lengths and seen and seen < max(lengths):
-        print(
-            f"distill: the teacher is for texts of {seen:,} tokens; of longer ones speed alone is told", file=sys.stderr
-        )
     if not lengths:
         raise UserError(f"--lengths: the teacher has positions for {longest + 1:,} tokens; give shorter ones")
+    told_of_positions(models["teacher"], lengths)
     ways = {"compiled": compiled} if given.compile else {}
     ways |= {"as CUDA graphs": captured} if given.graphs else {}
     timed: dict[str, Callable[[dict[str, Any], list[int], list[int]], list[Timing]]] = {
@@ -82,6 +78,14 @@ def bench(given: argparse.Namespace, command: str) -> str:
         raise UserError(f"--out {given.out} cannot be written: {reason(error)}") from error
 
 
+def told_of_positions(teacher: Any, lengths: list[int]) -> None:
+    """Where a text is longer than any that it has learned from."""
+    known = getattr(teacher.config, "max_position_embeddings", None)
+    if known and known < max(lengths):
+        told = f"distill: the teacher is for texts of {known:,} tokens; of longer ones speed alone is told"
+        print(told, file=sys.stderr)
+
+
 def told_of(found: list[Any], lengths: list[int], batches: list[int]) -> None:
     """What there was no memory for is not left out without a word; UserError where that is all."""
     there = {(each.batch, each.length) for each in found}
@@ -94,7 +98,10 @@ def told_of(found: list[Any], lengths: list[int], batches: list[int]) -> None:
 
 def bench_layer(given: argparse.Namespace, command: str) -> str:
     """Measures, and adds what was found to OUT.json; returns it as tables, and where it is."""
+    # Told before what takes seconds to import.
     heads = heads_of(given)
+    if given.mixer == "softmax":
+        raise UserError("--mixer softmax: it stands beside every other; give another")
 
     import torch
 
@@ -161,14 +168,12 @@ def bench_layer(given: argparse.Namespace, command: str) -> str:
 
 
 def heads_of(given: argparse.Namespace) -> tuple[int, int, int]:
-    """Query heads, key heads, head_dim; UserError where there is no such layer, before what takes seconds to import."""
+    """Query heads, key heads, head_dim; UserError where there is no such layer."""
     heads = given.heads, given.heads if given.kv_heads is None else given.kv_heads, given.head_dim
     if min(heads) < 1:
         raise UserError(f"--heads {heads[0]}, --kv-heads {heads[1]}, --head-dim {heads[2]}: at least 1 each")
     if heads[0] % heads[1]:
         raise UserError(f"--heads {heads[0]} must be a multiple of --kv-heads {heads[1]}")
-    if given.mixer == "softmax":
-        raise UserError("--mixer softmax: it stands beside every other; give another")
     return heads
 
 

@@ -149,9 +149,9 @@ def section(name: str, there: list[Row]) -> Section:
         "Student keeps",
         *(["Without attention, ms", "Teacher / that"] if bounded else []),
     ]
-    goals, caption = (
-        goal_table(there),
-        "Side by side, the medians of rounds, of teacher / student as well; ± half of what lies between its quartiles",
+    goals = goal_table(there)
+    caption = (
+        "Side by side, the medians of rounds, of teacher / student as well; ± half of what lies between its quartiles"
     )
     tables = [*([goals] if goals.rows else []), without_dashes(Table(caption, columns, lines, labels=2))]
     return Section(

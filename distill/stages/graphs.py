@@ -71,20 +71,19 @@ class Steps:
         self.begun = True
         before = {what: list(ways) for what, ways in taken.items()}
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-        wrong = False
         try:
             # What is computed from nothing may be no number, and leaves chance as it was.
             with built() as failed, torch.random.fork_rng(devices), torch.autograd.set_detect_anomaly(False):
                 differentiated(self.compute, inputs, self.trained())
+            if not failed:
+                return
         except Exception:
+            # Not kept, since all that was computed would be with it.
             if ranks.size() > 1:
                 # This device would be a step behind the others.
                 raise
-            # Not kept, since all that was computed would be with it.
-            wrong = True
-        if wrong or failed:
-            taken.clear()
-            taken.update(before)
+        taken.clear()
+        taken.update(before)
 
     def trained(self) -> list[Tensor]:
         return [each for each in self.parameters() if each.requires_grad]
